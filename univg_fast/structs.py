@@ -1,0 +1,74 @@
+"""The nouns that travel down the road: Record -> Sample -> Group -> (row). Plain frozen data, no behaviour.
+
+Shape letters used in this package: P prompt tokens, R response tokens, G responses of a group, T tokens of a packed
+row, N scored tokens, B responses, K groups, n images.
+A box is (x1, y1, x2, y2), integers 0-1000 relative to its own image's width and height ("norm1000").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of a data file, checked but with nothing decoded.
+
+    `question` holds no `<image>` marks and no answer-format suffix. `response` is the stage-1 target text; it is None
+    in stage-2 files. `target_image` is the 0-based index of the image that holds `box`; None where the file does not say.
+    """
+
+    uid: str
+    source: str  # "path:line" (or "path[index]" in a JSON list): where a person finds it
+    images: tuple[str, ...]  # absolute paths
+    question: str
+    box: Box | None = None
+    target_image: int | None = None
+    response: str | None = None
+    task: str = "unknown"
+    cot: bool = True  # False: answer directly, without <think>
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """An entry that was skipped. `kind` is one of json, schema, missing, decode, aspect, count, box, too_long."""
+
+    source: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record made ready for the model: token ids and patches, all on the host."""
+
+    record: Record
+    prompt_ids: np.ndarray  # [P] int64, image placeholders expanded
+    image_grid_thw: np.ndarray  # [n, 3] int64, in patches
+    pixel_values: np.ndarray  # [sum(t*h*w), patch_dim] float32
+    sizes: tuple[tuple[int, int], ...]  # original (width, height) of each image, px
+    response_ids: np.ndarray | None = None  # [R] int64, ends with <|im_end|> (stage 1)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled response. `logprobs` are those of the sampling distribution's model at temperature 1, [R] float32."""
+
+    token_ids: np.ndarray  # [R] int64, includes the stop token if there is one
+    logprobs: np.ndarray
+    finish: str  # "stop" or "length"
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The unit of the road: one prompt and its G responses (G = 1 in stage 1)."""
+
+    sample: Sample
+    responses: tuple[np.ndarray, ...]  # G arrays [R_i] int64
