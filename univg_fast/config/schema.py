@@ -1,0 +1,198 @@
+"""Every key of the configuration: its name, type, default and meaning.
+
+The comment at the end of a field's line is also what `--help` prints. Bounds live in `num(...)` and are
+checked both for a loaded file and for an object made in code. Names are those of transformers and TRL where they have one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+Bounds = tuple[float | None, float | None, float | None]  # greater than, at least, at most
+
+
+def num(default: Any, *, gt: float | None = None, ge: float | None = None, le: float | None = None) -> Any:
+    """A numeric field with bounds; None passes, where the type allows it."""
+    return field(default=default, metadata={"bounds": (gt, ge, le)})
+
+
+def filled(default: dict[str, Any]) -> Any:
+    """A field whose default is a copy of this mapping."""
+    return field(default_factory=lambda: dict(default))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = "runs/run"  # the run folder: everything a run writes lies in it
+    seed: int = num(42, ge=0)  # order of data, sampling, the built-in data
+    resume: str = (
+        "auto"  # auto (newest complete checkpoint, if any), never, or the path of a checkpoint folder
+    )
+    max_steps: int | None = num(
+        None, gt=0
+    )  # stop early after so many optimizer steps; schedules stay as they are
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    path: str = "qwen2_vl_tiny"  # a local Hugging Face folder, or the name of a small built-in config
+    torch_dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # of the weights that compute; the optimizer's stay float32
+    )
+    attn_implementation: str = "auto"  # auto, or a name that transformers knows
+    freeze_vision_tower: bool = True  # also freezes the merger: only the language model trains
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    init_seed: int = num(0, ge=0)  # weights of a built-in config that has no checkpoint
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    builtin: dict[str, Any] | None = (
+        None  # make the built-in data set (see data/builtin) instead of reading files
+    )
+    sft: tuple[str, ...] = ()  # stage-1 files
+    grpo: tuple[str, ...] = ()  # stage-2 files
+    eval: tuple[str, ...] = ()  # held-out files
+    image_root: str | None = None  # relative image paths start here; null: at the data file's folder
+    min_pixels: int = num(3136, gt=0)  # of one image after resizing
+    max_pixels: int = num(401408, gt=0)  # of one image after resizing
+    max_bad_fraction: float = num(0.01, ge=0, le=1)  # more bad records than this stop the run
+    num_workers: int = num(0, ge=0)  # processes that decode images; 0: in the trainer's own
+    prompt_template: Literal["qwen2_vl", "short"] = "qwen2_vl"  # short: no system turn, no format instruction
+    max_length: int = num(
+        8192, gt=0
+    )  # longest prompt + response in tokens; longer records are skipped and counted
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    budget_tokens: int = num(16384, gt=0)  # length of a packed row
+    window: int = num(512, gt=0)  # samples that the packer sees at once
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    max_steps: int | None = num(None, gt=0)  # optimizer steps of the stage; null: num_train_epochs decides
+    num_train_epochs: float = num(1.0, gt=0)  # used where max_steps is null
+    learning_rate: float = num(5e-6, gt=0)  # peak
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"  # after the warm-up
+    warmup_ratio: float = num(0.0, ge=0, le=1)  # fraction of the stage's steps
+    weight_decay: float = num(0.0, ge=0)  # on matrices only
+    adam_beta1: float = num(0.9, ge=0, le=1)  # AdamW
+    adam_beta2: float = num(0.999, ge=0, le=1)  # AdamW
+    adam_epsilon: float = num(1e-8, gt=0)  # AdamW
+    max_grad_norm: float = num(1.0, ge=0)  # clip the global gradient norm; 0: do not
+
+
+@dataclass(frozen=True)
+class SftConfig(OptimConfig):
+    per_step_samples: int = num(24, gt=0)  # samples of one optimizer step, over all ranks
+
+
+@dataclass(frozen=True)
+class GrpoStageConfig(OptimConfig):
+    learning_rate: float = num(1e-6, gt=0)  # peak
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "linear"  # after the warm-up
+    num_generations: int = num(8, ge=2)  # G, responses of one prompt
+    prompts_per_step: int = num(16, gt=0)  # prompts of one rollout, over all ranks
+    num_iterations: int = num(1, gt=0)  # optimizer steps on one rollout (mu)
+    max_completion_length: int = num(256, gt=0)  # tokens
+    temperature: float = num(1.0, gt=0)  # of sampling and of the loss
+    top_k: int = num(0, ge=0)  # 0: off
+    top_p: float = num(1.0, gt=0, le=1)  # 1: off
+    beta: float = num(0.04, ge=0)  # weight of the KL term; 0: no reference pass
+    epsilon_low: float = num(0.2, ge=0, le=1)  # the ratio is clipped below 1 - epsilon_low
+    epsilon_high: float = num(0.2, ge=0)  # and above 1 + epsilon_high
+    loss_type: Literal["grpo"] = "grpo"  # mean over a response's tokens, then over responses
+    scale_rewards: bool = True  # divide the advantage by the group's standard deviation (+ 1e-4)
+    difficulty: Literal["exp", "power", "log", "none"] = (
+        "exp"  # the weight phi(mIoU) of a group's policy term
+    )
+
+
+@dataclass(frozen=True)
+class RewardsConfig:
+    terms: dict[str, float] = filled({"iou": 1.0, "format": 1.0})  # reward name: weight in the sum
+    difficulty_from: str = "iou"  # the term whose group mean is the mIoU of phi
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    max_completion_length: int = num(256, gt=0)  # tokens, greedy
+    prompts_per_batch: int = num(16, gt=0)  # on one rank
+    max_samples: int | None = num(None, gt=0)  # the first so many of the held-out samples; null: all
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    zero_stage: int = num(1, ge=0, le=3)  # what is sharded: 1 optimizer, 2 + gradients, 3 + parameters
+    config: dict[str, Any] = filled({})  # laid over the DeepSpeed config that the trainer makes
+
+
+@dataclass(frozen=True)
+class SaveConfig:
+    steps: int = num(200, ge=0)  # a checkpoint every so many steps; 0: only at a stage's end
+    total_limit: int = num(2, gt=0)  # complete checkpoints kept
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    steps: int = num(1, gt=0)  # a console line every so many steps; metrics.jsonl holds every step
+    rollout_steps: int = num(1, ge=0)  # write rollouts/ every so many steps; 0: never
+    tensorboard: bool = False  # also write tb/
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration; each attribute is a section of the YAML."""
+
+    stages: tuple[Literal["sft", "grpo"], ...] = ("sft", "grpo")  # what runs, in this order
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    grpo: GrpoStageConfig = field(default_factory=GrpoStageConfig)
+    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class BadValue(ValueError):
+    """A value outside its bounds. `key` is dotted; `problem` says what was expected and given."""
+
+    def __init__(self, key: str, problem: str):
+        super().__init__(f"{key}: {problem}")
+        self.key, self.problem = key, problem
+
+
+def check(config: Config) -> None:
+    """Raise BadValue at the first value outside its bounds, and where two keys contradict each other."""
+    _check_bounds(config, "")
+    if not config.stages:
+        raise BadValue("stages", "expected at least one of sft, grpo; got none")
+    if config.data.min_pixels > config.data.max_pixels:
+        limit, got = config.data.max_pixels, config.data.min_pixels
+        raise BadValue("data.min_pixels", f"expected at most data.max_pixels ({limit}), got {got}")
+    if config.rewards.difficulty_from not in config.rewards.terms:
+        terms, source = ", ".join(config.rewards.terms) or "none", config.rewards.difficulty_from
+        raise BadValue("rewards.difficulty_from", f"expected one of rewards.terms ({terms}), got {source!r}")
+
+
+def _check_bounds(section: Any, prefix: str) -> None:
+    for item in fields(section):
+        value, key = getattr(section, item.name), prefix + item.name
+        if is_dataclass(value):
+            _check_bounds(value, key + ".")
+        elif value is not None and "bounds" in item.metadata:
+            gt, ge, le = item.metadata["bounds"]
+            ok = (gt is None or value > gt) and (ge is None or value >= ge) and (le is None or value <= le)
+            if not ok:  # also reached by NaN
+                limits = [f"{sign} {x:g}" for sign, x in ((">", gt), (">=", ge), ("<=", le)) if x is not None]
+                raise BadValue(key, f"expected a number {' and '.join(limits)}, got {value!r}")
