@@ -1,0 +1,37 @@
+"""Fused loss and box ops for grounding with GRPO. Needs torch; Triton and the C++ library `_C` are its fast faces.
+
+Every op has one door here and up to three faces behind it (`reference`, `cpp`, `triton`); `resolve` says which runs.
+"""
+
+from ._dispatch import resolve
+from ._rows import GroupAdvantage, GrpoOutput
+from .box_iou import box_iou
+from .config import GrpoConfig
+from .difficulty_weight import difficulty_weight
+from .group_advantage import group_advantage
+from .grpo_loss import grpo_loss
+from .linear_ce import linear_ce
+from .linear_grpo_loss import linear_grpo_loss
+from .linear_logprob import linear_logprob
+from .metrics import METRICS, combine_metrics, summarize
+from .policy_loss import policy_loss
+from .selective_logprob import selective_logprob
+
+__all__ = [
+    "METRICS",
+    "GroupAdvantage",
+    "GrpoConfig",
+    "GrpoOutput",
+    "box_iou",
+    "combine_metrics",
+    "difficulty_weight",
+    "group_advantage",
+    "grpo_loss",
+    "linear_ce",
+    "linear_grpo_loss",
+    "linear_logprob",
+    "policy_loss",
+    "resolve",
+    "selective_logprob",
+    "summarize",
+]

@@ -1,0 +1,64 @@
+"""Which face of an op runs: the single ladder of decisions."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+from functools import cache
+from types import ModuleType
+from typing import Literal
+
+import torch
+
+from . import _library
+from .config import check_choice
+
+Backend = Literal["auto", "triton", "cpp", "reference"]
+FACES = {"triton": "triton_impl", "cpp": "cpp_impl", "reference": "reference"}
+_log = logging.getLogger(__package__)
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def resolve(device: torch.device | str, backend: Backend = "auto") -> str:
+    """Name the face that runs for tensors on `device`: "triton", "cpp" or "reference".
+
+    "auto" is Triton on CUDA and C++ on the CPU, and the reference where that one is not installed.
+    Raises ValueError when an explicit `backend` cannot run, with what to do about it. Has no side effect.
+    """
+    kind = torch.device(device).type
+    check_choice("resolve", "backend", backend, ("auto", *FACES))
+    if backend == "auto":
+        if kind == "cuda":
+            return "triton" if _has_triton() else "reference"
+        return "cpp" if kind == "cpu" and _library.is_built() else "reference"
+    if backend == "triton":
+        if not _has_triton():
+            raise ValueError("backend 'triton' needs the package triton; run: pip install triton")
+        if kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(
+                f"backend 'triton' needs CUDA tensors, got {kind}; move them to a GPU, "
+                "or set TRITON_INTERPRET=1 before the first import to run in the interpreter"
+            )
+    if backend == "cpp":
+        if kind != "cpu":
+            raise ValueError(f"backend 'cpp' needs CPU tensors, got {kind}; use backend='triton' or 'auto'")
+        if not _library.is_built():
+            raise ValueError(f"backend 'cpp': {_library.NOT_BUILT}")
+    return backend
+
+
+@cache
+def _load(op: str, face: str, device_type: str) -> ModuleType:
+    _log.info("%s runs on %s through its %s face", op, device_type, face)
+    return importlib.import_module(f"{__package__}.{op}.{FACES[face]}")
+
+
+def face(op: str, device: torch.device, backend: Backend) -> ModuleType:
+    """The module that implements `op` on `device`. The choice is logged once per op and device type."""
+    return _load(op, resolve(device, backend), device.type)

@@ -1,0 +1,33 @@
+"""The door of `linear_logprob`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .._checks import check_ids, check_linear, check_positive
+from .._dispatch import Backend, face
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`selective_logprob` of hidden @ weight.T + bias, never holding the logits [N, V].
+
+    Args:
+        hidden: [N, H] fp32|bf16|fp16|fp64. weight: [V, H], bias: [V], of hidden's dtype.
+        token_ids: [N] int32|int64 in [0, V). temperature: > 0.
+    Returns: (logp [N], entropy [N], nats), fp32 (fp64 for fp64 input), differentiable in hidden, weight and bias.
+    Raises: ValueError for wrong shapes, dtypes, devices or ids.
+    Note: the backward pass computes the logits again, chunk by chunk (four products in all).
+    """
+    op = "linear_logprob"
+    h, w, b = check_linear(op, hidden, weight, bias)
+    ids = check_ids(op, token_ids, h.shape[0], w.shape[0], h.device)
+    temperature = check_positive(op, "temperature", temperature)
+    return face(op, h.device, backend).linear_logprob(h, w, b, ids, temperature)
