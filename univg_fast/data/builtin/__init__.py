@@ -1,0 +1,6 @@
+"""The built-in data set: multi-image grounding on real photographs, exact by construction, made offline from a seed."""
+
+from .config import TASKS, BuiltinConfig
+from .write import write_builtin
+
+__all__ = ["TASKS", "BuiltinConfig", "write_builtin"]

@@ -1,0 +1,127 @@
+"""Batches as a pure function of (seed, step): nothing to save but the step, and every rank sees the same order."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from threading import Lock
+
+import numpy as np
+
+from univg_fast.structs import BadRecord, Record, Sample
+
+from .samples import Processor, SampleError, make_sample
+
+
+@lru_cache(maxsize=4)
+def epoch_order(number: int, seed: int, epoch: int) -> np.ndarray:
+    """[number] int64: the order of the records in one epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(number)
+
+
+def batch_indices(number: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Record indices of the global batch of a step: the epochs' orders stand end to end, and steps cut them in turn."""
+    first = step * batch_size
+    return [
+        int(epoch_order(number, seed, at // number)[at % number]) for at in range(first, first + batch_size)
+    ]
+
+
+class SampleLoader:
+    """Makes this rank's samples of a step, and those of the next steps ahead of time in threads.
+
+    `batch_size` counts records over all ranks; rank r takes records r, r + world_size, ... of each batch. The decoded
+    samples used last are kept, up to `cache_bytes`. Memory besides: (prefetch + 1) batches.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        processor: Processor,
+        batch_size: int,
+        *,
+        seed: int,
+        with_response: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 1,
+        prefetch: int = 2,
+        cache_bytes: int = 256 << 20,
+    ):
+        if not records:
+            raise ValueError(
+                "data: there is no record to train on; look at data_report.json for what was skipped"
+            )
+        if batch_size < world_size:
+            raise ValueError(
+                f"a global batch of {batch_size} records leaves some of the {world_size} ranks without any"
+            )
+        self.records, self.processor, self.batch_size = records, processor, batch_size
+        self.seed, self.with_response, self.rank, self.world_size = seed, with_response, rank, world_size
+        self.prefetch = prefetch
+        self._pool = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="samples")
+        self._pending: dict[int, list[Future[Sample | BadRecord]]] = {}
+        self._cache = _Cache(cache_bytes)
+
+    def indices(self, step: int) -> list[int]:
+        """This rank's record indices of a step."""
+        return batch_indices(len(self.records), self.batch_size, self.seed, step)[
+            self.rank :: self.world_size
+        ]
+
+    def batch(self, step: int) -> tuple[list[Sample], list[BadRecord]]:
+        """This rank's samples of a step, and the records that gave none."""
+        ahead = range(step, step + self.prefetch + 1)
+        for other in [other for other in self._pending if other not in ahead]:
+            for future in self._pending.pop(other):
+                future.cancel()
+        for other in ahead:
+            if other not in self._pending:
+                self._pending[other] = [self._pool.submit(self._make, index) for index in self.indices(other)]
+        made = [future.result() for future in self._pending.pop(step)]
+        return [m for m in made if isinstance(m, Sample)], [m for m in made if isinstance(m, BadRecord)]
+
+    def close(self) -> None:
+        """Stop the threads; what was prefetched is dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, index: int) -> Sample | BadRecord:
+        sample = self._cache.get(index)
+        if sample is not None:
+            return sample
+        try:
+            sample = make_sample(self.records[index], self.processor, self.with_response)
+        except SampleError as error:
+            return error.bad_record()
+        self._cache.put(index, sample)
+        return sample
+
+
+class _Cache:
+    """The samples used last, up to a number of bytes of pixels and tokens."""
+
+    def __init__(self, limit: int):
+        self.limit, self.size = limit, 0
+        self._samples: OrderedDict[int, Sample] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, index: int) -> Sample | None:
+        with self._lock:
+            if index in self._samples:
+                self._samples.move_to_end(index)
+            return self._samples.get(index)
+
+    def put(self, index: int, sample: Sample) -> None:
+        with self._lock:
+            if index in self._samples:
+                return
+            self._samples[index] = sample
+            self.size += _bytes(sample)
+            while self.size > self.limit and self._samples:
+                self.size -= _bytes(self._samples.popitem(last=False)[1])
+
+
+def _bytes(sample: Sample) -> int:
+    return sample.pixel_values.nbytes + sample.prompt_ids.nbytes
