@@ -1,1 +1,6 @@
-"""Rule-based rewards: the answer is parsed once, and every term is a number per completion."""
+"""Rule-based rewards: a completion is parsed once, and every term gives it a number."""
+
+from .parse import answer_box, has_format
+from .terms import TERMS, Answers, Scores, score
+
+__all__ = ["TERMS", "Answers", "Scores", "answer_box", "has_format", "score"]

@@ -21,7 +21,7 @@ def has_format(text: str, cot: bool = True) -> bool:
     if not cot:
         return BOX.search(text) is not None
     end = END.search(text)
-    return end is not None and 0 <= text.find("<think>", 0, end.start())
+    return end is not None and text.find("<think>", 0, end.start()) >= 0
 
 
 def answer_box(text: str, cot: bool = True) -> Box | None:

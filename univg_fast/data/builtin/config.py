@@ -43,7 +43,7 @@ class BuiltinConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))  # YAML and JSON give lists
         unknown = [task for task in self.tasks if task not in TASKS]
         _require(bool(self.tasks) and not unknown, "tasks", f"some of {', '.join(TASKS)}", self.tasks)
-        _require(1 <= self.lattice and 1000 % self.lattice == 0, "lattice", "a divisor of 1000", self.lattice)
+        _require(self.lattice >= 1 and 1000 % self.lattice == 0, "lattice", "a divisor of 1000", self.lattice)
         _require(
             self.image_size >= 28 and self.image_size % self.lattice == 0,
             "image_size",

@@ -1,7 +1,7 @@
 """One function per kind of task: from a random stream to images, a question and its exact answer.
 
-The kinds are MIG-Bench's. Every function keeps two promises that the tests check from the pixels: the question has one
-answer, and the box is the tight bounding box of what it asks for.
+The kinds are MIG-Bench's. Every function keeps two promises, which the tests check from the pixels: the question
+has one answer, and the box is the tight bounding box of what it asks for.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import numpy as np
 
 from univg_fast.structs import Box
 
-from .config import BuiltinConfig
-from .shapes import COLOURS, SHAPES, Object, draw
+from .scene import Scene
+from .shapes import COLOURS, Object
+
+# Two regions of a picture count as different where they differ by this much, mean of all values (0-255).
+DISTINCT = 6.0
 
 
 @dataclass(frozen=True)
@@ -28,119 +31,112 @@ class Draft:
     target_image: int  # 0-based
 
 
-@dataclass(frozen=True)
-class Scene:
-    """The random stream and the crops [n, S, S, 3] that a task draws from, S = (lattice + max_shift) cells."""
-
-    rng: np.random.Generator
-    config: BuiltinConfig
-    crops: np.ndarray
-
-    def between(self, low: int, high: int) -> int:
-        """An integer from low to high, both included."""
-        return int(self.rng.integers(low, high + 1))
-
-    def worlds(self, number: int) -> list[np.ndarray]:
-        """Different crops, at their full size."""
-        return [self.crops[i] for i in self.rng.choice(len(self.crops), number, replace=False)]
-
-    def view(self, world: np.ndarray, x: int, y: int) -> np.ndarray:
-        """A copy of the image whose upper left corner is at cell (x, y) of the world."""
-        cell, side = self.config.cell, self.config.image_size
-        return world[y * cell : y * cell + side, x * cell : x * cell + side].copy()
-
-    def backgrounds(self, number: int) -> list[np.ndarray]:
-        shift = self.config.max_shift
-        return [
-            self.view(world, self.between(0, shift), self.between(0, shift)) for world in self.worlds(number)
-        ]
-
-    def target(self) -> Object:
-        """An object of random colour, shape and size, not placed yet."""
-        colour = list(COLOURS)[self.between(0, self.config.num_colours - 1)]
-        shape = SHAPES[self.between(0, self.config.num_shapes - 1)]
-        return Object(colour, shape, 0, 0, self.size())
-
-    def size(self) -> int:
-        return int(self.rng.choice(self.config.object_cells))
-
-    def other(self, target: Object) -> Object:
-        """An object that is not of the target's colour and shape both; it may share one of them."""
-        colours = [colour for colour in list(COLOURS)[: self.config.num_colours] if colour != target.colour]
-        shapes = [shape for shape in SHAPES[: self.config.num_shapes] if shape != target.shape]
-        colour, shape = colours[self.between(0, len(colours) - 1)], shapes[self.between(0, len(shapes) - 1)]
-        if self.rng.random() < self.config.confusable:
-            colour, shape = (target.colour, shape) if self.rng.random() < 0.5 else (colour, target.shape)
-        return Object(colour, shape, 0, 0, self.size())
-
-    def place(
-        self, item: Object, taken: list[Object], low: int, high: tuple[int, int] | int
-    ) -> Object | None:
-        """The object at a random free place of the cells [low, high)^2 on each axis; None if there is no room."""
-        right, bottom = high if isinstance(high, tuple) else (high, high)
-        free = [
-            (x, y)
-            for y in range(low, bottom - item.side + 1)
-            for x in range(low, right - item.side + 1)
-            if not any(_overlap(x, y, item.side, other) for other in taken)
-        ]
-        if not free:
-            return None
-        x, y = free[self.between(0, len(free) - 1)]
-        return replace(item, x=x, y=y)
-
-    def distract(self, target: Object, taken: list[Object], cells: int) -> list[Object]:
-        """Place as many distractors as the config asks for and the cells x cells lattice has room for."""
-        placed: list[Object] = []
-        for _ in range(self.between(*self.config.distractors)):
-            item = self.place(self.other(target), taken + placed, 0, cells)
-            if item is not None:
-                placed.append(item)
-        return placed
-
-    def paint(self, image: np.ndarray, items: list[Object]) -> np.ndarray:
-        for item in items:
-            draw(image, item, self.config.cell)
-        return image
-
-    def box(self, item: Object) -> Box:
-        unit = 1000 // self.config.lattice
-        return (item.x * unit, item.y * unit, (item.x + item.side) * unit, (item.y + item.side) * unit)
-
-
-def _overlap(x: int, y: int, side: int, other: Object) -> bool:
-    return x < other.x + other.side and other.x < x + side and y < other.y + other.side and other.y < y + side
-
-
 def group_grounding(scene: Scene) -> Draft:
     """Which image holds the described object, and where?"""
-    lattice = scene.config.lattice
     images = scene.backgrounds(scene.between(*scene.config.images_per_sample))
     where = scene.between(0, len(images) - 1)
-    target = scene.place(scene.target(), [], 0, lattice)
-    assert target is not None  # an empty lattice has room: BuiltinConfig checks object_cells
+    target = scene.place(scene.object(), scene.full())
     for i, image in enumerate(images):
         held = [target] if i == where else []
-        scene.paint(image, held + scene.distract(target, held, lattice))
+        scene.paint(image, held + scene.distract(target, held, scene.full()))
     think = f"The {target.name} is in image {where + 1}."
     return Draft(images, f"Find the {target.name}.", think, scene.box(target), where)
 
 
 def refer_grounding(scene: Scene) -> Draft:
-    """The one object of image 1, found among others in image 2, where it has another place and perhaps another size."""
-    lattice = scene.config.lattice
+    """The one object of image 1, found among others in image 2, at another place and perhaps of another size."""
     first, second = scene.backgrounds(2)
-    shown = scene.place(scene.target(), [], 0, lattice)
-    assert shown is not None
-    target = scene.place(replace(shown, side=scene.size()), [], 0, lattice)
-    assert target is not None
+    shown = scene.place(scene.object(), scene.full())
+    target = scene.place(replace(shown, side=scene.size()), scene.full())
     scene.paint(first, [shown])
-    scene.paint(second, [target, *scene.distract(target, [target], lattice)])
+    scene.paint(second, [target, *scene.distract(target, [target], scene.full())])
     think = f"The {target.name} is in image 2."
     return Draft([first, second], "Find the object of image 1 in image 2.", think, scene.box(target), 1)
+
+
+def static_diff(scene: Scene) -> Draft:
+    """The same picture twice, but for one object that was added, removed or given another colour."""
+    (first,) = scene.backgrounds(1)
+    second = first.copy()
+    target = scene.place(scene.object(), scene.full())
+    others = scene.distract(target, [target], scene.full())
+    edit = ("added", "removed", "recoloured")[scene.between(0, 2)]
+    if edit == "added":
+        before, after, think = others, [*others, target], f"The {target.name} is new in image 2."
+    elif edit == "removed":
+        before, after, think = [*others, target], others, f"The {target.name} is gone in image 2."
+    else:
+        now = _recolour(scene, target)
+        before, after = [*others, target], [*others, now]
+        think = f"The {target.name} is {now.colour} in image 2."
+    scene.paint(first, before)
+    scene.paint(second, after)
+    return Draft([first, second], "Find the difference in image 2.", think, scene.box(target), 1)
+
+
+def region(scene: Scene) -> Draft:
+    """A part of image 1 is cut out as image 2; where does it come from?"""
+    part = scene.place(Object("", "", 0, 0, scene.size()), scene.full())
+    for _ in range(8):
+        (image,) = scene.backgrounds(1)
+        scene.paint(image, scene.distract(scene.object(), [], scene.full()))
+        if _difference(scene, image, part) > DISTINCT:
+            break
+    else:  # every part looks like its neighbours, as in a black sky: put an object there
+        (image,) = scene.backgrounds(1)
+        scene.paint(image, [replace(scene.object(), x=part.x, y=part.y, side=part.side)])
+    cut = _cut(scene, image, part)
+    return Draft(
+        [image, cut], "Find image 2 in image 1.", "Image 2 is a part of image 1.", scene.box(part), 0
+    )
+
+
+def object_tracking(scene: Scene) -> Draft:
+    """A camera moves over a scene: an object given by its box in image 1, found in the last image."""
+    config = scene.config
+    number = scene.between(*config.images_per_sample)
+    (world,) = scene.worlds(1)
+    corners = [
+        (scene.between(0, config.max_shift), scene.between(0, config.max_shift)) for _ in range(number)
+    ]
+    while corners[-1] == corners[0]:  # or the given box would be the answer
+        corners[-1] = (scene.between(0, config.max_shift), scene.between(0, config.max_shift))
+    xs, ys = [x for x, _ in corners], [y for _, y in corners]
+    seen_by_all = (max(xs), max(ys), min(xs) + config.lattice, min(ys) + config.lattice)
+    target = scene.place(scene.object(), seen_by_all)
+    cells = config.lattice + config.max_shift
+    scene.paint(world, [target, *scene.distract(target, [target], (0, 0, cells, cells))])
+    images = [scene.view(world, x, y) for x, y in corners]
+    x1, y1, x2, y2 = scene.box(target, *corners[0])
+    question = f"Find the object at ({x1},{y1}),({x2},{y2}) of image 1 in image {number}."
+    think = f"The {target.name} is in image {number}."
+    return Draft(images, question, think, scene.box(target, *corners[-1]), number - 1)
+
+
+def _recolour(scene: Scene, item: Object) -> Object:
+    colours = [colour for colour in list(COLOURS)[: scene.config.num_colours] if colour != item.colour]
+    return replace(item, colour=colours[scene.between(0, len(colours) - 1)])
+
+
+def _cut(scene: Scene, image: np.ndarray, part: Object) -> np.ndarray:
+    cell = scene.config.cell
+    return image[
+        part.y * cell : (part.y + part.side) * cell, part.x * cell : (part.x + part.side) * cell
+    ].copy()
+
+
+def _difference(scene: Scene, image: np.ndarray, part: Object) -> float:
+    """How far the part is from the part of its size, elsewhere on the lattice, that is most like it."""
+    cut = _cut(scene, image, part).astype(np.int16)
+    places = [(x, y) for x, y in scene.places(part.side, [], scene.full()) if (x, y) != (part.x, part.y)]
+    cuts = [_cut(scene, image, replace(part, x=x, y=y)) for x, y in places]
+    return min((float(np.abs(other - cut).mean()) for other in cuts), default=np.inf)
 
 
 MAKERS: dict[str, Callable[[Scene], Draft]] = {
     "group_grounding": group_grounding,
     "refer_grounding": refer_grounding,
+    "static_diff": static_diff,
+    "region": region,
+    "object_tracking": object_tracking,
 }
