@@ -1,0 +1,161 @@
+#include "row_head.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#define UNIVG_INLINE static inline __attribute__((always_inline))
+
+namespace univg {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+constexpr int64_t kBlock = 1024;  // columns that stay in L1 between the maximum and the exponentials
+
+// Straight-line conversions and exponential: the loops below become vector code on any instruction set.
+UNIVG_INLINE float load(const float* p) { return *p; }
+UNIVG_INLINE double load(const double* p) { return *p; }
+UNIVG_INLINE float load(const Half* p) { return static_cast<float>(*p); }
+UNIVG_INLINE float load(const BFloat16* p) {
+  const uint32_t bits = static_cast<uint32_t>(p->x) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+UNIVG_INLINE void store(float* p, float v) { *p = v; }
+UNIVG_INLINE void store(double* p, double v) { *p = v; }
+UNIVG_INLINE void store(Half* p, float v) { *p = Half(v); }
+UNIVG_INLINE void store(BFloat16* p, float v) {  // round to nearest even
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  p->x = static_cast<uint16_t>(v == v ? rounded : 0x7fc0u);
+}
+
+UNIVG_INLINE double exp_nonpositive(double x) { return std::exp(x); }
+// e^x for x <= 0 (and a little above): 2^n·e^r with |r| <= ln2/2, error below 2 ulp; 0 below the normal range.
+UNIVG_INLINE float exp_nonpositive(float x) {
+  const float clamped = x < -87.0f ? -87.0f : x;
+  const float shifted = clamped * 1.44269504f + 12582912.0f;  // the addition rounds to an integer
+  const float n = shifted - 12582912.0f;
+  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  int32_t bits;
+  std::memcpy(&bits, &shifted, 4);
+  bits = (bits - 0x4b400000 + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return x < -87.0f ? 0.0f : p * scale;
+}
+
+template <class acc_t>
+constexpr acc_t kLowest = std::numeric_limits<acc_t>::lowest();  // stands for -inf where 0·(-inf) must be 0
+
+template <class scalar_t, class acc_t>
+UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t) {
+  constexpr acc_t inf = std::numeric_limits<acc_t>::infinity();
+  acc_t maximum = -inf;
+  double sum = 0, weighted = 0;  // of e^(x - maximum), and of e^(x - maximum)·(x - maximum)
+  acc_t x[kBlock];
+  for (int64_t start = 0; start < vocab; start += kBlock) {
+    const int64_t n = std::min(kBlock, vocab - start);
+    acc_t block_max = -inf;
+#pragma omp simd reduction(max : block_max)
+    for (int64_t j = 0; j < n; ++j) {
+      x[j] = load(z + start + j) * inverse_t;
+      block_max = x[j] > block_max ? x[j] : block_max;
+    }
+    if (block_max > maximum) {
+      if (maximum != -inf) {
+        const double rise = double(block_max) - double(maximum), shrink = std::exp(-rise);
+        weighted = shrink * (weighted - rise * sum);
+        sum *= shrink;
+      }
+      maximum = block_max;
+    }
+    const acc_t base = maximum == -inf ? 0 : maximum;
+    acc_t part = 0, weighted_part = 0;
+#pragma omp simd reduction(+ : part, weighted_part)
+    for (int64_t j = 0; j < n; ++j) {
+      const acc_t d = x[j] - base, e = exp_nonpositive(d);
+      part += e;
+      weighted_part += e * (d > kLowest<acc_t> ? d : kLowest<acc_t>);
+    }
+    sum += part;
+    weighted += weighted_part;
+  }
+  const double log_sum = std::log(sum);
+  return {static_cast<acc_t>(double(load(z + id)) * inverse_t - maximum - log_sum),
+          static_cast<acc_t>(log_sum - weighted / sum), static_cast<acc_t>(maximum + log_sum)};
+}
+
+template <class scalar_t, class acc_t>
+UNIVG_INLINE void grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t, acc_t lse,
+                       acc_t entropy, acc_t a, acc_t b) {
+  const acc_t log_p_id = load(z + id) * inverse_t - lse;  // before `out`, which may be z, is written
+  const acc_t ta = a * inverse_t, tb = b * inverse_t;
+  if (b == 0) {
+#pragma omp simd
+    for (int64_t j = 0; j < vocab; ++j) store(out + j, -ta * exp_nonpositive(load(z + j) * inverse_t - lse));
+  } else {
+#pragma omp simd
+    for (int64_t j = 0; j < vocab; ++j) {
+      const acc_t d = load(z + j) * inverse_t - lse, log_p = d > kLowest<acc_t> ? d : kLowest<acc_t>;
+      store(out + j, -exp_nonpositive(d) * (ta + tb * (log_p + entropy)));
+    }
+  }
+  const acc_t p = std::exp(log_p_id);
+  store(out + id, -ta * std::expm1(log_p_id) - (b == 0 ? 0 : tb * p * (std::max(log_p_id, kLowest<acc_t>) + entropy)));
+}
+
+}  // namespace
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define UNIVG_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define UNIVG_AVX2 __attribute__((target("avx2,fma,f16c")))
+static int cpu_level() {
+  static const int level = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+                               ? 2
+                               : (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0);
+  return level;
+}
+#define UNIVG_DEFINE(result, name, body, scalar_t, params, args)  \
+  UNIVG_AVX512 static result name##_avx512 params { return body args; } \
+  UNIVG_AVX2 static result name##_avx2 params { return body args; }     \
+  static result name##_base params { return body args; }                \
+  result name params {                                                  \
+    switch (cpu_level()) {                                              \
+      case 2: return name##_avx512 args;                                \
+      case 1: return name##_avx2 args;                                  \
+      default: return name##_base args;                                 \
+    }                                                                   \
+  }
+#else
+#define UNIVG_DEFINE(result, name, body, scalar_t, params, args) \
+  result name params { return body args; }
+#endif
+
+#define UNIVG_DEFINE_ROW_HEAD(scalar_t, acc_t)                                                                 \
+  UNIVG_DEFINE(RowStats<acc_t>, row_stats, stats, scalar_t,                                                    \
+               (const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t), (z, vocab, id, inverse_t))     \
+  UNIVG_DEFINE(void, row_grad, grad, scalar_t,                                                                 \
+               (scalar_t * out, const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t, acc_t lse,      \
+                acc_t entropy, acc_t a, acc_t b),                                                              \
+               (out, z, vocab, id, inverse_t, lse, entropy, a, b))
+
+UNIVG_DEFINE_ROW_HEAD(double, double)
+UNIVG_DEFINE_ROW_HEAD(float, float)
+UNIVG_DEFINE_ROW_HEAD(BFloat16, float)
+UNIVG_DEFINE_ROW_HEAD(Half, float)
+
+}  // namespace univg

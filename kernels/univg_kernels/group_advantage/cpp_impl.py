@@ -1,0 +1,26 @@
+"""C++ face of `group_advantage`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _library
+from .._rows import GroupAdvantage, segment_ids
+from ..config import GrpoConfig
+from ..difficulty_weight.cpp_impl import difficulty_weight
+
+_library.load()
+ops = torch.ops.univg_kernels
+
+
+def group_advantage(
+    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
+) -> GroupAdvantage:
+    cu = cu_groups.long()
+    advantages, mean, std = ops.group_advantage(rewards.contiguous(), cu, config.scale_rewards, config.advantage_eps)
+    if accuracy is None:
+        return GroupAdvantage(advantages, torch.ones_like(rewards), mean, std, torch.zeros_like(mean))
+    accuracy_mean = ops.group_mean(accuracy.contiguous(), cu)
+    phi = difficulty_weight(accuracy_mean, config.difficulty, config.difficulty_power, config.normalize_difficulty)
+    return GroupAdvantage(advantages, phi[segment_ids(cu, rewards.numel())], mean, std, accuracy_mean)
