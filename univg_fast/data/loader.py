@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step): nothing to save but the step, and every rank sees the same order."""
+"""Batches as a pure function of (seed, step): nothing to save but the step, one order for all ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 
 from univg_fast.structs import BadRecord, Record, Sample
 
-from .samples import Processor, SampleError, make_sample
+from .errors import Refused
+from .samples import Processor, make_sample
 
 
 @lru_cache(maxsize=4)
@@ -22,7 +23,7 @@ def epoch_order(number: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_indices(number: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Record indices of the global batch of a step: the epochs' orders stand end to end, and steps cut them in turn."""
+    """Record indices of a step's global batch: the epochs' orders, end to end, cut into batches."""
     first = step * batch_size
     return [
         int(epoch_order(number, seed, at // number)[at % number]) for at in range(first, first + batch_size)
@@ -32,8 +33,8 @@ def batch_indices(number: int, batch_size: int, seed: int, step: int) -> list[in
 class SampleLoader:
     """Makes this rank's samples of a step, and those of the next steps ahead of time in threads.
 
-    `batch_size` counts records over all ranks; rank r takes records r, r + world_size, ... of each batch. The decoded
-    samples used last are kept, up to `cache_bytes`. Memory besides: (prefetch + 1) batches.
+    `batch_size` counts records over all ranks; rank r takes records r, r + world_size, ... of each batch. The
+    decoded samples used last are kept, up to `cache_bytes`. Memory besides: (prefetch + 1) batches.
     """
 
     def __init__(
@@ -93,8 +94,8 @@ class SampleLoader:
             return sample
         try:
             sample = make_sample(self.records[index], self.processor, self.with_response)
-        except SampleError as error:
-            return error.bad_record()
+        except Refused as error:
+            return error.bad_record(self.records[index].source)
         self._cache.put(index, sample)
         return sample
 

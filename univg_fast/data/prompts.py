@@ -24,8 +24,8 @@ TEMPLATES = {
 def prompt_text(record: Record, template: str = "qwen2_vl") -> str:
     """The prompt up to where the model speaks: all images first, one `<|image_pad|>` each, then the question.
 
-    With `record.cot` UniVG-R1's instruction follows the question; without it, its notice precedes the question. The
-    template "short" has neither. KeyError for an unknown template.
+    With `record.cot` UniVG-R1's instruction follows the question; without it, its notice precedes the
+    question. The template "short" has neither. KeyError for an unknown template.
     """
     before, after = TEMPLATES[template]
     question = record.question

@@ -1,8 +1,9 @@
 """Data files to records: UniVG-R1's two formats, recognised by content; a bad entry is reported and skipped.
 
-Stage 1 (sharegpt): {"id", "images", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}], "type"};
-`messages` with role/content is read too. Stage 2: {"question", "answer": [x1, y1, x2, y2], "images"}. Both may have
-"id", "task" (or "type"), "target_image" (from 0) and "cot". Boxes are integers 0-1000 of their image's own size.
+Stage 1 (sharegpt): {"id", "images", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}],
+"type"}; `messages` with role/content is read too. Stage 2: {"question", "answer": [x1, y1, x2, y2],
+"images"}. Both may have "id", "task" (or "type"), "target_image" (from 0) and "cot". Boxes are integers
+0-1000 of their image's own size.
 """
 
 from __future__ import annotations
@@ -13,33 +14,28 @@ from typing import Any
 from univg_fast.rewards.parse import answer_box
 from univg_fast.structs import BadRecord, Box, Record
 
+from .errors import Refused
 from .images import probe
 from .jsonfile import read_rows
 from .prompts import split_instruction
 
 MARK = "<image>"
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
-KNOWN = {
-    "id",
-    "images",
-    "image",
-    "conversations",
-    "messages",
-    "question",
-    "answer",
-    "type",
-    "task",
-    "target_image",
-    "cot",
-}
-
-
-class Refused(ValueError):
-    """Why an entry cannot be a record; `kind` is one of BadRecord's."""
-
-    def __init__(self, kind: str, problem: str):
-        super().__init__(problem)
-        self.kind = kind
+KNOWN = frozenset(
+    [
+        "id",
+        "images",
+        "image",
+        "conversations",
+        "messages",
+        "question",
+        "answer",
+        "type",
+        "task",
+        "target_image",
+        "cot",
+    ]
+)
 
 
 def read_records(
@@ -47,8 +43,8 @@ def read_records(
 ) -> tuple[list[Record], list[BadRecord]]:
     """Read one file. Relative image paths start at `image_root`, or at the file's folder.
 
-    Every image is opened far enough to read its header; a damaged body shows when it is decoded. Each BadRecord's
-    message begins with "path:line". ValueError only if there is no such file.
+    Every image is opened far enough to read its header; a damaged body shows when it is decoded. Each
+    BadRecord's message begins with "path:line". ValueError only if there is no such file.
     """
     path = Path(path)
     root = Path(image_root) if image_root is not None else path.parent
@@ -63,7 +59,7 @@ def read_records(
         try:
             records.append(parse_record(value, source, root, f"{path.stem}:{line}"))
         except Refused as error:
-            bad.append(BadRecord(source, error.kind, f"{source}: {error}"))
+            bad.append(error.bad_record(source))
     return records, bad
 
 
@@ -80,21 +76,15 @@ def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
         text, response = _string(row, "question"), None
         box = _box(_need(row, "answer"), "answer")
     else:
-        raise Refused(
-            "schema",
-            f"expected the key conversations (stage 1) or question (stage 2), got the keys {', '.join(row) or 'none'}",
-        )
-    marks = text.count(MARK)
-    if marks != len(images) and not (
-        marks == 0 and turns is None
-    ):  # a stage-2 question may leave its marks out
-        raise Refused(
-            "count", f"expected {len(images)} {MARK} marks, one for each of the images, got {marks}"
-        )
-    question, cot = split_instruction(text.replace(MARK, ""))
+        keys = ", ".join(row) or "none"
+        raise Refused("schema", f"expected the key conversations (stage 1) or question (stage 2), got {keys}")
+    if text.count(MARK) != len(images):
+        marks = f"expected {len(images)} {MARK} marks, one for each image, got {text.count(MARK)}"
+        raise Refused("count", marks)
+    question, told = split_instruction(text.replace(MARK, ""))
     if not question:
         raise Refused("schema", "the question is empty")
-    cot = bool(row["cot"]) if "cot" in row else cot is not False
+    cot = _cot(row.get("cot", told), response)
     if response is not None:
         box = _response_box(response, cot)
     target = row.get("target_image")
@@ -103,9 +93,7 @@ def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
             "schema", f"target_image: expected an index from 0 to {len(images) - 1}, got {_brief(target)}"
         )
     for image in images:
-        problem = probe(image)
-        if problem is not None:
-            raise Refused(problem.kind, str(problem))
+        probe(image)
     return Record(
         uid=str(row.get("id", default_uid)),
         source=source,
@@ -133,7 +121,7 @@ def _images(row: dict[str, Any], root: Path) -> list[Path]:
 
 
 def _turns(turns: Any) -> tuple[str, str]:
-    """(human text, model text) of a conversation of one question and one answer, before which a system turn may stand."""
+    """(human text, model text) of one question and one answer; a system turn may stand before them."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise Refused("schema", f"conversations: expected a list of turns, got {_brief(turns)}")
     said = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in turns]
@@ -147,6 +135,15 @@ def _turns(turns: Any) -> tuple[str, str]:
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise Refused("schema", "conversations: expected non-empty texts")
     return texts[0], texts[1].strip()
+
+
+def _cot(told: Any, response: str | None) -> bool:
+    """Whether the answer begins with reasoning: what the entry says, else what its target does, else yes."""
+    if told is None:
+        return response is None or "<think>" in response or "<answer>" in response
+    if not isinstance(told, bool):
+        raise Refused("schema", f"cot: expected true or false, got {_brief(told)}")
+    return told
 
 
 def _response_box(response: str, cot: bool) -> Box | None:

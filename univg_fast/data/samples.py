@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from univg_fast.structs import BadRecord, Record, Sample
+from univg_fast.structs import Record, Sample
 
-from .images import DecodeError, load_images
+from .errors import Refused
+from .images import load_images
 from .prompts import END, TEMPLATES, prompt_text, response_text
 
 
@@ -57,35 +58,20 @@ def make_processor(
     return Processor(tokenizer, image_processor, ids[0], ids[1], merge_size, prompt_template, max_length)
 
 
-class SampleError(ValueError):
-    """Why a record gave no sample; `kind` is one of BadRecord's."""
-
-    def __init__(self, source: str, kind: str, problem: str):
-        super().__init__(f"{source}: {problem}")
-        self.source, self.kind = source, kind
-
-    def bad_record(self) -> BadRecord:
-        return BadRecord(self.source, self.kind, str(self))
-
-
 def make_sample(record: Record, processor: Processor, with_response: bool) -> Sample:
-    """Decode, patch and tokenize. SampleError of kind decode, aspect, count, schema or too_long."""
-    try:
-        images = load_images(record)
-    except DecodeError as error:
-        raise SampleError(record.source, "decode", str(error).removeprefix(f"{record.source}: ")) from error
+    """Decode, patch and tokenize. Refused of kind decode, aspect, count, schema or too_long."""
+    images = load_images(record)
     try:
         patches = processor.image_processor(images=images, return_tensors="np")
     except ValueError as error:  # the sides' ratio, if the record did not come through the scan
-        raise SampleError(record.source, "aspect", str(error)) from error
+        raise Refused("aspect", str(error), record.source) from error
     grid = np.asarray(patches["image_grid_thw"], np.int64)
     prompt = _expand(record, grid, processor)
     response = _response(record, processor) if with_response else None
     length = len(prompt) + (0 if response is None else len(response))
     if length > processor.max_length:
-        raise SampleError(
-            record.source, "too_long", f"{length} tokens, more than data.max_length={processor.max_length}"
-        )
+        problem = f"{length} tokens, more than data.max_length={processor.max_length}"
+        raise Refused("too_long", problem, record.source)
     return Sample(
         record=record,
         prompt_ids=prompt,
@@ -101,11 +87,8 @@ def _expand(record: Record, grid: np.ndarray, processor: Processor) -> np.ndarra
     ids = _encode(prompt_text(record, processor.prompt_template), processor)
     places = np.flatnonzero(ids == processor.image_token_id)
     if len(places) != len(grid):
-        raise SampleError(
-            record.source,
-            "count",
-            f"expected {len(grid)} image placeholders, got {len(places)}: the question holds its own",
-        )
+        problem = f"expected {len(grid)} image placeholders, got {len(places)}: the question holds its own"
+        raise Refused("count", problem, record.source)
     repeats = np.ones(len(ids), np.int64)
     repeats[places] = grid.prod(1) // processor.merge_size**2
     return np.repeat(ids, repeats)
@@ -113,9 +96,8 @@ def _expand(record: Record, grid: np.ndarray, processor: Processor) -> np.ndarra
 
 def _response(record: Record, processor: Processor) -> np.ndarray:
     if record.response is None:
-        raise SampleError(
-            record.source, "schema", "stage 1 needs a response; this record has none (a stage-2 file?)"
-        )
+        problem = "stage 1 needs a response; this record has none (a stage-2 file?)"
+        raise Refused("schema", problem, record.source)
     return _encode(response_text(record), processor)
 
 

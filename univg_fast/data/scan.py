@@ -46,7 +46,8 @@ def scan(
 ) -> tuple[list[Record], Report]:
     """Read all files. The same files give the same result on every rank; nothing depends on rank or time.
 
-    ValueError if more than `max_bad_fraction` of the entries are bad, if there is no good one, or for a missing file.
+    ValueError if more than `max_bad_fraction` of the entries are bad, if there is no good one, or for a
+    missing file.
     """
     records: list[Record] = []
     bad: list[BadRecord] = []

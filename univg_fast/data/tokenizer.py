@@ -1,8 +1,8 @@
 """A small byte-level BPE tokenizer with Qwen2-VL's special tokens, for models trained from scratch.
 
-Pieces of text are learned twice: first inside words, as usual; then across words, but only where the neighbours nearly
-always come together ("</think>" "<answer>" "("), so that the fixed parts of an answer cost few tokens while a colour or
-a shape stays a token of its own. A digit never merges with anything.
+Pieces of text are learned twice: first inside words, as usual; then across words, but only where the
+neighbours nearly always come together ("</think>" "<answer>" "("), so that the fixed parts of an answer cost
+few tokens while a colour or a shape stays a token of its own. A digit never merges with anything.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ DIGITS = r"\p{N}"
 def build_tokenizer(
     texts: Iterable[str], vocab_size: int = 512, cohesion: float = 0.3
 ) -> PreTrainedTokenizerFast:
-    """Learn a tokenizer of at most `vocab_size` tokens, specials included, from `texts`; the same texts give the same one.
+    """Learn a tokenizer of at most `vocab_size` tokens, specials included; the same texts give the same one.
 
-    `cohesion`: two neighbouring pieces become one if they stand together in at least this fraction of the places where
-    the more frequent of the two stands. ValueError if the vocabulary cannot hold the 256 bytes and the special tokens.
+    `cohesion`: two neighbouring pieces become one if they stand together in at least this fraction of the
+    places where the more frequent of the two stands. ValueError if the vocabulary cannot hold the 256 bytes
+    and the special tokens.
     """
     least = 256 + len(SPECIAL_TOKENS)
     if vocab_size < least:

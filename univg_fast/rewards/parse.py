@@ -1,8 +1,10 @@
 r"""What a completion says: is its form right, and which box does it answer with?
 
-The rules are UniVG-R1's to the letter. Form: `<think>.*?</think>\s*<answer>(d, d),(d, d)</answer>` at the very end, where
-blanks may follow the comma inside a bracket and may surround the comma between brackets only behind it; anything may
-precede <think>. Box: inside the first <answer>...</answer>, the first `(d, d), (d, d)`. Everything is linear in the text.
+Both rules are UniVG-R1's, to the letter:
+- form: `<think>...</think>`, white space, `<answer>(d,d),(d,d)</answer>`, and the text ends. Anything may
+  stand before; inside <answer>, white space may follow a comma and stand nowhere else.
+- box: the first `(d,d),(d,d)` inside the first `<answer>...</answer>`; other text may surround it.
+Both take time linear in the text.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from univg_fast.structs import Box
 
 BOX = re.compile(r"\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)")
 END = re.compile(r"</think>\s*<answer>\(\d+,\s*\d+\),\s*\(\d+,\s*\d+\)</answer>\n?\Z")
-DIGITS = 9  # longer numbers are read as 10^9: no box of an image, and an IoU that differs from the true one by < 1e-12
+DIGITS = 9  # longer numbers are read as 10^9, which no image has: the IoU changes by less than 1e-12
 
 
 def has_format(text: str, cot: bool = True) -> bool:
@@ -25,7 +27,7 @@ def has_format(text: str, cot: bool = True) -> bool:
 
 
 def answer_box(text: str, cot: bool = True) -> Box | None:
-    """The box of the first <answer> (with cot=False: of the whole text), or None. It may be inverted or exceed 1000."""
+    """The box of the first <answer> (cot=False: of the text), or None. It may be inverted or exceed 1000."""
     if cot:
         start = text.find("<answer>")
         end = text.find("</answer>", start + len("<answer>")) if start >= 0 else -1

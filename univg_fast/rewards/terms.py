@@ -1,4 +1,4 @@
-"""The reward terms, by name: each gives one number per completion. To add one, write a function and name it in TERMS.
+"""The reward terms, by name: each gives one number per completion. A new one is a function, named in TERMS.
 
 UniVG-R1's reward is the sum of "iou" and "format"; the difficulty weight takes its mIoU from "iou".
 """
@@ -19,7 +19,7 @@ from .parse import answer_box, has_format
 
 @dataclass(frozen=True)
 class Answers:
-    """What the terms look at: B completions, the record that each answers, and the box that was parsed from it."""
+    """What the terms look at: B completions, the record that each answers, and the box parsed from it."""
 
     texts: Sequence[str]
     records: Sequence[Record]
@@ -36,7 +36,7 @@ class Scores:
 
 
 def iou_term(answers: Answers) -> np.ndarray:
-    """UniVG-R1's raw IoU, 0 to 1; 0 where no box was found. ValueError for a record without a box to compare with."""
+    """UniVG-R1's raw IoU, 0 to 1; 0 where no box was found. ValueError for a record without a box."""
     total = np.zeros(len(answers.boxes), np.float64)
     for record in answers.records:
         if record.box is None:
@@ -46,8 +46,8 @@ def iou_term(answers: Answers) -> np.ndarray:
     rows = [i for i, box in enumerate(answers.boxes) if box is not None]
     if rows:
         # float64: a box of 10^9 is legal in a completion, and its area must not be rounded
-        given = torch.tensor([answers.boxes[i] for i in rows], dtype=torch.float64)
-        wanted = torch.tensor([answers.records[i].box for i in rows], dtype=torch.float64)
+        given = torch.from_numpy(np.array([answers.boxes[i] for i in rows], np.float64))
+        wanted = torch.from_numpy(np.array([answers.records[i].box for i in rows], np.float64))
         total[rows] = box_iou(given, wanted, convention="univg_r1").numpy()
     return total
 

@@ -1,4 +1,4 @@
-"""The built-in data set: multi-image grounding on real photographs, exact by construction, made offline from a seed."""
+"""The built-in data set: multi-image grounding on real photographs, exact by construction, from a seed."""
 
 from .config import TASKS, BuiltinConfig
 from .write import write_builtin

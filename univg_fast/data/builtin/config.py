@@ -13,9 +13,10 @@ TASKS = ("group_grounding", "refer_grounding", "static_diff", "region", "object_
 class BuiltinConfig:
     """Everything the built-in samples depend on: equal configs give equal bytes.
 
-    The images are squares of `image_size` pixels under a grid of `lattice` x `lattice` cells; objects fill whole cells,
-    so that box coordinates are multiples of 1000 / lattice. To make it harder: a finer lattice, more images, more
-    distractors, more of them confusable, more sizes; to make it easier: fewer colours and shapes, a weaker background.
+    The images are squares of `image_size` pixels under a grid of `lattice` x `lattice` cells; objects fill
+    whole cells, so that box coordinates are multiples of 1000 / lattice. To make it harder: a finer lattice,
+    more images, more distractors, more of them confusable, more sizes; to make it easier: fewer colours and
+    shapes, a weaker background.
     """
 
     seed: int = 0
@@ -45,9 +46,9 @@ class BuiltinConfig:
         _require(bool(self.tasks) and not unknown, "tasks", f"some of {', '.join(TASKS)}", self.tasks)
         _require(self.lattice >= 1 and 1000 % self.lattice == 0, "lattice", "a divisor of 1000", self.lattice)
         _require(
-            self.image_size >= 28 and self.image_size % self.lattice == 0,
+            self.image_size >= 7 * self.lattice and self.image_size % self.lattice == 0,
             "image_size",
-            f"at least 28 and a multiple of lattice={self.lattice}",
+            f"a multiple of lattice={self.lattice} with cells of at least 7 px",
             self.image_size,
         )
         largest = self.lattice - self.max_shift
@@ -60,6 +61,7 @@ class BuiltinConfig:
         )
         low, high = self.images_per_sample
         _require(2 <= low <= high, "images_per_sample", "2 <= fewest <= most", self.images_per_sample)
+        _require(self.crops >= high, "crops", f"at least {high}, the most images of a sample", self.crops)
         low, high = self.distractors
         _require(0 <= low <= high, "distractors", "0 <= fewest <= most", self.distractors)
         _require(0 <= self.confusable <= 1, "confusable", "0 to 1", self.confusable)
@@ -68,7 +70,6 @@ class BuiltinConfig:
             2 <= self.num_colours <= len(COLOURS), "num_colours", f"2 to {len(COLOURS)}", self.num_colours
         )
         _require(2 <= self.num_shapes <= len(SHAPES), "num_shapes", f"2 to {len(SHAPES)}", self.num_shapes)
-        _require(self.crops >= 2 * high_images(self), "crops", "at least twice the most images", self.crops)
         for name in ("num_sft", "num_grpo", "num_eval"):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
 
@@ -76,10 +77,6 @@ class BuiltinConfig:
     def cell(self) -> int:
         """Side of a cell, px."""
         return self.image_size // self.lattice
-
-
-def high_images(config: BuiltinConfig) -> int:
-    return config.images_per_sample[1]
 
 
 def _require(ok: bool, key: str, expected: str, got: object) -> None:

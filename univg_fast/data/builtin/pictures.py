@@ -1,7 +1,8 @@
 """Photographs that scikit-image ships inside its wheel, and the crops that become backgrounds.
 
-PICTURES.md names each picture with its source and licence. Files are opened in the package's folder; scikit-image's
-downloader is never called, so a picture that a version does not ship is an error that names it.
+PICTURES.md names each picture with its source and licence. Files are opened in the package's folder;
+scikit-image's downloader is never called, so a picture that a version does not ship is an error that names
+it.
 """
 
 from __future__ import annotations
@@ -32,23 +33,20 @@ PICTURES = (
 
 
 def load_pictures() -> list[Image.Image]:
-    """The photographs, RGB, in the order of PICTURES. ImportError or FileNotFoundError say what to install."""
+    """The photographs, RGB, in PICTURES' order. ImportError or FileNotFoundError say what to install."""
     spec = find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise ImportError(
-            "the built-in data set takes its photographs from scikit-image: pip install scikit-image"
-        )
+        raise ImportError("the built-in data take photographs from scikit-image: pip install scikit-image")
     folder = Path(spec.origin).parent / "data"
     missing = [name for name in PICTURES if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"scikit-image at {folder} lacks {', '.join(missing)}, which version 0.26.0 ships: install scikit-image==0.26.0"
-        )
+        named = ", ".join(missing)
+        raise FileNotFoundError(f"{folder} lacks {named}, which 0.26.0 has: pip install scikit-image==0.26.0")
     return [Image.open(folder / name).convert("RGB") for name in PICTURES]
 
 
 def make_crops(rng: np.random.Generator, number: int, side: int, contrast: float) -> np.ndarray:
-    """[number, side, side, 3] uint8: square windows of random size and place, resized; each picture equally often.
+    """[number, side, side, 3] uint8: random square windows, resized; each picture equally often.
 
     No pixel has exactly the colour of an object, so that a box can be checked from the pixels alone.
     """
@@ -61,7 +59,7 @@ def make_crops(rng: np.random.Generator, number: int, side: int, contrast: float
         left = int(rng.integers(0, width - window + 1))
         top = int(rng.integers(0, height - window + 1))
         box = (left, top, left + window, top + window)
-        crops[i] = picture.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+        crops[i] = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, box, reducing_gap=2.0))
     if contrast < 1:
         crops = np.round(127.5 + contrast * (crops - 127.5)).astype(np.uint8)
     for colour in COLOURS.values():

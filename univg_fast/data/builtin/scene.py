@@ -16,9 +16,9 @@ Window = tuple[int, int, int, int]  # left, top, right, bottom; in cells, the la
 
 @dataclass(frozen=True)
 class Scene:
-    """The random stream of one sample, and the crops [n, S, S, 3] it draws from, S = (lattice + max_shift) cells.
+    """The random stream of one sample, and the crops [n, S, S, 3] it draws from.
 
-    A crop is larger than an image by the camera's largest shift; `view` cuts the image out.
+    A crop is lattice + max_shift cells wide, an image lattice cells: `view` cuts the image out.
     """
 
     rng: np.random.Generator
@@ -66,7 +66,7 @@ class Scene:
         return Object(colour, shape, 0, 0, self.size())
 
     def places(self, side: int, taken: list[Object], window: Window) -> list[tuple[int, int]]:
-        """Upper left cells where an object of this side lies inside the window and overlaps none that is taken."""
+        """Upper left cells where an object of this side lies inside the window and overlaps none taken."""
         left, top, right, bottom = window
         return [
             (x, y)

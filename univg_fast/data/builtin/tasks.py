@@ -1,7 +1,7 @@
 """One function per kind of task: from a random stream to images, a question and its exact answer.
 
-The kinds are MIG-Bench's. Every function keeps two promises, which the tests check from the pixels: the question
-has one answer, and the box is the tight bounding box of what it asks for.
+The kinds are MIG-Bench's. Every function keeps two promises, which the tests check from the pixels: the
+question has one answer, and the box is the tight bounding box of what it asks for.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def group_grounding(scene: Scene) -> Draft:
 
 
 def refer_grounding(scene: Scene) -> Draft:
-    """The one object of image 1, found among others in image 2, at another place and perhaps of another size."""
+    """The one object of image 1, found among others in image 2, at another place and of another size."""
     first, second = scene.backgrounds(2)
     shown = scene.place(scene.object(), scene.full())
     target = scene.place(replace(shown, side=scene.size()), scene.full())

@@ -35,10 +35,11 @@ def answer_text(draft: Draft) -> str:
 
 
 def write_builtin(folder: str | Path, config: BuiltinConfig) -> dict[str, Path]:
-    """Write `images/*.png`, `stage1.json`, `stage2.json` and `eval.json`; return the three files by "sft", "grpo", "eval".
+    """Write `images/*.png`, stage1.json, stage2.json and eval.json; return them by "sft", "grpo", "eval".
 
-    Image paths in the files are relative to the folder. `target_image` counts from 0. The bytes depend on the config
-    (and on the versions of NumPy and Pillow) only. ValueError where a knob is out of range is raised by BuiltinConfig.
+    Image paths in the files are relative to the folder. `target_image` counts from 0. The bytes depend on the
+    config (and on the versions of NumPy and Pillow) only. ValueError where a knob is out of range is raised
+    by BuiltinConfig.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
