@@ -24,7 +24,7 @@ from univg_fast.config.read import (
     recipe_names,
     split_arguments,
 )
-from univg_fast.config.schema import BadValue, Config
+from univg_fast.config.schema import Config
 from univg_fast.config.table import LEAVES, SECTIONS, allows_null, nearest, section_of, type_name
 
 
@@ -42,13 +42,13 @@ def load_config(argv: Sequence[str] | None = None) -> Config:
         override(key, text, given)
     try:
         return _build(Config, "", _typed(given))
-    except BadValue as error:
-        where = f"{given[error.key].where}: " if error.key in given else ""
-        raise ConfigError(f"{where}{error.key}: {error.problem}") from None
+    except ValueError as error:  # a value out of bounds; its message begins with the key
+        key = str(error).partition(":")[0]
+        raise ConfigError(f"{given[key].where}: {error}" if key in given else str(error)) from None
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved configuration as YAML, which `load_config(["--config", file])` reads back to an equal object."""
+    """The resolved configuration as YAML; `load_config(["--config", file])` gives an equal object."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -74,7 +74,7 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def _typed(given: dict[str, Given]) -> dict[str, Any]:
-    """Every given value as its declared type. On a failure the keys are tried one by one to name the culprit."""
+    """Every given value as its declared type. After a failure each key is tried alone, for the culprit."""
     parser = _parser()
     leaves = {key: item for key, item in given.items() if key in LEAVES}
     for key, item in leaves.items():

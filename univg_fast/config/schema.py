@@ -1,13 +1,16 @@
 """Every key of the configuration: its name, type, default and meaning.
 
 The comment at the end of a field's line is also what `--help` prints. Bounds live in `num(...)` and are
-checked both for a loaded file and for an object made in code. Names are those of transformers and TRL where they have one.
+checked both for a loaded file and for an object made in code. Names are those of transformers and TRL, where
+they have one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
+
+from univg_fast.data.builtin import BuiltinConfig
 
 Bounds = tuple[float | None, float | None, float | None]  # greater than, at least, at most
 
@@ -48,9 +51,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    builtin: dict[str, Any] | None = (
-        None  # make the built-in data set (see data/builtin) instead of reading files
-    )
+    builtin: BuiltinConfig | None = None  # make this data set in the run folder, instead of reading files
     sft: tuple[str, ...] = ()  # stage-1 files
     grpo: tuple[str, ...] = ()  # stage-2 files
     eval: tuple[str, ...] = ()  # held-out files
@@ -164,25 +165,19 @@ class Config:
         check(self)
 
 
-class BadValue(ValueError):
-    """A value outside its bounds. `key` is dotted; `problem` says what was expected and given."""
-
-    def __init__(self, key: str, problem: str):
-        super().__init__(f"{key}: {problem}")
-        self.key, self.problem = key, problem
-
-
 def check(config: Config) -> None:
-    """Raise BadValue at the first value outside its bounds, and where two keys contradict each other."""
+    """ValueError ("key: expected …, got …") at a value out of bounds or in conflict with another key."""
     _check_bounds(config, "")
     if not config.stages:
-        raise BadValue("stages", "expected at least one of sft, grpo; got none")
+        raise ValueError("stages: expected at least one of sft, grpo; got none")
+    if config.data.builtin is not None and (config.data.sft or config.data.grpo or config.data.eval):
+        raise ValueError("data.builtin: expected null where data.sft, data.grpo or data.eval name files")
     if config.data.min_pixels > config.data.max_pixels:
         limit, got = config.data.max_pixels, config.data.min_pixels
-        raise BadValue("data.min_pixels", f"expected at most data.max_pixels ({limit}), got {got}")
+        raise ValueError(f"data.min_pixels: expected at most data.max_pixels ({limit}), got {got}")
     if config.rewards.difficulty_from not in config.rewards.terms:
         terms, source = ", ".join(config.rewards.terms) or "none", config.rewards.difficulty_from
-        raise BadValue("rewards.difficulty_from", f"expected one of rewards.terms ({terms}), got {source!r}")
+        raise ValueError(f"rewards.difficulty_from: expected one of rewards.terms ({terms}), got {source!r}")
 
 
 def _check_bounds(section: Any, prefix: str) -> None:
@@ -195,4 +190,4 @@ def _check_bounds(section: Any, prefix: str) -> None:
             ok = (gt is None or value > gt) and (ge is None or value >= ge) and (le is None or value <= le)
             if not ok:  # also reached by NaN
                 limits = [f"{sign} {x:g}" for sign, x in ((">", gt), (">=", ge), ("<=", le)) if x is not None]
-                raise BadValue(key, f"expected a number {' and '.join(limits)}, got {value!r}")
+                raise ValueError(f"{key}: expected a number {' and '.join(limits)}, got {value!r}")

@@ -91,6 +91,8 @@ def type_name(kind: Any) -> str:
         return " or ".join("null" if x is type(None) else type_name(x) for x in arguments)
     if origin is tuple and typing.get_origin(arguments[0]) is typing.Literal:
         return f"a list from {', '.join(typing.get_args(arguments[0]))}"
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return f"a list of {len(arguments)}: {', '.join(type_name(x) for x in arguments)}"
     if origin is tuple:
         return f"a list of {type_name(arguments[0])}"
     if origin is dict:

@@ -1,0 +1,198 @@
+"""The processes of a run: start, small collectives, and failing together.
+
+Works under torchrun and without it (then the world is this one process). gloo on a CPU, nccl on GPUs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+_FAILED = "univg_fast/failed"  # key in the rendezvous store: who failed first, and with what
+
+
+class RankError(RuntimeError):
+    """Something failed on one or more ranks; the message names them. Raised on every rank alike."""
+
+
+def init(timeout_s: float = 600.0) -> torch.device:
+    """Join the process group and return this rank's device. Call it before anything imports deepspeed.
+
+    Uses the GPUs where CUDA is there, unless DS_ACCELERATOR=cpu is set. A rank that waits longer than
+    `timeout_s` for the others in one collective fails.
+    """
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
+    if not on_cpu and local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(
+            f"local rank {local_rank} has no GPU: {count} visible. Use --nproc_per_node {count} or less"
+        )
+    device = torch.device("cpu") if on_cpu else torch.device("cuda", local_rank)
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend, timeout = "gloo" if on_cpu else "nccl", timedelta(seconds=timeout_s)
+        if "RANK" in os.environ:  # torchrun
+            dist.init_process_group(backend, timeout=timeout, device_id=None if on_cpu else device)
+        else:
+            os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    _prepare_deepspeed(on_cpu)
+    return device
+
+
+def _prepare_deepspeed(on_cpu: bool) -> None:
+    import deepspeed
+    import deepspeed.ops
+
+    if on_cpu:  # else its gloo backend compiles a C++ helper at start-up, for tens of seconds
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # deepspeed's own calls
+    deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", verbose=False)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which writes the logs."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """Where collectives of this process group want their tensors."""
+    if dist.is_initialized() and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def reduce_floats(sums: Mapping[str, float], maxima: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Sum the first mapping and take the maximum of the second over all ranks, in one collective.
+
+    Keys must be the same on every rank. Every rank gets bit-equal results.
+    """
+    maxima = maxima or {}
+    if world_size() == 1:
+        return {key: float(value) for key, value in (*sums.items(), *maxima.items())}
+    values = [float(sums[key]) for key in sorted(sums)] + [float(maxima[key]) for key in sorted(maxima)]
+    mine = torch.tensor(values, dtype=torch.float64, device=device())
+    everyone = torch.empty(world_size() * len(values), dtype=torch.float64, device=mine.device)
+    dist.all_gather_into_tensor(everyone, mine)
+    table = everyone.view(world_size(), len(values))
+    summed, largest = table.sum(0).tolist(), table.amax(0).tolist()
+    return dict(zip(sorted(sums), summed, strict=False)) | dict(
+        zip(sorted(maxima), largest[len(sums) :], strict=True)
+    )
+
+
+def equal_row_count(count: int) -> int:
+    """The largest count of any rank. Under ZeRO 2 and 3 every rank must run backward that often: pad up to it."""
+    return int(reduce_floats({}, {"rows": count})["rows"])
+
+
+def gather_objects(item: T) -> list[T]:
+    """Every rank's picklable item, by rank, on every rank."""
+    if world_size() == 1:
+        return [item]
+    items: list[Any] = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def broadcast_object(item: T) -> T:
+    """Rank 0's item on every rank; the others' is ignored."""
+    items = [item]
+    if world_size() > 1:
+        dist.broadcast_object_list(items, src=0, device=device())
+    return items[0]
+
+
+def all_or_none(what: str, function: Callable[[], T]) -> T:
+    """Call `function` on every rank; where it raises on any, raise RankError on all, naming rank and cause.
+
+    Collective. `function` itself must not communicate: a rank that fails would leave the others waiting.
+    """
+    result, problem, cause = None, "", None
+    try:
+        result = function()
+    except Exception as error:
+        problem, cause = f"{type(error).__name__}: {error}", error
+    problems = gather_objects(problem)
+    if any(problems):
+        named = "; ".join(f"rank {r}: {p}" for r, p in enumerate(problems) if p)
+        raise RankError(f"{what} failed on {named}") from cause
+    return result  # type: ignore[return-value]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`. A failure ends this process at once, so that torchrun ends the others; the culprit is named.
+
+    A ValueError is a user's mistake and is printed without a traceback; so is a failure after another rank's.
+    """
+    try:
+        main()
+    except Exception as error:
+        _fail(error)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _fail(error: Exception) -> NoReturn:
+    mine = f"rank {rank()} of {world_size()}"
+    if isinstance(error, RankError):  # all ranks know it
+        _leave(f"error: {error}" if is_main() else "")
+    first = _first_failure(f"{mine}: {type(error).__name__}: {error}")
+    if first is not None and not first.startswith(mine + ":"):
+        _leave(f"{mine} stops because another rank failed first: {first}")
+    if isinstance(error, ValueError):
+        _leave(f"error: {error}" + (f" ({mine})" if world_size() > 1 else ""))
+    traceback.print_exception(error)
+    _leave(f"{mine} failed: {type(error).__name__}: {error}")
+
+
+def _leave(last_words: str) -> NoReturn:
+    sys.stdout.flush()
+    if last_words:
+        print(last_words, file=sys.stderr, flush=True)
+    else:
+        time.sleep(1)  # torchrun ends the other ranks when the first one leaves: let rank 0 speak
+    os._exit(1)  # not sys.exit: at-exit handlers of a broken process group can hang
+
+
+def _first_failure(message: str) -> str | None:
+    """Register this failure; who failed first, as far as the store can still tell."""
+    if world_size() == 1:
+        return None
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        if store.add(_FAILED + "/count", 1) == 1:
+            store.set(_FAILED, message)
+        store.wait([_FAILED], timedelta(seconds=5))
+        return store.get(_FAILED).decode()
+    except (RuntimeError, dist.DistError):  # the store went down with the rank that held it
+        return None
