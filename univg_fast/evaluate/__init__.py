@@ -1,0 +1,1 @@
+"""Held-out evaluation: protocols, parsers and metrics."""

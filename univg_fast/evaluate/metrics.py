@@ -1,0 +1,192 @@
+"""Scores of a held-out set: Acc@t (share of samples with IoU >= t) and mean IoU, per task and over all.
+
+A sample never leaves the denominator: no box, a NaN, an inverted box all score IoU 0 and are counted under "counts".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from univg_kernels import box_iou
+
+THRESHOLDS = (0.3, 0.5, 0.7)
+METRICS = (*(f"acc@{t}" for t in THRESHOLDS), "miou")
+TITLES = {"acc@0.3": "Acc@0.3", "acc@0.5": "Acc@0.5", "acc@0.7": "Acc@0.7", "miou": "mIoU"}
+BOX_RANGE = (0, 1000)  # norm1000, see univg_fast/structs.py
+
+Row = Mapping[str, Any]
+
+
+def box_fault(box: Sequence[float] | None) -> str | None:
+    """Why a box cannot be scored: "no_box", "bad_box" (not four finite numbers), "inverted_box" (no area), or None."""
+    if box is None:
+        return "no_box"
+    if (
+        not isinstance(box, list | tuple)
+        or len(box) != 4
+        or not all(isinstance(v, int | float) and math.isfinite(v) for v in box)
+    ):
+        return "bad_box"
+    return None if box[2] > box[0] and box[3] > box[1] else "inverted_box"
+
+
+def ious(boxes: Sequence[Sequence[float] | None], gts: Sequence[Sequence[float]]) -> np.ndarray:
+    """Plain IoU of aligned pairs, [n] float64; 0 where the predicted box cannot be scored.
+
+    A box outside 0-1000 is scored as it stands, without clipping. A ground truth that cannot be scored is an error.
+    """
+    if len(boxes) != len(gts):
+        raise ValueError(f"ious: got {len(boxes)} boxes and {len(gts)} ground truths; they must be pairs")
+    for i, gt in enumerate(gts):
+        if fault := box_fault(gt):
+            raise ValueError(
+                f"ious: ground truth {i} is {gt} ({fault}); expected x1 < x2 and y1 < y2, finite"
+            )
+    out = np.zeros(len(boxes))
+    usable = [i for i, box in enumerate(boxes) if box_fault(box) is None]
+    if usable:
+        predicted = torch.tensor([list(boxes[i] or ()) for i in usable], dtype=torch.float64)
+        truth = torch.tensor([list(gts[i]) for i in usable], dtype=torch.float64)
+        out[usable] = box_iou(predicted, truth, mode="aligned", kind="iou", convention="continuous").numpy()
+    return out
+
+
+def iou(box: Sequence[float] | None, gt: Sequence[float]) -> float:
+    """Plain IoU of two xyxy boxes in the same units; 0.0 where `box` cannot be scored (see `box_fault`)."""
+    return float(ious([box], [gt])[0])
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, *, seed: int = 0, num_resamples: int = 1000
+) -> tuple[float, float]:
+    """95% percentile bootstrap interval of the mean of `values` [n], resampling samples. Deterministic for a seed."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError("bootstrap_interval: got no values; an interval needs at least one sample")
+    rng = np.random.default_rng(seed)
+    means = [array[rng.integers(array.size, size=array.size)].mean() for _ in range(num_resamples)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def summarize(rows: Sequence[Row], *, seed: int = 0, num_resamples: int = 1000) -> dict[str, Any]:
+    """The figures of eval/NAME.json from the rows of eval/NAME.jsonl.
+
+    Args:
+        rows: one mapping per sample: `uid`, `task`, `box` (xyxy or None), and `iou` (used where given) or `gt`.
+            `format` (0 or 1) is averaged where every row has it.
+        seed, num_resamples: of the bootstrap interval.
+
+    Returns:
+        `n`; micro `acc@0.3`, `acc@0.5`, `acc@0.7`, `miou` over all samples; `acc@0.5_ci95` [low, high]; `macro`, the
+        unweighted mean over tasks; `tasks`, the same figures per task; `counts` of what could not be scored (`no_box`,
+        `bad_box`, `inverted_box`, `bad_iou`: all scored 0) and of `out_of_range_box` and `duplicate_uid` (scored).
+
+    Raises: ValueError for no rows, and for a ground truth that cannot be scored.
+    """
+    if not rows:
+        raise ValueError("summarize: got no rows; expected one row for each held-out sample")
+    scores, counts = _sample_ious(rows)
+    tasks = np.array([str(row.get("task", "unknown")) for row in rows])
+    by_task = {str(t): _figures(scores[tasks == t], seed, num_resamples) for t in sorted(set(tasks))}
+    summary = _figures(scores, seed, num_resamples)
+    summary["macro"] = {m: float(np.mean([task[m] for task in by_task.values()])) for m in METRICS}
+    if all("format" in row for row in rows):
+        summary["format"] = float(np.mean([row["format"] for row in rows]))
+    return summary | {"counts": counts, "tasks": by_task}
+
+
+def paired_difference(
+    rows: Sequence[Row], baseline: Sequence[Row], *, threshold: float = 0.5, seed: int = 0
+) -> dict[str, Any]:
+    """Acc@threshold of `rows` minus that of `baseline` over the samples (uid) both hold, with a paired 95% interval."""
+    ours, theirs = (
+        dict(zip((r["uid"] for r in s), _sample_ious(s)[0], strict=True)) for s in (rows, baseline)
+    )
+    shared = [uid for uid in ours if uid in theirs]
+    if not shared:
+        raise ValueError(f"paired_difference: no uid is in both sets ({len(ours)} and {len(theirs)} samples)")
+    change = np.array([float(ours[u] >= threshold) - float(theirs[u] >= threshold) for u in shared])
+    return {
+        "n": len(shared),
+        "difference": float(change.mean()),
+        "ci95": bootstrap_interval(change, seed=seed),
+    }
+
+
+def results_table(evals: Mapping[str, Mapping[str, Any]], *, title: str = "Held-out results, %") -> Table:
+    """Console table that fits 80 columns: a line per task, their mean and all samples; a cell holds every stage.
+
+    Args: evals: stage name ("before", "sft", "grpo", in this order) to the summary of its eval/NAME.json.
+    """
+    short = [
+        {"before": "base"}.get(name, name) for name in evals
+    ]  # four letters: twelve figures must fit 80 columns
+    widths = [max(4, len(name)) for name in short]
+    stages = " ".join(f"{name:>{w}}" for name, w in zip(short, widths, strict=True))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    for metric in METRICS:
+        table.add_column(f"{TITLES[metric]}\n{stages}", justify="right", no_wrap=True, min_width=len(stages))
+    for label, pick in table_lines(evals):
+        cells = [
+            " ".join(f"{percent(pick(e).get(m)):>{w}}" for e, w in zip(evals.values(), widths, strict=True))
+            for m in METRICS
+        ]
+        table.add_row(label, *cells, style="bold" if label == "all samples" else "")
+    return table
+
+
+def table_lines(
+    evals: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]]]:
+    """The lines of a results table in order: (label, how to take that line's figures out of a summary)."""
+    tasks = sorted({task for summary in evals.values() for task in summary.get("tasks", {})})
+    lines = [(task, partial(_task_figures, task)) for task in tasks]
+    macro = [("mean of tasks", lambda summary: summary.get("macro", {}))] if len(tasks) > 1 else []
+    return [*lines, *macro, ("all samples", lambda summary: summary)]
+
+
+def percent(value: float | None) -> str:
+    """0.532 -> "53.2"; four characters at most (1.0 -> "100"); a figure that is not there -> "-"."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:.1f}"
+    return text if len(text) <= 4 else text[:-2]
+
+
+def _task_figures(task: str, summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    return summary.get("tasks", {}).get(task, {})
+
+
+def _figures(scores: np.ndarray, seed: int, num_resamples: int) -> dict[str, Any]:
+    accuracy = {f"acc@{t}": float(np.mean(scores >= t)) for t in THRESHOLDS}
+    low, high = bootstrap_interval(scores >= 0.5, seed=seed, num_resamples=num_resamples)
+    return {"n": len(scores), **accuracy, "miou": float(scores.mean()), "acc@0.5_ci95": [low, high]}
+
+
+def _sample_ious(rows: Sequence[Row]) -> tuple[np.ndarray, dict[str, int]]:
+    """IoU of each row, [n] float64 in [0, 1], and the counts that `summarize` reports."""
+    boxes = [row.get("box") for row in rows]
+    faults = [box_fault(box) for box in boxes]
+    scores = np.zeros(len(rows))
+    unscored = [i for i, row in enumerate(rows) if faults[i] is None and "iou" not in row]
+    scores[unscored] = ious([boxes[i] for i in unscored], [rows[i]["gt"] for i in unscored])
+    for i, row in enumerate(rows):
+        if faults[i] is None and "iou" in row:
+            value = row["iou"]
+            good = isinstance(value, int | float) and 0.0 <= value <= 1.0  # a NaN fails the comparison
+            scores[i], faults[i] = (value, None) if good else (0.0, "bad_iou")
+    low, high = BOX_RANGE
+    usable = [box for box, fault in zip(boxes, faults, strict=True) if box is not None and fault is None]
+    counts = {kind: faults.count(kind) for kind in ("no_box", "bad_box", "inverted_box", "bad_iou")}
+    counts["out_of_range_box"] = sum(min(box) < low or max(box) > high for box in usable)
+    counts["duplicate_uid"] = len(rows) - len({row["uid"] for row in rows})
+    return scores, counts

@@ -1,0 +1,117 @@
+"""Greedy evaluation of held-out records through the rollout engine, sharded over ranks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from univg_fast.config import EvaluateConfig
+from univg_fast.data.samples import Processor, SampleError, make_sample
+from univg_fast.evaluate.metrics import iou, summarize
+from univg_fast.model import PackedModel
+from univg_fast.rewards import answer_box, has_format
+from univg_fast.rollout import LocalEngine, Sampling
+from univg_fast.structs import BadRecord, Record, Sample
+from univg_fast.train import distributed
+
+
+def evaluate(
+    model: PackedModel,
+    processor: Processor,
+    records: Sequence[Record],
+    config: EvaluateConfig,
+    out: Path,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Answer every record greedily; write OUT.jsonl (a row per sample) and OUT.json (the summary). Collective.
+
+    A record whose images cannot be decoded counts with IoU 0, and is named in the summary. `progress(done, total)` is
+    called after each batch of this rank. Returns the summary on every rank.
+    """
+    started = time.perf_counter()
+    chosen = list(records[: config.max_samples])
+    share = chosen[distributed.rank() :: distributed.world_size()]
+    engine = LocalEngine(model, processor.tokenizer, processor.end_token_id)
+    rows: list[dict[str, Any]] = []
+    bad: list[BadRecord] = []
+    for at in range(0, len(share), config.prompts_per_batch):
+        samples, refused = decode(share[at : at + config.prompts_per_batch], processor)
+        bad += refused
+        completions = engine.generate(samples, 1, Sampling(config.max_completion_length, temperature=0.0))
+        rows += [
+            answer_row(s, c[0].text, len(c[0].token_ids)) for s, c in zip(samples, completions, strict=True)
+        ]
+        rows += [missing_row(r, chosen) for r in refused]
+        if progress:
+            progress(min(at + config.prompts_per_batch, len(share)), len(share))
+    parts = distributed.gather_objects((rows, bad))
+    order = {r.uid: i for i, r in enumerate(chosen)}
+    everything = sorted((row for part, _ in parts for row in part), key=lambda row: order[row["uid"]])
+    summary = {"name": out.name, **summarize(everything)}
+    summary["seconds"] = round(time.perf_counter() - started, 2)
+    summary["bad_records"] = [b.message for _, part in parts for b in part]
+    summary["protocol"] = {
+        "parser": "answer_tag",
+        "decoding": "greedy",
+        "max_new_tokens": config.max_completion_length,
+    }
+    if distributed.is_main():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in everything))
+        out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    distributed.barrier()
+    return summary
+
+
+def decode(records: Sequence[Record], processor: Processor) -> tuple[list[Sample], list[BadRecord]]:
+    """Samples without a response, and the records that gave none."""
+    samples, bad = [], []
+    for record in records:
+        try:
+            samples.append(make_sample(record, processor, with_response=False))
+        except SampleError as error:
+            bad.append(error.bad_record())
+    return samples, bad
+
+
+def answer_row(sample: Sample, text: str, tokens: int) -> dict[str, Any]:
+    """One line of OUT.jsonl."""
+    record = sample.record
+    box = answer_box(text, cot=record.cot)
+    return {
+        "uid": record.uid,
+        "task": record.task,
+        "images": list(record.images),
+        "sizes": [list(size) for size in sample.sizes],
+        "question": record.question,
+        "target_image": record.target_image,
+        "gt": record.box,
+        "text": text,
+        "box": box,
+        "iou": iou(box, record.box),
+        "format": float(has_format(text, cot=record.cot)),
+        "tokens": tokens,
+    }
+
+
+def missing_row(bad: BadRecord, records: Sequence[Record]) -> dict[str, Any]:
+    """The line of a record that could not be shown to the model: it counts, with IoU 0."""
+    record = next(r for r in records if r.source == bad.source)
+    return {
+        "uid": record.uid,
+        "task": record.task,
+        "images": list(record.images),
+        "sizes": [],
+        "question": record.question,
+        "target_image": record.target_image,
+        "gt": record.box,
+        "text": "",
+        "box": None,
+        "iou": 0.0,
+        "format": 0.0,
+        "tokens": 0,
+        "error": bad.message,
+    }
