@@ -1,0 +1,39 @@
+"""A small random model and random groups, shared by the model, rollout and invariant tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from univg_fast.model import PackedModel, load_model
+from univg_fast.structs import Group, Record, Sample
+
+SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+VOCAB = {token: i for i, token in enumerate(SPECIAL + [f"w{i}" for i in range(94)])}
+IMAGE, START, END = (VOCAB[f"<|{name}|>"] for name in ("image_pad", "vision_start", "vision_end"))
+WORDS = np.arange(len(SPECIAL), len(VOCAB))
+
+
+def tiny_model(seed: int = 0, noise: float = 0.05) -> PackedModel:
+    """Random weights, biases and norms perturbed too, so that every part of the model matters."""
+    model = load_model("qwen2_vl_tiny", vocab=VOCAB, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data.add_(noise * torch.randn(parameter.shape, generator=generator))
+    return PackedModel(model).eval()
+
+
+def random_sample(rng: np.random.Generator, grids: list[tuple[int, int]], uid: str = "u") -> Sample:
+    """A prompt with images of these (height, width) in patches and a few words between."""
+    ids = [VOCAB["<|endoftext|>"]]
+    for height, width in grids:
+        ids += [START, *[IMAGE] * (height * width // 4), END, *rng.choice(WORDS, rng.integers(0, 3))]
+    ids += [*rng.choice(WORDS, rng.integers(2, 9))]
+    grid = np.array([(1, h, w) for h, w in grids], np.int64).reshape(-1, 3)
+    pixels = rng.standard_normal((int(grid.prod(-1).sum()), 1176)).astype(np.float32)
+    record = Record(uid, "tests:1", (), "question", box=(0, 0, 500, 500))
+    return Sample(record, np.array(ids, np.int64), grid, pixels, tuple((14 * w, 14 * h) for h, w in grids))
+
+
+def random_group(rng: np.random.Generator, grids: list[tuple[int, int]], lengths: list[int]) -> Group:
+    return Group(random_sample(rng, grids), tuple(rng.choice(WORDS, n).astype(np.int64) for n in lengths))

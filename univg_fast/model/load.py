@@ -1,0 +1,81 @@
+"""Models from a local folder, or from a built-in small config with seeded random weights."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from packaging.version import Version
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from univg_fast.model.attention import TEXT, VISION
+
+CONFIGS = files("univg_fast.model") / "configs"
+CLASSES = {"qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration)}
+SUPPORTED = ("5.16", "5.24")
+
+
+def builtin_configs() -> list[str]:
+    """Names of the small configs that come with the package."""
+    return sorted(p.name.removesuffix(".json") for p in CONFIGS.iterdir() if p.name.endswith(".json"))
+
+
+def check_versions() -> None:
+    """RuntimeError unless transformers is one this package was proved with."""
+    have = Version(transformers.__version__)
+    if not Version(SUPPORTED[0]) <= have < Version(SUPPORTED[1]):
+        raise RuntimeError(
+            f"transformers: expected >={SUPPORTED[0]},<{SUPPORTED[1]}, got {have}; "
+            "run `pip install -c constraints.txt transformers`"
+        )
+
+
+def load_model(
+    path: str, dtype: torch.dtype = torch.float32, *, vocab: dict[str, int] | None = None, seed: int = 0
+) -> PreTrainedModel:
+    """A model with this package's attention. `path`: a transformers folder, or a built-in config's name.
+
+    A built-in config needs `vocab` (token -> id of its tokenizer, for the vocabulary's size and the special ids) and is
+    initialised from `seed`. ValueError if `path` is neither, or the family is unknown.
+    """
+    check_versions()
+    attention = {"text_config": TEXT, "vision_config": VISION}
+    if path in builtin_configs():
+        config = small_config(path, vocab or {})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = CLASSES[config.model_type][1]._from_config(config, attn_implementation=attention)
+        return model.to(dtype)
+    if not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"model.path: expected a local folder with a config.json or one of {builtin_configs()}, got {path!r}"
+        )
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type not in CLASSES:
+        raise ValueError(f"model.path: {path} holds a {config.model_type!r} model; supported: {sorted(CLASSES)}")
+    return CLASSES[config.model_type][1].from_pretrained(path, dtype=dtype, attn_implementation=attention)
+
+
+def small_config(name: str, vocab: dict[str, int]) -> PretrainedConfig:
+    """The built-in config `name` with vocabulary size and special token ids taken from `vocab`."""
+    raw: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text())
+    ids = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    missing = [token for token in ids.values() if token not in vocab]
+    if missing:
+        raise ValueError(f"model.path={name}: the tokenizer lacks {missing}; a built-in config needs Qwen2-VL's special tokens")
+    raw["text_config"] |= {
+        "vocab_size": len(vocab),
+        "bos_token_id": vocab["<|endoftext|>"],
+        "eos_token_id": vocab["<|im_end|>"],
+        "pad_token_id": vocab["<|endoftext|>"],
+    }
+    return CLASSES[raw["model_type"]][0](**raw, **{key: vocab[token] for key, token in ids.items()})

@@ -1,0 +1,97 @@
+"""A packed row: `[prompt | r_1 | ... | r_G]` of one or more groups, with every index tensor the model needs.
+
+All tensors are made here, on the host, so that a training step never asks the device for a size. A response attends
+to its prompt and to itself; its positions go on from the prompt's largest mRoPE position + 1 on all three rows. The
+hidden state at the prompt's last token predicts the first token of every response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+from univg_fast.model.families import Family, rope_positions
+from univg_fast.packing.layout import AttentionLayout, build_layout
+from univg_fast.structs import Group
+
+
+@dataclass(frozen=True)
+class Row:
+    """Index tensors of one row of T tokens: N scored tokens of B responses in K groups, M image tokens."""
+
+    input_ids: torch.Tensor  # [1, T] int64
+    position_ids: torch.Tensor  # [3, 1, T] int64, mRoPE t/h/w
+    layout: AttentionLayout
+    target_rows: torch.Tensor  # [N] int64: the token whose hidden state predicts the target
+    target_ids: torch.Tensor  # [N] int64
+    cu_seqlens: torch.Tensor  # [B + 1] int64: targets of each response
+    cu_groups: torch.Tensor  # [K + 1] int64: responses of each group
+    image_positions: torch.Tensor  # [M] int64: the row's image placeholder tokens, in order
+    pixel_values: torch.Tensor  # [patches, patch_dim] float32
+    image_grid_thw: torch.Tensor  # [n, 3] int64, on the CPU: only ever read by the host
+    groups: tuple[int, ...] = ()  # which groups of the step these are
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    def to(self, device: torch.device | str) -> Row:
+        """A copy on `device` (the grid stays on the host)."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_grid_thw"}
+        moved = {k: v.to(device, non_blocking=True) for k, v in moved.items() if hasattr(v, "to")}
+        return replace(self, **moved)
+
+
+def build_row(groups: Sequence[Group], family: Family, indices: Sequence[int] = ()) -> Row:
+    """Lay out `groups` one after the other. `indices` names the groups within their step, for scattering results."""
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    spans: list[tuple[int, int, list[int]]] = []  # (start, P, [R, ...])
+    target_rows: list[np.ndarray] = []
+    target_ids: list[np.ndarray] = []
+    cu_seqlens, cu_groups, start = [0], [0], 0
+    for group in groups:
+        prompt = group.sample.prompt_ids
+        prompt_positions, following = rope_positions(prompt, group.sample.image_grid_thw, family)
+        ids.append(prompt)
+        positions.append(prompt_positions)
+        last = start + len(prompt) - 1
+        at = last + 1
+        for response in group.responses:
+            n = len(response)
+            ids.append(response)
+            positions.append(np.broadcast_to(following + np.arange(n), (3, n)))
+            target_rows.append(np.concatenate([[last], np.arange(at, at + n - 1)])[:n])
+            target_ids.append(response)
+            cu_seqlens.append(cu_seqlens[-1] + n)
+            at += n
+        spans.append((start, len(prompt), [len(r) for r in group.responses]))
+        cu_groups.append(cu_groups[-1] + len(group.responses))
+        start = at
+    flat = np.concatenate(ids)
+    prompt_mask = np.concatenate([_prompt_mask(span) for span in spans])
+    grids = [g.sample.image_grid_thw for g in groups]
+    empty = [np.zeros(0, np.int64)]
+    return Row(
+        input_ids=torch.from_numpy(flat)[None],
+        position_ids=torch.from_numpy(np.concatenate(positions, axis=1))[:, None],
+        layout=build_layout(spans),
+        target_rows=torch.from_numpy(np.concatenate(target_rows or empty)),
+        target_ids=torch.from_numpy(np.concatenate(target_ids or empty)),
+        cu_seqlens=torch.tensor(cu_seqlens),
+        cu_groups=torch.tensor(cu_groups),
+        # only the prompt's placeholders stand for images: a sampled placeholder id in a response is just a token
+        image_positions=torch.from_numpy(np.flatnonzero((flat == family.image_token_id) & prompt_mask)),
+        pixel_values=torch.from_numpy(np.concatenate([g.sample.pixel_values for g in groups])),
+        image_grid_thw=torch.from_numpy(np.concatenate(grids).reshape(-1, 3)),
+        groups=tuple(indices),
+    )
+
+
+def _prompt_mask(span: tuple[int, int, list[int]]) -> np.ndarray:
+    _, prompt, responses = span
+    return np.concatenate([np.ones(prompt, bool), np.zeros(sum(responses), bool)])
+

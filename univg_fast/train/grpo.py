@@ -1,0 +1,173 @@
+"""One step of stage 2: rollout, rewards, advantages and difficulty, reference, and the policy update.
+
+The global batch of prompts is the loader's; each rank works on its share. All normalisers are global, so that the same
+prompts give the same loss on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from univg_kernels import GrpoConfig, GrpoOutput, group_advantage
+
+from univg_fast.config import Config
+from univg_fast.data.loader import SampleLoader
+from univg_fast.loss import grpo_head, logprob_head
+from univg_fast.loss.grpo import RowTargets
+from univg_fast.model import PackedModel
+from univg_fast.packing import Row, build_row
+from univg_fast.rewards import Scores, score
+from univg_fast.rollout import LocalEngine, Sampling
+from univg_fast.structs import BadRecord, Completion, Group, Sample
+from univg_fast.train import distributed
+from univg_fast.train.engine import train_step
+from univg_fast.train.grpo_log import reduce_metrics
+from univg_fast.train.rows import Phases, pack_groups, rows_needed
+from univg_fast.train.zero import refresh
+
+
+@dataclass(frozen=True)
+class Scored:
+    """This rank's part of a step: S prompts with G completions each, in order; B = S * G."""
+
+    samples: list[Sample]
+    completions: list[list[Completion]]
+    scores: Scores
+    advantages: torch.Tensor  # [B] fp32, CPU
+    phi: torch.Tensor  # [B]
+    miou: torch.Tensor  # [S]: the group means that phi was made of
+    reward_std: torch.Tensor  # [S]
+    bad: list[BadRecord]
+
+
+def loss_config(config: Config) -> GrpoConfig:
+    """The stage's settings as the loss kernels take them."""
+    grpo = config.grpo
+    return GrpoConfig(
+        loss_type=grpo.loss_type,
+        epsilon_low=grpo.epsilon_low,
+        epsilon_high=grpo.epsilon_high,
+        beta=grpo.beta,
+        temperature=grpo.temperature,
+        difficulty=grpo.difficulty,
+        scale_rewards="group" if grpo.scale_rewards else "none",
+    )
+
+
+class GrpoStep:
+    """Call it with a step's number; returns the step's metrics (equal on all ranks) and this rank's scored prompts."""
+
+    def __init__(
+        self,
+        config: Config,
+        engine: Any,
+        loader: SampleLoader,
+        rollout: LocalEngine,
+        reference: PackedModel | None,
+        spare: Sample,
+        phases: Phases,
+    ) -> None:
+        self.config, self.engine, self.loader = config, engine, loader
+        self.rollout, self.reference, self.phases = rollout, reference, phases
+        self.model: PackedModel = engine.module
+        self.loss = loss_config(config)
+        stop = np.array([rollout.stop], np.int64)
+        self.spare = build_row([Group(spare, (stop,))], self.model.family).to(self.model.device)
+
+    def __call__(self, step: int) -> tuple[dict[str, float], Scored]:
+        scored = self._rollout(step)
+        with self.phases("data"):
+            groups = [
+                Group(sample, tuple(c.token_ids for c in completions))
+                for sample, completions in zip(scored.samples, scored.completions, strict=True)
+            ]
+            rows = pack_groups(groups, self.model.family, self.config.pack.budget_tokens, self.model.device)
+            count = {"responses": float(sum(len(g.responses) for g in groups))}
+            responses = max(distributed.reduce_floats(count)["responses"], 1.0)
+        features = self._features(rows)
+        with self.phases("ref"):
+            targets = [self._targets(row, scored, feature) for row, feature in zip(rows, features, strict=True)]
+        losses: list[float] = []
+        first: list[GrpoOutput] = []
+        for iteration in range(self.config.grpo.num_iterations):
+            with self.phases("update"):
+                outputs: list[GrpoOutput] = []
+                result = train_step(self.engine, self._losses(rows, targets, features, responses, outputs))
+            losses.append(result.loss)
+            first = first or outputs
+            if iteration == 0:  # later iterations measure their ratio against the policy that sampled
+                for target, output in zip(targets, outputs, strict=False):
+                    target.old_logp = output.logp
+        metrics = reduce_metrics(scored, rows, first, self.config)
+        metrics["loss"] = distributed.reduce_floats({"loss": sum(losses) / len(losses)})["loss"]
+        metrics |= {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
+        metrics["skipped"] = float(not result.applied)
+        return metrics, scored
+
+    def _rollout(self, step: int) -> Scored:
+        config = self.config.grpo
+        with self.phases("data"):
+            samples, bad = self.loader.batch(step)
+        with self.phases("rollout"):
+            refresh(self.rollout.model, self.engine)
+            sampling = Sampling(
+                max_new_tokens=config.max_completion_length,
+                temperature=config.temperature,
+                top_k=config.top_k,
+                top_p=config.top_p,
+                seed=self.config.run.seed * 1_000_003 + step,
+            )
+            completions = self.rollout.generate(samples, config.num_generations, sampling)
+        with self.phases("reward"):
+            texts = [c.text for group in completions for c in group]
+            records = [s.record for s in samples for _ in range(config.num_generations)]
+            scores = score(texts, records, self.config.rewards.terms)
+            offsets = torch.arange(len(samples) + 1) * config.num_generations
+            stats = group_advantage(
+                torch.from_numpy(scores.total),
+                offsets,
+                accuracy=torch.from_numpy(scores.parts[self.config.rewards.difficulty_from]),
+                config=self.loss,
+            )
+        return Scored(
+            samples, completions, scores, stats.advantages, stats.phi, stats.accuracy_mean, stats.std, bad
+        )
+
+    def _features(self, rows: Sequence[Row]) -> list[torch.Tensor | None]:
+        """Image features of each row, made once for reference and update where the tower is frozen."""
+        if not self.config.model.freeze_vision_tower:
+            return [None] * len(rows)
+        with self.phases("ref"), torch.no_grad():
+            return [self.rollout.model.encode_images(row.pixel_values, row.image_grid_thw) for row in rows]
+
+    def _targets(self, row: Row, scored: Scored, features: torch.Tensor | None) -> RowTargets:
+        """The row's responses' advantages and phi, and the reference's log-probs."""
+        generations = self.config.grpo.num_generations
+        index = torch.tensor([g * generations + j for g in row.groups for j in range(generations)])
+        targets = RowTargets(scored.advantages[index].to(row.target_ids.device), scored.phi[index].to(row.target_ids.device))
+        if self.reference is not None:
+            with torch.no_grad():
+                targets.ref_logp = self.reference(row, logprob_head(row, self.config.grpo.temperature), features)
+        return targets
+
+    def _losses(
+        self,
+        rows: list[Row],
+        targets: list[RowTargets],
+        features: list[torch.Tensor | None],
+        responses: float,
+        outputs: list[GrpoOutput],
+    ) -> Iterator[torch.Tensor]:
+        for index in range(rows_needed(len(rows), self.config.deepspeed.zero_stage)):
+            if index < len(rows):
+                head = grpo_head(rows[index], targets[index], responses, self.loss)
+                output = self.engine(rows[index], head, features[index])
+                outputs.append(GrpoOutput(output.loss.detach(), output.metrics, output.logp))
+                yield output.loss
+            else:  # another rank has more rows: take part with weight 0
+                nothing = RowTargets(*torch.zeros(2, 1, device=self.model.device))
+                yield self.engine(self.spare, grpo_head(self.spare, nothing, 1.0, self.loss)).loss * 0.0

@@ -1,0 +1,112 @@
+"""What a run needs before its first step: data files, records, tokenizer, processor. The same on every rank."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer
+
+from univg_fast.config import Config
+from univg_fast.data.builtin import BuiltinConfig, write_builtin
+from univg_fast.data.prompts import corpus
+from univg_fast.data.samples import Processor, make_processor, make_sample
+from univg_fast.data.scan import scan, write_report
+from univg_fast.data.tokenizer import build_tokenizer
+from univg_fast.model import load_model
+from univg_fast.model.load import CONFIGS, builtin_configs
+from univg_fast.structs import Record, Sample
+from univg_fast.train import distributed
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Records of each use ("sft", "grpo", "eval") and the processor that turns them into samples."""
+
+    records: dict[str, list[Record]]
+    processor: Processor
+
+
+def prepare(config: Config, run_dir: Path) -> Inputs:
+    """Read and check the data, and make the tokenizer and processor. Collective."""
+    files = data_files(config, run_dir)
+    records: dict[str, list[Record]] = {}
+    reports = {}
+    for use, paths in files.items():
+        if not paths:
+            records[use] = []
+            continue
+        records[use], reports[use] = scan(paths, config.data.image_root, config.data.max_bad_fraction)
+    for stage in config.stages:
+        if not records[stage]:
+            raise ValueError(f"data.{stage}: expected at least one file for stage {stage}, got none")
+    if distributed.is_main():
+        write_report(run_dir / "data_report.json", reports)
+    return Inputs(records, make_run_processor(config, records))
+
+
+def data_files(config: Config, run_dir: Path) -> dict[str, list[str]]:
+    """Paths of the data files by use; the built-in data set is written by rank 0 if it is asked for."""
+    if config.data.builtin is None:
+        return {"sft": [*config.data.sft], "grpo": [*config.data.grpo], "eval": [*config.data.eval]}
+    builtin = BuiltinConfig(**{"seed": config.run.seed, **config.data.builtin})
+    folder = run_dir / "data"
+
+    def write() -> dict[str, list[str]]:
+        stamp, wanted = folder / "config.json", json.dumps(builtin.__dict__, sort_keys=True)
+        if not (stamp.is_file() and stamp.read_text() == wanted):
+            write_builtin(folder, builtin)
+            stamp.write_text(wanted)
+        return {"sft": [str(folder / "stage1.json")], "grpo": [str(folder / "stage2.json")], "eval": [str(folder / "eval.json")]}
+
+    paths = distributed.all_or_none("writing the built-in data", lambda: write() if distributed.is_main() else {})
+    return distributed.broadcast_object(paths)
+
+
+def make_run_processor(config: Config, records: dict[str, list[Record]]) -> Processor:
+    """The model folder's tokenizer and vision numbers; for a built-in config a tokenizer learned from the records."""
+    path = config.model.path
+    if path in builtin_configs():
+        tokenizer: Any = build_tokenizer(corpus([r for use in ("sft", "grpo") for r in records[use]]))
+        vision = json.loads((CONFIGS / f"{path}.json").read_text())["vision_config"]
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        vision = AutoConfig.from_pretrained(path).vision_config.to_dict()
+    return make_processor(
+        tokenizer,
+        min_pixels=config.data.min_pixels,
+        max_pixels=config.data.max_pixels,
+        patch_size=vision["patch_size"],
+        merge_size=vision["spatial_merge_size"],
+        temporal_patch_size=vision["temporal_patch_size"],
+        prompt_template=config.data.prompt_template,
+        max_length=config.data.max_length,
+    )
+
+
+def load_policy(config: Config, processor: Processor, path: str, device: torch.device) -> Any:
+    """The transformers model at `path` on `device`, its vision tower frozen if the config says so."""
+    model = load_model(
+        path, DTYPES[config.model.torch_dtype], vocab=processor.tokenizer.get_vocab(), seed=config.model.init_seed
+    ).to(device)
+    if config.model.freeze_vision_tower:
+        model.model.visual.requires_grad_(False)
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def first_sample(records: list[Record], processor: Processor, with_response: bool) -> Sample:
+    """The first record that can be decoded: what a rank without rows of its own trains on with weight 0."""
+    problem: Exception | None = None
+    for record in records[:100]:
+        try:
+            return make_sample(record, processor, with_response)
+        except ValueError as error:
+            problem = error
+    raise ValueError(f"data: none of the first {min(len(records), 100)} records can be decoded; the last: {problem}")
