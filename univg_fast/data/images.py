@@ -55,7 +55,8 @@ def _open(path: Path) -> Image.Image:
     """Image.open, refusing at once what Pillow only warns of: an image so large that it may be an attack."""
     image = Image.open(path)
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        image.close()
         raise Image.DecompressionBombError(
-            f"{image.width}x{image.height} px are more than {Image.MAX_IMAGE_PIXELS}, Pillow's MAX_IMAGE_PIXELS"
+            f"{image.width}x{image.height} px, more than Pillow's MAX_IMAGE_PIXELS ({Image.MAX_IMAGE_PIXELS})"
         )
     return image

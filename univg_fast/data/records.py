@@ -21,21 +21,11 @@ from .prompts import split_instruction
 
 MARK = "<image>"
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
-KNOWN = frozenset(
-    [
-        "id",
-        "images",
-        "image",
-        "conversations",
-        "messages",
-        "question",
-        "answer",
-        "type",
-        "task",
-        "target_image",
-        "cot",
-    ]
-)
+STAGE1_KEYS = {"conversations", "messages", "type"}
+STAGE2_KEYS = {"question", "answer"}
+KNOWN = (
+    STAGE1_KEYS | STAGE2_KEYS | {"id", "images", "image", "task", "target_image", "cot"}
+)  # others: Record.extra
 
 
 def read_records(

@@ -1,0 +1,212 @@
+"""The built-in data: equal configs give equal bytes, and every answer can be verified from the pixels."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from univg_fast.data.builtin import TASKS, BuiltinConfig, write_builtin
+from univg_fast.data.builtin.shapes import COLOURS, SHAPES, Object, draw, mask
+from univg_fast.data.builtin.write import drafts
+
+CONFIG = BuiltinConfig(
+    seed=11, image_size=56, images_per_sample=(2, 4), crops=26, num_sft=80, num_grpo=20, num_eval=40
+)
+NAMED = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
+
+
+def digest(folder):
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def pixels(image, box):
+    """The part of an image inside a box of 0-1000; every coordinate must fall between two pixels."""
+    height, width = image.shape[:2]
+    edges = [box[0] * width / 1000, box[1] * height / 1000, box[2] * width / 1000, box[3] * height / 1000]
+    assert all(edge == int(edge) for edge in edges)
+    x1, y1, x2, y2 = map(int, edges)
+    return image[y1:y2, x1:x2]
+
+
+def bounding_box(where):
+    """Tight box of a mask, 0-1000."""
+    height, width = where.shape
+    xs, ys = np.flatnonzero(where.any(0)), np.flatnonzero(where.any(1))
+    box = (xs[0] / width, ys[0] / height, (xs[-1] + 1) / width, (ys[-1] + 1) / height)
+    return tuple(round(1000 * edge) for edge in box)
+
+
+def of_colour(image, name):
+    return (image == np.array(COLOURS[name], np.uint8)).all(-1)
+
+
+def of_task(task, **changes):
+    config = replace(CONFIG, tasks=(task,), **changes)
+    return [draft for _, draft in drafts(config, "sft")]
+
+
+def test_same_config_same_bytes_other_seed_other_bytes(tmp_path):
+    config = replace(CONFIG, tasks=TASKS, num_sft=10, num_grpo=5, num_eval=5)
+    write_builtin(tmp_path / "a", config)
+    write_builtin(tmp_path / "b", config)
+    write_builtin(tmp_path / "c", replace(config, seed=12))
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert digest(tmp_path / "a") != digest(tmp_path / "c")
+
+
+def test_a_longer_file_begins_with_the_shorter_one():
+    short = list(drafts(replace(CONFIG, num_sft=6), "sft"))
+    long = list(drafts(replace(CONFIG, num_sft=12), "sft"))[:6]
+    for (_, one), (_, other) in zip(short, long, strict=True):
+        assert one.question == other.question and one.box == other.box
+        assert all(np.array_equal(a, b) for a, b in zip(one.images, other.images, strict=True))
+
+
+def test_eval_shares_no_image_with_training(tmp_path):
+    write_builtin(tmp_path, replace(CONFIG, tasks=TASKS))
+    found = {"sft": set(), "grpo": set(), "eval": set()}
+    for name, value in digest(tmp_path / "images").items():
+        found[name.split("_")[0]].add(value)
+    assert len(found["eval"]) > 60
+    assert not found["eval"] & (found["sft"] | found["grpo"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("side", [7, 8, 14, 15, 28, 56])
+def test_a_shape_touches_all_four_sides_of_its_square(shape, side):
+    assert mask(shape, side).shape == (side, side)
+    assert bounding_box(mask(shape, side)) == (0, 0, 1000, 1000)
+
+
+def test_shapes_differ():
+    masks = [mask(shape, 14).tobytes() for shape in SHAPES]
+    assert len(set(masks)) == len(SHAPES)
+
+
+def test_an_object_partly_outside_is_clipped_not_moved():
+    image = np.zeros((40, 40, 3), np.uint8)
+    draw(image, Object("red", "square", -1, 3, 2), cell=10)
+    assert bounding_box(of_colour(image, "red")) == (0, 750, 250, 1000)
+
+
+def test_group_grounding_box_is_the_colours_bounding_box():
+    # without confusable distractors the target's colour is in no other object
+    for draft in of_task("group_grounding", confusable=0.0):
+        colour, shape = NAMED.search(draft.question).groups()
+        holders = [i for i, image in enumerate(draft.images) if of_colour(image, colour).any()]
+        assert holders == [draft.target_image]
+        assert bounding_box(of_colour(draft.images[draft.target_image], colour)) == draft.box
+        assert f"The {colour} {shape} is in image {draft.target_image + 1}." == draft.think
+
+
+def places_of(image, colour, shape, config):
+    """Every (x, y, side) of the lattice where exactly this object is drawn, by comparing masks."""
+    found = []
+    for side in config.object_cells:
+        wanted = mask(shape, side * config.cell)
+        for y in range(config.lattice - side + 1):
+            for x in range(config.lattice - side + 1):
+                top, left, size = y * config.cell, x * config.cell, side * config.cell
+                part = of_colour(image, colour)[top : top + size, left : left + size]
+                if np.array_equal(part, wanted):
+                    found.append((x, y, side))
+    return found
+
+
+@pytest.mark.parametrize("task", ["group_grounding", "refer_grounding"])
+def test_the_described_object_is_unique_among_confusable_ones(task):
+    # one size only: a large square holds small ones
+    config = replace(CONFIG, object_cells=(1,), confusable=1.0, distractors=(3, 3))
+    for draft in of_task(task, object_cells=(1,), confusable=1.0, distractors=(3, 3)):
+        colour, shape = NAMED.search(draft.think).groups()
+        searched = draft.images if task == "group_grounding" else draft.images[1:]
+        found = [place for image in searched for place in places_of(image, colour, shape, config)]
+        unit = 1000 // config.lattice
+        assert found == [(draft.box[0] // unit, draft.box[1] // unit, 1)]
+    assert {draft.target_image for draft in of_task("group_grounding")} == {0, 1, 2, 3}
+
+
+def test_refer_grounding_shows_its_object_alone_in_image_1():
+    for draft in of_task("refer_grounding", confusable=0.0):
+        colour, _ = NAMED.search(draft.think).groups()
+        colours = [name for name in COLOURS if of_colour(draft.images[0], name).any()]
+        assert colours == [colour]
+        assert bounding_box(of_colour(draft.images[1], colour)) == draft.box and draft.target_image == 1
+
+
+def test_static_diff_box_holds_all_that_differs():
+    edits = set()
+    for draft in of_task("static_diff"):
+        first, second = draft.images
+        assert bounding_box((first != second).any(-1)) == draft.box
+        edits.add(draft.think.removesuffix(" in image 2.").split()[-1])
+    assert {"new", "gone"} < edits and edits - {"new", "gone"} <= set(COLOURS)
+
+
+def test_static_diff_text_is_true():
+    for draft in of_task("static_diff", confusable=0.0):
+        colour, shape = NAMED.search(draft.think).groups()
+        inside = [of_colour(pixels(image, draft.box), colour).any() for image in draft.images]
+        assert inside == [
+            not draft.think.endswith("new in image 2."),
+            draft.think.endswith("new in image 2."),
+        ]
+
+
+@pytest.mark.parametrize("changes", [{}, {"distractors": (0, 0)}, {"background": 0.0}])
+def test_region_comes_from_one_place_only(changes):
+    for draft in of_task("region", **changes):
+        image, cut = draft.images
+        assert np.array_equal(pixels(image, draft.box), cut)
+        side, cell = cut.shape[0], CONFIG.cell
+        steps = range(0, CONFIG.image_size - side + 1, cell)
+        equal = [np.array_equal(image[y : y + side, x : x + side], cut) for y in steps for x in steps]
+        assert sum(equal) == 1
+
+
+def test_object_tracking_follows_one_object():
+    for draft in of_task("object_tracking", confusable=0.0):
+        colour, _ = NAMED.search(draft.think).groups()
+        given = tuple(int(n) for n in re.search(r"\((\d+),(\d+)\),\((\d+),(\d+)\)", draft.question).groups())
+        assert bounding_box(of_colour(draft.images[0], colour)) == given
+        assert bounding_box(of_colour(draft.images[-1], colour)) == draft.box
+        assert given != draft.box and draft.target_image == len(draft.images) - 1
+
+
+def test_written_rows_are_in_univg_r1s_formats(builtin_files):
+    stage1 = json.loads(builtin_files["sft"].read_text())
+    stage2 = json.loads(builtin_files["grpo"].read_text())
+    assert [row["type"] for row in stage1[:5]] == list(TASKS)
+    for row in stage1:
+        human, gpt = row["conversations"]
+        assert human["from"] == "human" and human["value"].count("<image>") == len(row["images"])
+        assert re.fullmatch(r"<think>.+</think><answer>\(\d+,\d+\),\(\d+,\d+\)</answer>", gpt["value"])
+    for row in stage2:
+        assert row["question"].startswith("<image>" * len(row["images"]))
+        assert all(isinstance(v, int) for v in row["answer"])
+    picture = Image.open(builtin_files["sft"].parent / stage1[0]["images"][0])
+    assert picture.size == (56, 56) and picture.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lattice": 3}, "data.builtin.lattice: expected a divisor of 1000, got 3"),
+        ({"image_size": 110}, "data.builtin.image_size: expected a multiple of lattice=4"),
+        (
+            {"object_cells": [4]},
+            "data.builtin.object_cells: expected sizes from 1 to lattice - max_shift = 3",
+        ),
+        ({"tasks": ["tracking"]}, "data.builtin.tasks: expected some of group_grounding"),
+        ({"num_colours": 9}, "data.builtin.num_colours: expected 2 to 6, got 9"),
+        ({"crops": 2}, "data.builtin.crops: expected at least 3"),
+    ],
+)
+def test_a_knob_out_of_range_is_named(changes, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        BuiltinConfig(**changes)

@@ -1,0 +1,68 @@
+"""The scan counts what is bad, stops only above the bound, and says what to do."""
+
+import json
+import re
+
+import pytest
+
+from univg_fast.data.scan import scan, write_report
+
+
+def mixed(folder):
+    return folder.jsonl(
+        folder.stage2(task="one"),
+        folder.stage2(answer=[5, 5, 5, 9]),
+        folder.stage2(task="two"),
+        "{",
+        folder.stage2(task="one"),
+    )
+
+
+def test_counts_below_the_bound(folder):
+    path = mixed(folder)
+    records, report = scan([path], max_bad_fraction=0.4)
+    assert [record.source for record in records] == [f"{path}:{line}" for line in (1, 3, 5)]
+    assert report.kinds == {"box": 1, "json": 1} and report.tasks == {"one": 2, "two": 1}
+    assert report.bad_fraction == 0.4 and report.files == {str(path): 5}
+    assert report.summary() == "3 records of 2 tasks from 1 files, 2 bad records skipped (box 1, json 1)"
+    assert scan([path], max_bad_fraction=0.4) == (records, report)
+
+
+def test_above_the_bound_it_stops_with_counts_places_and_the_key(folder):
+    path = mixed(folder)
+    with pytest.raises(ValueError) as caught:
+        scan([path], max_bad_fraction=0.39)
+    message = str(caught.value)
+    assert f"2 of 5 records in {path} are bad (40.0%, more than data.max_bad_fraction=0.39)" in message
+    assert re.search(r"box: 1\n +json: 1", message)
+    assert f"{path}:2: answer: expected x1 < x2" in message and f"{path}:4: not JSON" in message
+
+
+def test_many_bad_records_are_quoted_in_part(folder):
+    path = folder.jsonl(*["{"] * 20)
+    with pytest.raises(ValueError, match="and 15 more"):
+        scan([path])
+
+
+def test_no_good_record_stops_whatever_the_bound(folder):
+    with pytest.raises(ValueError, match="no good one is left"):
+        scan([folder.jsonl("{")], max_bad_fraction=1.0)
+    with pytest.raises(ValueError, match="no good one is left"):
+        scan([folder.write("empty.jsonl", "")])
+
+
+def test_several_files_keep_their_order(folder):
+    first = folder.jsonl(folder.stage2()).rename(folder.path / "first.jsonl")
+    second = folder.jsonl(folder.stage2(), folder.stage2())
+    records, report = scan([second, first])
+    assert [record.source for record in records] == [f"{second}:1", f"{second}:2", f"{first}:1"]
+    assert list(report.files.items()) == [(str(second), 2), (str(first), 1)]
+
+
+def test_the_written_report(folder, tmp_path):
+    path = mixed(folder)
+    _, report = scan([path], max_bad_fraction=0.5)
+    write_report(tmp_path / "data_report.json", {"grpo": report})
+    content = json.loads((tmp_path / "data_report.json").read_text())["grpo"]
+    assert content["good"] == 3 and content["kinds"] == {"box": 1, "json": 1}
+    assert content["bad"][1]["source"] == f"{path}:4" and content["bad_fraction"] == 0.4
