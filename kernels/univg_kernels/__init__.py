@@ -3,7 +3,7 @@
 Every op has one door here and up to three faces behind it (`reference`, `cpp`, `triton`); `resolve` says which runs.
 """
 
-from ._dispatch import resolve
+from ._dispatch import Backend, resolve
 from ._rows import GroupAdvantage, GrpoOutput
 from .box_iou import box_iou
 from .config import GrpoConfig
@@ -19,6 +19,7 @@ from .selective_logprob import selective_logprob
 
 __all__ = [
     "METRICS",
+    "Backend",
     "GroupAdvantage",
     "GrpoConfig",
     "GrpoOutput",

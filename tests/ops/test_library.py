@@ -1,0 +1,107 @@
+"""Registration, dispatch and packaging laws of univg_kernels."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import univg_kernels as uk
+from univg_kernels import _dispatch, _library
+
+
+def test_import_loads_nothing_of_the_trainer() -> None:
+    code = (
+        "import sys, univg_kernels as uk\n"
+        "roots = {m.split('.')[0] for m in sys.modules}\n"
+        "print(sorted(roots & {'univg_fast', 'transformers', 'deepspeed', 'kernels'}),"
+        " [m for m in sys.modules if m.endswith(('triton_impl', 'cpp_impl'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] []"
+
+
+def test_resolve() -> None:
+    assert uk.resolve("cpu") == "cpp"
+    assert uk.resolve(torch.device("cuda", 3)) == "triton"
+    assert uk.resolve("cpu", "reference") == uk.resolve("cuda", "reference") == "reference"
+    with pytest.raises(ValueError, match="backend 'cpp' needs CPU tensors, got cuda"):
+        uk.resolve("cuda", "cpp")
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_path", lambda: None)
+    assert uk.resolve("cpu") == "reference"
+    with pytest.raises(ValueError, match=r"_C is not built; .*pip install --no-build-isolation \."):
+        uk.resolve("cpu", "cpp")
+
+
+def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    _dispatch._load.cache_clear()
+    with caplog.at_level(logging.INFO, logger="univg_kernels"):
+        for _ in range(3):
+            uk.difficulty_weight(torch.ones(1))
+    assert [r.getMessage() for r in caplog.records] == ["difficulty_weight runs on cpu through its cpp face"]
+
+
+def _rows(n: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    return [torch.linspace(-1, 1, n, dtype=dtype), torch.ones(n, dtype=dtype), torch.full((n,), 0.5, dtype=dtype)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_opcheck(dtype: torch.dtype) -> None:
+    """Schemas tell the truth, fakes have the shapes of the real thing, autograd and AOT agree with eager."""
+    from univg_kernels.grpo_loss import cpp_impl  # noqa: F401  registers the fakes
+
+    ops, maths = torch.ops.univg_kernels, torch.float64 if dtype == torch.float64 else torch.float32
+    z = torch.randn(4, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+    ids = torch.tensor([0, 5, 32, 7])
+    opcheck(ops.logprob.default, (z.clone().requires_grad_(), ids, 0.8))
+    one = torch.ones(4, dtype=maths)
+    opcheck(ops.logprob_backward.default, (z, ids, one * 5, one, one, one, 0.8))
+    opcheck(ops.logprob_backward_.default, (z.clone(), ids, one * 5, one, one, one, 0.8))
+    settings = ("grpo", 0.2, 0.2, float("inf"), 0.04)
+    for old in (None, -one):
+        for with_grad in (True, False):
+            opcheck(ops.grpo_head.default, (z, ids, *_rows(4, maths), old, old, *settings, 0.9, with_grad))
+        opcheck(ops.grpo_head_.default, (z.clone(), ids, *_rows(4, maths), old, old, *settings, 0.9))
+        opcheck(ops.policy_rows.default, (-one, old, *_rows(4, maths), old, old, *settings))
+    opcheck(ops.ce_head_.default, (z.clone(), ids, one))
+    opcheck(ops.group_advantage.default, (one.clone(), torch.tensor([0, 1, 4]), "group", 1e-4))
+    opcheck(ops.group_mean.default, (one.clone(), torch.tensor([0, 1, 4])))
+    opcheck(ops.difficulty_weight.default, (one * 0.5, "power", 2.0, True))
+    boxes = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3]], dtype=maths)
+    for pairwise in (True, False):
+        opcheck(ops.box_iou.default, (boxes, boxes, pairwise, False, False))
+
+
+def test_compiled_logprob_equals_eager() -> None:
+    """Without a graph break; the backward pass is traced, too."""
+    z = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
+    ids = torch.arange(5)
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        logp, entropy = torch.ops.univg_kernels.logprob(logits, ids, 0.7)[:2]
+        return (logp * torch.arange(5.0) + entropy).sum()
+
+    results = []
+    for f in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        x = z.clone().requires_grad_()
+        value = f(x)
+        value.backward()
+        results.append((value, x.grad))
+    torch.testing.assert_close(*results)
+
+
+def test_library_speaks_only_the_stable_abi() -> None:
+    """No symbol of at::, c10:: or Python is asked for: one binary serves every Python and later torch."""
+    path = _library._path()
+    assert path is not None
+    names = subprocess.run(["nm", "-DC", "--undefined-only", path], capture_output=True, text=True, check=True).stdout
+    wanted = [line.split(maxsplit=1)[1] for line in names.splitlines()]
+    assert any("aoti_torch" in name for name in wanted)
+    assert [n for n in wanted if n.startswith(("at::", "c10::", "torch::jit", "_Py", "Py"))] == []
