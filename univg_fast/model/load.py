@@ -24,10 +24,9 @@ def builtin_configs() -> list[str]:
     return sorted(p.name.removesuffix(".json") for p in CONFIGS.iterdir() if p.name.endswith(".json"))
 
 
-def check_versions() -> None:
-    """RuntimeError unless transformers is one this package was proved with."""
-    have = Version(transformers.__version__)
-    if not Version(SUPPORTED[0]) <= have < Version(SUPPORTED[1]):
+def check_version(have: str = transformers.__version__) -> None:
+    """RuntimeError unless this is a transformers that the package was proved with."""
+    if not Version(SUPPORTED[0]) <= Version(have) < Version(SUPPORTED[1]):
         raise RuntimeError(
             f"transformers: expected >={SUPPORTED[0]},<{SUPPORTED[1]}, got {have}; "
             "run `pip install -c constraints.txt transformers`"
@@ -42,7 +41,7 @@ def load_model(
     A built-in config needs `vocab` (token -> id of its tokenizer, for the vocabulary's size and the special ids) and is
     initialised from `seed`. ValueError if `path` is neither, or the family is unknown.
     """
-    check_versions()
+    check_version()
     attention = {"text_config": TEXT, "vision_config": VISION}
     if path in builtin_configs():
         config = small_config(path, vocab or {})
