@@ -1,4 +1,4 @@
-"""A batch is a function of (seed, step) alone: not of ranks, of earlier batches, of threads or of the cache."""
+"""A batch is a function of (seed, step) alone: not of ranks, earlier batches, threads or the cache."""
 
 from dataclasses import replace
 

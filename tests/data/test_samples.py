@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from univg_fast.data.errors import DecodeError, Refused
+from univg_fast.data.errors import DecodeError, SampleError
 from univg_fast.data.images import load_images
 from univg_fast.data.prompts import COT_SUFFIX, DIRECT_PREFIX, prompt_text, split_instruction
 from univg_fast.data.records import read_records
@@ -91,7 +91,9 @@ def test_too_long(folder, tokenizer):
             sample = make_sample(record, processor, with_response=True)
             length = len(sample.prompt_ids) + len(sample.response_ids)
             continue
-        with pytest.raises(Refused, match=f"{length} tokens, more than data.max_length={limit}") as caught:
+        with pytest.raises(
+            SampleError, match=f"{length} tokens, more than data.max_length={limit}"
+        ) as caught:
             make_sample(record, processor, with_response=True)
         assert caught.value.kind == "too_long" and caught.value.source == record.source
 
@@ -99,13 +101,13 @@ def test_too_long(folder, tokenizer):
 def test_a_question_with_a_placeholder_of_its_own(folder, processor):
     row = folder.stage2(question="<image><image>Where is <|image_pad|>?")
     (record,), _ = read_records(folder.jsonl(row))
-    with pytest.raises(Refused, match="expected 2 image placeholders, got 3"):
+    with pytest.raises(SampleError, match="expected 2 image placeholders, got 3"):
         make_sample(record, processor, with_response=False)
 
 
 def test_a_stage_2_record_has_no_response(folder, processor):
     (record,), _ = read_records(folder.jsonl(folder.stage2()))
-    with pytest.raises(Refused, match="has none"):
+    with pytest.raises(SampleError, match="has none"):
         make_sample(record, processor, with_response=True)
 
 

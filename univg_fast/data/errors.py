@@ -1,4 +1,4 @@
-"""The one way in which the data says no to an entry."""
+"""The ways in which the data says no to an entry."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ from univg_fast.structs import BadRecord
 
 
 class Refused(ValueError):
-    """Why an entry gives no record or no sample.
+    """Why an entry of a file is no record; `kind` is one of BadRecord's. The reader knows where it stands."""
 
-    `kind` is one of BadRecord's; `source` ("path:line") is given where it is known.
-    """
+    def __init__(self, kind: str, problem: str):
+        super().__init__(problem)
+        self.kind, self.problem = kind, problem
 
-    def __init__(self, kind: str, problem: str, source: str = ""):
-        super().__init__(f"{source}: {problem}" if source else problem)
-        self.kind, self.problem, self.source = kind, problem, source
-
-    def bad_record(self, source: str = "") -> BadRecord:
-        """The report of it; `source` where the error does not know its own."""
-        source = self.source or source
+    def bad_record(self, source: str) -> BadRecord:
         return BadRecord(source, self.kind, f"{source}: {self.problem}")
 
 
-class DecodeError(Refused):
+class SampleError(ValueError):
+    """Why a record gives no sample; `source` ("path:line") is the record's and begins the message."""
+
+    def __init__(self, source: str, kind: str, problem: str):
+        super().__init__(f"{source}: {problem}")
+        self.source, self.kind = source, kind
+
+    def bad_record(self) -> BadRecord:
+        return BadRecord(self.source, self.kind, str(self))
+
+
+class DecodeError(SampleError):
     """An image whose header looked right and whose body is damaged."""
 
     def __init__(self, source: str, path: str, reason: str):
-        super().__init__("decode", f"cannot decode the image {path}: {reason}", source)
+        super().__init__(source, "decode", f"cannot decode the image {path}: {reason}")
         self.path = path

@@ -12,7 +12,7 @@ import numpy as np
 
 from univg_fast.structs import BadRecord, Record, Sample
 
-from .errors import Refused
+from .errors import SampleError
 from .samples import Processor, make_sample
 
 
@@ -94,8 +94,8 @@ class SampleLoader:
             return sample
         try:
             sample = make_sample(self.records[index], self.processor, self.with_response)
-        except Refused as error:
-            return error.bad_record(self.records[index].source)
+        except SampleError as error:
+            return error.bad_record()
         self._cache.put(index, sample)
         return sample
 

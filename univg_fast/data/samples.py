@@ -9,7 +9,7 @@ import numpy as np
 
 from univg_fast.structs import Record, Sample
 
-from .errors import Refused
+from .errors import SampleError
 from .images import load_images
 from .prompts import END, TEMPLATES, prompt_text, response_text
 
@@ -59,19 +59,19 @@ def make_processor(
 
 
 def make_sample(record: Record, processor: Processor, with_response: bool) -> Sample:
-    """Decode, patch and tokenize. Refused of kind decode, aspect, count, schema or too_long."""
+    """Decode, patch and tokenize. SampleError of kind decode, aspect, count, schema or too_long."""
     images = load_images(record)
     try:
         patches = processor.image_processor(images=images, return_tensors="np")
     except ValueError as error:  # the sides' ratio, if the record did not come through the scan
-        raise Refused("aspect", str(error), record.source) from error
+        raise SampleError(record.source, "aspect", str(error)) from error
     grid = np.asarray(patches["image_grid_thw"], np.int64)
     prompt = _expand(record, grid, processor)
     response = _response(record, processor) if with_response else None
     length = len(prompt) + (0 if response is None else len(response))
     if length > processor.max_length:
         problem = f"{length} tokens, more than data.max_length={processor.max_length}"
-        raise Refused("too_long", problem, record.source)
+        raise SampleError(record.source, "too_long", problem)
     return Sample(
         record=record,
         prompt_ids=prompt,
@@ -88,7 +88,7 @@ def _expand(record: Record, grid: np.ndarray, processor: Processor) -> np.ndarra
     places = np.flatnonzero(ids == processor.image_token_id)
     if len(places) != len(grid):
         problem = f"expected {len(grid)} image placeholders, got {len(places)}: the question holds its own"
-        raise Refused("count", problem, record.source)
+        raise SampleError(record.source, "count", problem)
     repeats = np.ones(len(ids), np.int64)
     repeats[places] = grid.prod(1) // processor.merge_size**2
     return np.repeat(ids, repeats)
@@ -97,7 +97,7 @@ def _expand(record: Record, grid: np.ndarray, processor: Processor) -> np.ndarra
 def _response(record: Record, processor: Processor) -> np.ndarray:
     if record.response is None:
         problem = "stage 1 needs a response; this record has none (a stage-2 file?)"
-        raise Refused("schema", problem, record.source)
+        raise SampleError(record.source, "schema", problem)
     return _encode(response_text(record), processor)
 
 
