@@ -3,7 +3,7 @@
 Precedence: command line, YAML, the defaults in `schema.py`. An unknown key or a wrong type stops at once.
 """
 
-from univg_fast.config.load import load_config, to_yaml
+from univg_fast.config.load import config_hash, load_config, to_yaml
 from univg_fast.config.read import ConfigError, recipe_names
 from univg_fast.config.schema import (
     Config,
@@ -36,6 +36,7 @@ __all__ = [
     "RunConfig",
     "SaveConfig",
     "SftConfig",
+    "config_hash",
     "load_config",
     "recipe_names",
     "to_yaml",

@@ -5,6 +5,8 @@ jsonargparse judges the types and prints `--help`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import typing
 from argparse import ArgumentError
@@ -56,6 +58,16 @@ def to_yaml(config: Config) -> str:
         return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
     return yaml.safe_dump(plain(asdict(config)), sort_keys=False, allow_unicode=True, width=110)
+
+
+def config_hash(config: Config) -> str:
+    """Of what decides the numbers of a run: all but the run folder, resuming, stopping early, saving and logging."""
+    values = asdict(config)
+    for key in ("save", "log"):
+        del values[key]
+    for key in ("dir", "resume", "max_steps"):
+        del values["run"][key]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _parser() -> jsonargparse.ArgumentParser:

@@ -62,7 +62,9 @@ def _prepare_deepspeed(on_cpu: bool) -> None:
     if on_cpu:  # else its gloo backend compiles a C++ helper at start-up, for tens of seconds
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # deepspeed's own calls
+    warnings.filterwarnings(
+        "ignore", "`torch.distributed.*is deprecated", FutureWarning
+    )  # deepspeed's own calls
     deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", verbose=False)
 
 
@@ -111,7 +113,7 @@ def reduce_floats(sums: Mapping[str, float], maxima: Mapping[str, float] | None 
 
 
 def equal_row_count(count: int) -> int:
-    """The largest count of any rank. Under ZeRO 2 and 3 every rank must run backward that often: pad up to it."""
+    """The largest count of any rank: under ZeRO 2 and 3 every rank must run backward that often."""
     return int(reduce_floats({}, {"rows": count})["rows"])
 
 
@@ -150,16 +152,19 @@ def all_or_none(what: str, function: Callable[[], T]) -> T:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`. A failure ends this process at once, so that torchrun ends the others; the culprit is named.
+    """Call `main`. A failure ends this process at once, so that torchrun ends the others.
 
-    A ValueError is a user's mistake and is printed without a traceback; so is a failure after another rank's.
+    The culprit is named. A ValueError is a user's mistake and is printed without a traceback; so is a failure
+    that follows another rank's.
     """
     try:
         main()
     except Exception as error:
         _fail(error)
-    if dist.is_initialized():
+    if world_size() > 1:
         dist.destroy_process_group()
+        logging.shutdown()
+        _exit(0)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -176,12 +181,18 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def _leave(last_words: str) -> NoReturn:
-    sys.stdout.flush()
     if last_words:
         print(last_words, file=sys.stderr, flush=True)
     else:
         time.sleep(1)  # torchrun ends the other ranks when the first one leaves: let rank 0 speak
-    os._exit(1)  # not sys.exit: at-exit handlers of a broken process group can hang
+    _exit(1)
+
+
+def _exit(code: int) -> NoReturn:
+    """Leave without the interpreter's own end: gloo's threads can abort there, a broken group can hang."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _first_failure(message: str) -> str | None:

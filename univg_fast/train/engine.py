@@ -1,17 +1,20 @@
 """The DeepSpeed engine: AdamW, clipping, schedule, and one optimizer step over any number of rows.
 
-Accumulation is unmanaged: the caller says where a step ends. Rows come with losses divided by GLOBAL counts; DeepSpeed
-averages gradients over the ranks, so `train_step` multiplies by the world size, and the sum over all rows of all ranks
-is what is minimised, whatever the world size. ZeRO 0 and 1 reduce once, in step(), so ranks may hold different numbers
-of rows; ZeRO 2 and 3 communicate in every backward pass and want equal numbers (`distributed.equal_row_count`).
+Accumulation is unmanaged: the caller says where a step ends. Rows come with losses divided by GLOBAL counts;
+DeepSpeed averages gradients over the ranks, so `train_step` multiplies by the world size: what is minimised is
+the sum over all rows of all ranks, whatever the world size. ZeRO 0 and 1 reduce once, in step(), so ranks may
+hold different numbers of rows; ZeRO 2 and 3 communicate in every backward pass and want equal numbers
+(`distributed.equal_row_count`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
 from typing import Any
 
 import torch
@@ -27,8 +30,8 @@ GROUP_ELEMENTS = 500_000_000  # parameters of one optimizer group
 class StepResult:
     """What one optimizer step did.
 
-    `loss` is the sum of this rank's row losses. `grad_norm` is the global norm before clipping, NaN or infinity where
-    the gradients were not finite; then `applied` is False and neither parameters nor schedule moved.
+    `loss` is the sum of this rank's row losses. `grad_norm` is the global norm before clipping, NaN or
+    infinity where the gradients were not finite; then `applied` is False: nothing moved.
     `learning_rate` is the rate that the step used.
     """
 
@@ -41,9 +44,9 @@ class StepResult:
 def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfig, total_steps: int) -> Any:
     """`deepspeed.initialize` for this module's trainable parameters; returns the engine.
 
-    The weights' dtype decides: float32, or bfloat16 with float32 master weights and float32 accumulation. Call
-    `distributed.init` first. Making a second engine on the same module: see `release`. Raises ValueError where the
-    module has nothing to train, mixes dtypes, or asks for bfloat16 at stage 0.
+    The weights' dtype decides: float32, or bfloat16 with float32 master weights and float32 accumulation.
+    Call `distributed.init` first; to make a second engine of a module, `release` the first. Raises ValueError
+    where the module has nothing to train, mixes dtypes, or asks for bfloat16 at stage 0.
     """
     import deepspeed as ds  # late: distributed.init must set it up first
 
@@ -54,15 +57,17 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
         raise ValueError(f"trainable parameters: expected all float32 or all bfloat16, got {names}")
     (dtype,) = dtypes
     if dtype == torch.bfloat16 and deepspeed.zero_stage == 0:
-        raise ValueError("deepspeed.zero_stage: expected 1, 2 or 3 with bfloat16 (stage 0 would accumulate in bfloat16)")
-    optimizer = torch.optim.AdamW(
-        groups, lr=optim.learning_rate, betas=(optim.adam_beta1, optim.adam_beta2), eps=optim.adam_epsilon, fused=True
-    )
+        raise ValueError(
+            "deepspeed.zero_stage: expected 1, 2 or 3 with bfloat16 (0 would accumulate in bfloat16)"
+        )
+    betas = (optim.adam_beta1, optim.adam_beta2)
+    optimizer = torch.optim.AdamW(groups, optim.learning_rate, betas, optim.adam_epsilon, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
     config = engine_config(optim, deepspeed, dtype, next(module.parameters()).device.type)
     if deepspeed.zero_stage == 0:
         optimizer.register_step_pre_hook(partial(_clip_or_skip, max_norm=optim.max_grad_norm))
-    engine, *_ = ds.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    with redirect_stdout(StringIO()):  # DeepSpeed prints its memory use at every stage of the bfloat16 set-up
+        engine, *_ = ds.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=config)
     return engine
 
 
@@ -75,31 +80,35 @@ def release(engine: Any) -> nn.Module:
 def train_step(engine: Any, losses: Iterable[torch.Tensor]) -> StepResult:
     """Backward through each row's scalar loss as the iterable makes it, then one optimizer step. Collective.
 
-    `losses`: at least one 0-d tensor per rank; the forward pass of a row runs when the iterator reaches it, so only one
-    row's activations live at a time.
+    `losses`: at least one 0-d tensor per rank. The forward pass of a row runs when the iterator reaches it,
+    so only one row's activations live at a time.
     """
-    learning_rate, scale, total = engine.get_lr()[0], distributed.world_size(), 0.0
-    count = 0
+    learning_rate, scale = engine.get_lr()[0], distributed.world_size()
+    kept = []  # on the device: no synchronisation per row
     for loss in losses:
         engine.backward(loss * scale, scale_wrt_gas=False)
-        total = total + loss.detach()  # stays on the device: no synchronisation per row
-        count += 1
-    if count == 0:
-        raise ValueError(f"rank {distributed.rank()}: a step needs at least one row per rank; pad with a row of weight 0")
+        kept.append(loss.detach())
+    if not kept:
+        raise ValueError(
+            f"rank {distributed.rank()}: a step needs a row on every rank; pad with one of weight 0"
+        )
     engine.step()
-    return StepResult(float(total), float(engine.get_global_grad_norm()), engine.was_step_applied(), learning_rate)
+    total, norm = float(torch.stack(kept).sum()), float(engine.get_global_grad_norm())
+    return StepResult(total, norm, engine.was_step_applied(), learning_rate)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW groups of the trainable parameters: weight decay on matrices only, in groups of bounded size.
 
-    Bounded, because ZeRO flattens and casts one group at a time: the peak of a step is that of its largest group.
+    Bounded, because ZeRO flattens and casts one group at a time: a step's peak is that of its largest group.
     """
     groups: list[dict[str, Any]] = []
     for is_matrix in (True, False):
         room = 0
         for parameter in module.parameters():
-            shape = getattr(parameter, "ds_shape", parameter.shape)  # under zero.Init the tensor itself is empty
+            shape = getattr(
+                parameter, "ds_shape", parameter.shape
+            )  # under zero.Init the tensor itself is empty
             if not parameter.requires_grad or (len(shape) >= 2) != is_matrix:
                 continue
             if room <= 0:
@@ -111,7 +120,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def learning_rate_factor(optim: OptimConfig, total_steps: int) -> Any:
-    """step -> factor of the peak rate. The warm-up begins at 1/warmup (not at 0, which would waste a step)."""
+    """step -> factor of the peak rate. The warm-up begins at 1/warmup: at 0 a step would be wasted."""
     warmup = math.ceil(optim.warmup_ratio * total_steps)
 
     def factor(step: int) -> float:
@@ -153,12 +162,14 @@ def _overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         held = merged.get(key)
-        merged[key] = _overlay(held, value) if isinstance(held, dict) and isinstance(value, Mapping) else value
+        merged[key] = (
+            _overlay(held, value) if isinstance(held, dict) and isinstance(value, Mapping) else value
+        )
     return merged
 
 
 def _clip_or_skip(optimizer: Any, args: Any, kwargs: Any, *, max_norm: float) -> None:
-    """Before a stage-0 step, where DeepSpeed itself gives neither a norm nor a check: both, under the names it reads.
+    """Before a stage-0 step, where DeepSpeed has neither norm nor check: make both, under the names it reads.
 
     The gradients are already averaged over the ranks, so every rank decides alike.
     """

@@ -1,0 +1,60 @@
+"""Launching the multi-process parts of these tests: torchrun on a CPU, random port, hard time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch_script(
+    script: str, *arguments: object, world: int = 1, timeout: float = 180
+) -> subprocess.CompletedProcess[str]:
+    """Run tests/train/SCRIPT under torchrun with `world` ranks; world=0 runs it with plain python."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world)]
+    start += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    command = [
+        *(start if world else [sys.executable]),
+        str(Path(__file__).parent / script),
+        *map(str, arguments),
+    ]
+    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    }
+    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"{script} ran longer than {timeout} s\n{out[-2000:]}\n{err[-4000:]}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.fixture(scope="session")
+def launch() -> Launch:
+    return launch_script

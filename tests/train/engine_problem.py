@@ -1,0 +1,47 @@
+"""The small problem of the engine tests: a tied language model whose forward pass gives a row's loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from univg_fast.config import OptimConfig
+
+STEPS = 5
+OPTIM = OptimConfig(learning_rate=1e-2, weight_decay=0.1, warmup_ratio=0.4, max_grad_norm=2.0)
+Row = tuple[torch.Tensor, torch.Tensor, float]
+
+
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32, 16)
+        self.hidden = nn.Linear(16, 16)
+        self.norm = nn.LayerNorm(16)
+        self.frozen = nn.Linear(16, 16)
+        self.lm_head = nn.Linear(16, 32, bias=False)
+        self.lm_head.weight = self.embed.weight
+        self.frozen.requires_grad_(False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.norm(torch.tanh(self.frozen(self.hidden(self.embed(tokens)))))
+
+
+class TinyLM(nn.Module):
+    """Uses lm_head.weight in its own forward pass, as a fused loss does: ZeRO 3 must gather it there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = Body()
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
+        logits = self.body(tokens) @ self.body.lm_head.weight.T
+        return nn.functional.cross_entropy(logits, targets, reduction="sum") * weight
+
+
+def batch(step: int) -> list[Row]:
+    """Five rows of different lengths, each weighted by one over the tokens of the whole step."""
+    generator = torch.Generator().manual_seed(step)
+    rows = [torch.randint(0, 32, (2, 4 + 3 * i), generator=generator) for i in range(5)]
+    return [(row[0], row[1], 1 / sum(r.shape[1] for r in rows)) for row in rows]

@@ -1,0 +1,74 @@
+"""Run by test_engine.py under torchrun: the same steps at every ZeRO stage; rank 0 writes a JSON report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from engine_problem import OPTIM, STEPS, TinyLM, batch
+
+from univg_fast.config import DeepSpeedConfig
+from univg_fast.train import distributed, engine
+
+SHARD_EVERYTHING = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+
+
+def share(rows: list[Any], stage: int) -> list[Any]:
+    """Rank 0 takes all rows but one; rank 1 repeats its own with weight 0 where ranks must run equally often."""
+    rank, world = distributed.rank(), distributed.world_size()
+    mine = rows if world == 1 else (rows[:-1] if rank == 0 else rows[-1:])
+    if stage >= 2:
+        mine = mine + [(x, y, 0.0) for x, y, _ in mine[:1]] * (
+            distributed.equal_row_count(len(mine)) - len(mine)
+        )
+    return mine
+
+
+def train(stage: int, module: TinyLM, steps: int = STEPS, poison_at: int | None = None) -> dict[str, Any]:
+    """Losses, norms, rates, parameters; at step `poison_at` the last rank's first loss is not a number."""
+    ds = engine.make_engine(module, OPTIM, DeepSpeedConfig(zero_stage=stage, config=SHARD_EVERYTHING), STEPS)
+    log: dict[str, Any] = {"loss": [], "grad_norm": [], "applied": [], "learning_rate": []}
+
+    def losses(step: int) -> Iterator[torch.Tensor]:
+        for number, row in enumerate(share(batch(step), stage)):
+            loss = ds(*row)
+            bad = step == poison_at and number == 0 and distributed.rank() == distributed.world_size() - 1
+            yield loss * float("nan") if bad else loss
+
+    for step in range(steps):
+        result = engine.train_step(ds, losses(step))
+        log["loss"].append(distributed.reduce_floats({"loss": result.loss})["loss"])
+        for key in ("grad_norm", "applied", "learning_rate"):
+            log[key].append(getattr(result, key))
+    log["parameters"] = parameters(ds.module, stage)
+    engine.release(ds)
+    return log
+
+
+def parameters(module: torch.nn.Module, stage: int) -> list[float]:
+    import deepspeed
+
+    gather = deepspeed.zero.GatheredParameters(list(module.parameters())) if stage == 3 else nullcontext()
+    with gather:
+        return torch.cat([p.detach().float().flatten() for p in module.parameters()]).tolist()
+
+
+def main() -> None:
+    distributed.init(timeout_s=60)
+    report: dict[str, Any] = {"plain": {}, "poisoned": {}, "second_engine": {}}
+    for stage in range(4):
+        module = TinyLM()
+        report["plain"][stage] = train(stage, module)
+        report["second_engine"][stage] = train(stage, module, steps=2)
+        report["poisoned"][stage] = train(stage, TinyLM(), poison_at=2)
+    if distributed.is_main():
+        with open(sys.argv[1], "w") as file:
+            json.dump(report, file)
+
+
+if __name__ == "__main__":
+    distributed.run(main)

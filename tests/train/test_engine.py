@@ -1,0 +1,127 @@
+"""The engine against plain torch: same losses, norms and parameters at every ZeRO stage and world size."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from univg_fast.config import DeepSpeedConfig, OptimConfig
+from univg_fast.train import engine
+
+sys.path.insert(0, str(Path(__file__).parent))  # the worker imports the same problem
+from engine_problem import OPTIM, STEPS, TinyLM, batch  # noqa: E402
+
+# warm-up over 2 of 5 steps, then a cosine to 0 over 3
+RATES = [
+    1e-2 * x for x in (0.5, 1.0, 1.0, (1 + math.cos(math.pi / 3)) / 2, (1 + math.cos(2 * math.pi / 3)) / 2)
+]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["world1", "world2"])
+def report(request: pytest.FixtureRequest, launch: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("engine") / "report.json"
+    done = launch("engine_worker.py", path, world=request.param)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(path.read_text())
+
+
+def plain_torch(module: TinyLM, steps: int = STEPS, skip: int | None = None) -> dict[str, list[float]]:
+    """The same training written with torch alone. A skipped step does not move the schedule."""
+    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, foreach=False)
+    log: dict[str, list[float]] = {"loss": [], "grad_norm": [], "learning_rate": []}
+    applied = 0
+    for step in range(steps):
+        optimizer.zero_grad()
+        total = sum(module(*row) for row in batch(step))
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(matrices + others, 2.0)
+        log["loss"].append(float(total.detach()))
+        log["grad_norm"].append(float(norm))
+        log["learning_rate"].append(RATES[applied])
+        for group in optimizer.param_groups:
+            group["lr"] = RATES[applied]
+        if step != skip:
+            optimizer.step()
+            applied += 1
+    log["parameters"] = torch.cat([p.detach().flatten() for p in module.parameters()]).tolist()
+    return log
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_five_steps_equal_plain_torch(report: Any, stage: int) -> None:
+    got, want = report["plain"][str(stage)], plain_torch(TinyLM())
+    assert got["applied"] == [True] * STEPS
+    for key in ("loss", "grad_norm", "learning_rate", "parameters"):
+        assert got[key] == pytest.approx(want[key], rel=1e-5, abs=1e-6), key
+    assert max(want["grad_norm"]) > 2.0, "the problem must exercise clipping"
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_second_engine_starts_from_the_first_ones_weights(report: Any, stage: int) -> None:
+    module = TinyLM()
+    plain_torch(module)
+    want = plain_torch(module, steps=2)
+    got = report["second_engine"][str(stage)]
+    assert got["loss"] == pytest.approx(want["loss"], rel=1e-5)
+    assert got["parameters"] == pytest.approx(want["parameters"], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_non_finite_gradient_on_one_rank_skips_the_step_on_all(report: Any, stage: int) -> None:
+    got, want = report["poisoned"][str(stage)], plain_torch(TinyLM(), skip=2)
+    assert got["applied"] == [True, True, False, True, True]
+    assert math.isnan(got["loss"][2]) and not math.isfinite(got["grad_norm"][2])
+    assert got["learning_rate"] == pytest.approx(want["learning_rate"])
+    assert got["parameters"] == pytest.approx(want["parameters"], rel=1e-5, abs=1e-6)
+
+
+def test_schedule_ends_and_shapes() -> None:
+    linear = engine.learning_rate_factor(OptimConfig(lr_scheduler_type="linear", warmup_ratio=0.2), 10)
+    assert [linear(s) for s in (0, 1, 2, 6, 10, 99)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
+    constant = engine.learning_rate_factor(OptimConfig(lr_scheduler_type="constant"), 10)
+    assert [constant(s) for s in (0, 5, 99)] == [1.0, 1.0, 1.0]
+
+
+def test_weight_decay_on_trainable_matrices_only_and_bounded_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = TinyLM()
+    monkeypatch.setattr(engine, "GROUP_ELEMENTS", 300)  # the embedding has 512, the hidden matrix 256
+    groups = engine.parameter_groups(module, 0.1)
+    body = module.body
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.1, 0.0]
+    assert [len(g["params"]) for g in groups] == [1, 1, 3]
+    assert groups[0]["params"][0] is body.embed.weight and groups[1]["params"][0] is body.hidden.weight
+
+
+def test_config_is_laid_over_not_replaced() -> None:
+    top = DeepSpeedConfig(
+        zero_stage=2, config={"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}
+    )
+    config = engine.engine_config(OPTIM, top, torch.bfloat16, "cuda")
+    assert config["zero_optimization"]["reduce_bucket_size"] == 7
+    assert config["zero_optimization"]["stage"] == 2 and config["zero_optimization"]["overlap_comm"]
+    assert config["wall_clock_breakdown"] and config["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.requires_grad_(False), "nothing to train"),
+        (lambda m: m.body.norm.to(torch.bfloat16), "torch.bfloat16, torch.float32"),
+        (lambda m: m.to(torch.float16), "torch.float16"),
+        (lambda m: m.to(torch.bfloat16), "expected 1, 2 or 3 with bfloat16"),
+    ],
+)
+def test_modules_that_cannot_be_trained_are_refused(change: Any, message: str) -> None:
+    module = TinyLM()
+    change(module)
+    with pytest.raises(ValueError, match=message):
+        engine.make_engine(module, OPTIM, DeepSpeedConfig(zero_stage=0), STEPS)
