@@ -94,8 +94,9 @@ UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id,
     weighted += weighted_part;
   }
   const double log_sum = std::log(sum);
-  return {static_cast<acc_t>(double(load(z + id)) * inverse_t - maximum - log_sum),
-          static_cast<acc_t>(log_sum - weighted / sum), static_cast<acc_t>(maximum + log_sum)};
+  const acc_t x_id = load(z + id) * inverse_t;  // rounded like `maximum`, so that a row of one column has log p = 0
+  return {static_cast<acc_t>(double(x_id) - double(maximum) - log_sum),
+          static_cast<acc_t>(log_sum - weighted / sum), static_cast<acc_t>(double(maximum) + log_sum)};
 }
 
 template <class scalar_t, class acc_t>

@@ -24,24 +24,19 @@ def needs_grad(*inputs: Tensor | None) -> tuple[bool, ...]:
     return tuple(on and t is not None and t.requires_grad for t in inputs)
 
 
-class _Gradients:
-    """Gradients of a loss that is multiplied by 1, waiting for the backward pass, which takes them once."""
+class Gradients:
+    """Gradients of a loss for an upstream gradient of 1, waiting for the backward pass, which takes them once."""
 
     def __init__(self, op: str, grads: Sequence[Tensor | None], scale: Scale):
         self.op, self.scale = op, scale
         self.grads: Sequence[Tensor | None] | None = grads
-        self.versions = [None if g is None else g._version for g in grads]
 
     def take(self, upstream: Tensor) -> Sequence[Tensor | None]:
+        """The gradients times `upstream`, multiplied in place."""
         if self.grads is None:
             raise RuntimeError(
                 f"{self.op}: second backward pass through one result; its gradients were made in the forward pass and "
                 "the first backward pass has used them up: call the op again for another one"
-            )
-        if [None if g is None else g._version for g in self.grads] != self.versions:
-            raise RuntimeError(
-                f"{self.op}: the logits, which held their own gradient, were modified between the forward and the "
-                "backward pass; pass inplace=False to keep logits and gradient apart"
             )
         grads, self.grads = self.grads, None
         for g in grads:
@@ -50,9 +45,41 @@ class _Gradients:
         return grads
 
 
+class OverwrittenLogits(Gradients):
+    """The gradient that lies where the logits were. Every other use of the logits makes the backward pass raise:
+
+    - what was computed from them before and saved them: autograd's own version counter sees the overwriting;
+    - what writes to them between forward and backward, such as a second loss in place: their version has moved on;
+    - what else sends a gradient to them: the sum of two gradients is not the tensor that was handed over.
+    """
+
+    def __init__(self, op: str, logits: Tensor, scale: Scale):
+        self.buffer = logits.detach()
+        super().__init__(op, [self.buffer], scale)
+        self.version = self.buffer._version
+        logits.register_hook(self._check_arriving)
+
+    def take(self, upstream: Tensor) -> Sequence[Tensor | None]:
+        self._check(self.buffer._version == self.version)
+        grads = super().take(upstream)
+        self.version = self.buffer._version
+        return grads
+
+    def _check_arriving(self, total: Tensor) -> None:
+        alone = self.grads is None and total.data_ptr() == self.buffer.data_ptr()
+        self._check(alone and self.buffer._version == self.version)
+
+    def _check(self, alone: bool) -> None:
+        if not alone:
+            raise RuntimeError(
+                f"{self.op}: the logits were overwritten with their gradient, and something else used them, too; "
+                "pass inplace=False to keep them"
+            )
+
+
 class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradients: _Gradients, loss: Tensor, *inputs: Tensor | None) -> Tensor:
+    def forward(ctx: Any, gradients: Gradients, loss: Tensor, *inputs: Tensor | None) -> Tensor:
         ctx.gradients = gradients
         return loss.view_as(loss)
 
@@ -62,35 +89,6 @@ class _WithGradients(torch.autograd.Function):
         return (None, None, *ctx.gradients.take(upstream))
 
 
-def attach_gradients(
-    op: str,
-    loss: Tensor,
-    inputs: Sequence[Tensor | None],
-    grads: Sequence[Tensor | None],
-    scale: Scale = scale_on_host,
-) -> Tensor:
-    """Make `loss` differentiable by `inputs`, with d loss/d inputs[i] = grads[i] (None: no gradient).
-
-    The first backward pass scales the gradients in place and gives them away; a second one raises RuntimeError.
-    """
-    return _WithGradients.apply(_Gradients(op, grads, scale), loss, *inputs)
-
-
-def guard_overwritten(op: str, logits: Tensor, gradient: Tensor) -> None:
-    """Make the backward pass raise when something else, too, differentiated through the overwritten logits.
-
-    `gradient` is logits.detach() after the gradient was written into it. Uses that had saved the logits before are
-    caught by autograd's version counter; this hook sees the rest: the sum of several gradients is a new tensor, and
-    a later overwriting shows in the version.
-    """
-    version = gradient._version
-
-    def check(total: Tensor) -> None:
-        # One more version is the scaling by the upstream gradient.
-        if total.data_ptr() != gradient.data_ptr() or gradient._version > version + 1:
-            raise RuntimeError(
-                f"{op}: the logits were overwritten with their gradient, and something else used them as well; "
-                "pass inplace=False"
-            )
-
-    logits.register_hook(check)
+def attach_gradients(loss: Tensor, inputs: Sequence[Tensor | None], gradients: Gradients) -> Tensor:
+    """Make `loss` differentiable by `inputs`: d loss/d inputs[i] = gradients.grads[i] (None: no gradient)."""
+    return _WithGradients.apply(gradients, loss, *inputs)

@@ -107,7 +107,10 @@ def make_case() -> Callable[..., Case]:
 
 @pytest.fixture(scope="session")
 def assert_no_worse() -> Callable[[str, Tensor, Tensor, Tensor, torch.dtype], None]:
-    """error(face) <= 2 · error(eager in the same dtype) + slack · largest true value, both against fp64."""
+    """error(face) <= 2 · error(eager in the same dtype) + slack · scale, both against fp64.
+
+    The scale is the largest true value, but at least 0.1: what is 0 by cancellation is not 0 by representation.
+    """
 
     def check(what: str, got: Tensor, eager: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
         assert got.shape == truth.shape, what
@@ -115,7 +118,7 @@ def assert_no_worse() -> Callable[[str, Tensor, Tensor, Tensor, torch.dtype], No
             return
         truth = truth.double()
         error = (got.double() - truth).abs().max()
-        bound = 2 * (eager.double() - truth).abs().max() + SLACK[dtype] * truth.abs().max().clamp(min=1e-30)
+        bound = 2 * (eager.double() - truth).abs().max() + SLACK[dtype] * truth.abs().max().clamp(min=0.1)
         assert error <= bound, f"{what} in {dtype}: error {error:.3e}, allowed {bound:.3e}"
 
     return check

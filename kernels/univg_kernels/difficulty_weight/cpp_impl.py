@@ -12,3 +12,8 @@ _library.load()
 
 def difficulty_weight(miou: Tensor, kind: str, power: float, normalize: bool) -> Tensor:
     return torch.ops.univg_kernels.difficulty_weight(miou.contiguous(), kind, power, normalize)
+
+
+@torch.library.register_fake("univg_kernels::difficulty_weight")
+def _(miou: Tensor, kind: str, power: float, normalize: bool) -> Tensor:
+    return torch.empty_like(miou)

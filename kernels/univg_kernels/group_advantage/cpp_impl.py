@@ -24,3 +24,14 @@ def group_advantage(
     accuracy_mean = ops.group_mean(accuracy.contiguous(), cu)
     phi = difficulty_weight(accuracy_mean, config.difficulty, config.difficulty_power, config.normalize_difficulty)
     return GroupAdvantage(advantages, phi[segment_ids(cu, rewards.numel())], mean, std, accuracy_mean)
+
+
+@torch.library.register_fake("univg_kernels::group_advantage")
+def _(rewards: Tensor, cu_groups: Tensor, scale: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    k = cu_groups.shape[0] - 1
+    return torch.empty_like(rewards), rewards.new_empty(k), rewards.new_empty(k)
+
+
+@torch.library.register_fake("univg_kernels::group_mean")
+def _(values: Tensor, cu_groups: Tensor) -> Tensor:
+    return values.new_empty(cu_groups.shape[0] - 1)

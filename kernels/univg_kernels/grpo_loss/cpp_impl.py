@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import attach_gradients, guard_overwritten, needs_grad
+from .._autograd import Gradients, OverwrittenLogits, attach_gradients, needs_grad, scale_on_host
 from .._rows import GrpoOutput, PolicyRows, math_dtype
 from ..config import GrpoConfig
+from ..metrics import METRICS
 from ..policy_loss.cpp_impl import program_rows, program_settings
 from ..selective_logprob.cpp_impl import separate_rows
 
@@ -27,11 +30,28 @@ def grpo_loss(
         args = (token_ids.long(), *terms, old, ref, *program_settings(config), config.temperature)
         if over:
             loss, metrics, logp, _ = ops.grpo_head_(z, *args)
-            grad = z
         else:
             loss, metrics, logp, _, grad = ops.grpo_head(z, *args, wanted)
     if wanted:
         if over:
-            guard_overwritten("grpo_loss", logits, grad)
-        loss = attach_gradients("grpo_loss", loss, [logits], [grad])
+            gradients: Gradients = OverwrittenLogits("grpo_loss", logits, scale_on_host)
+        else:
+            gradients = Gradients("grpo_loss", [grad], scale_on_host)
+        loss = attach_gradients(loss, [logits], gradients)
     return GrpoOutput(loss, metrics, logp.float())
+
+
+@torch.library.register_fake("univg_kernels::grpo_head")
+def _(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return (*_fake_rows(logits), logits.new_empty(logits.shape) if args[-1] else logits.new_empty(0, dtype=torch.float32))
+
+
+@torch.library.register_fake("univg_kernels::grpo_head_")
+def _(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return _fake_rows(logits)
+
+
+def _fake_rows(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n, dtype = logits.shape[0], math_dtype(logits)
+    loss, metrics = logits.new_empty((), dtype=dtype), logits.new_empty(len(METRICS), dtype=torch.float32)
+    return loss, metrics, logits.new_empty(n, dtype=dtype), logits.new_empty(n, dtype=torch.bool)

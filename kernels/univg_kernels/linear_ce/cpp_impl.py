@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import attach_gradients, needs_grad
+from .._autograd import Gradients, attach_gradients, needs_grad, scale_on_host
 from .._linear_head import run_linear_head
 from .._rows import math_dtype
 
@@ -38,5 +38,11 @@ def linear_ce(
         if not any(needs):
             loss = -torch.dot(rw, logp)
     if any(needs):
-        loss = attach_gradients("linear_ce", loss, inputs, grads)
+        loss = attach_gradients(loss, inputs, Gradients("linear_ce", grads, scale_on_host))
     return loss, logp
+
+
+@torch.library.register_fake("univg_kernels::ce_head_")
+def _(logits: Tensor, token_ids: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logp = torch.empty_like(row_weight)
+    return row_weight.new_empty(()), logp, torch.empty_like(logp, dtype=torch.bool)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import attach_gradients, needs_grad
+from .._autograd import Gradients, attach_gradients, needs_grad, scale_on_host
 from .._rows import GrpoOutput, PolicyRows, RowTerms, math_dtype, row_terms
 from ..config import GrpoConfig
 from ..group_advantage.cpp_impl import group_advantage
+from ..metrics import METRICS
 
 _library.load()
 ops = torch.ops.univg_kernels
@@ -55,5 +56,11 @@ def _forward(
 def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
     loss, metrics, grad, lp = _forward(logp, entropy, rows, config)
     if any(needs_grad(logp)):
-        loss = attach_gradients("policy_loss", loss, [logp], [grad.to(logp.dtype)])
+        loss = attach_gradients(loss, [logp], Gradients("policy_loss", [grad.to(logp.dtype)], scale_on_host))
     return GrpoOutput(loss, metrics, lp)
+
+
+@torch.library.register_fake("univg_kernels::policy_rows")
+def _(logp: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    metrics = logp.new_empty(len(METRICS), dtype=torch.float32)
+    return logp.new_empty(()), metrics, torch.empty_like(logp)
