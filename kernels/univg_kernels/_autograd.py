@@ -25,7 +25,8 @@ def needs_grad(*inputs: Tensor | None) -> tuple[bool, ...]:
 
 
 class Gradients:
-    """Gradients of a loss for an upstream gradient of 1, waiting for the backward pass, which takes them once."""
+    """Gradients of a loss for an upstream gradient of 1, waiting for the backward pass, which takes them
+    once."""
 
     def __init__(self, op: str, grads: Sequence[Tensor | None], scale: Scale):
         self.op, self.scale = op, scale
@@ -35,7 +36,8 @@ class Gradients:
         """The gradients times `upstream`, multiplied in place."""
         if self.grads is None:
             raise RuntimeError(
-                f"{self.op}: second backward pass through one result; its gradients were made in the forward pass and "
+                f"{self.op}: second backward pass through one result; its gradients were made in the "
+                f"forward pass and "
                 "the first backward pass has used them up: call the op again for another one"
             )
         grads, self.grads = self.grads, None
@@ -46,10 +48,12 @@ class Gradients:
 
 
 class OverwrittenLogits(Gradients):
-    """The gradient that lies where the logits were. Every other use of the logits makes the backward pass raise:
+    """The gradient that lies where the logits were. Every other use of the logits makes the backward pass
+    raise:
 
     - what was computed from them before and saved them: autograd's own version counter sees the overwriting;
-    - what writes to them between forward and backward, such as a second loss in place: their version has moved on;
+    - what writes to them between forward and backward, such as a second loss in place: their version has
+    moved on;
     - what else sends a gradient to them: the sum of two gradients is not the tensor that was handed over.
     """
 
@@ -72,7 +76,8 @@ class OverwrittenLogits(Gradients):
     def _check(self, alone: bool) -> None:
         if not alone:
             raise RuntimeError(
-                f"{self.op}: the logits were overwritten with their gradient, and something else used them, too; "
+                f"{self.op}: the logits were overwritten with their gradient, and something else used them, "
+                f"too; "
                 "pass inplace=False to keep them"
             )
 

@@ -49,7 +49,8 @@ def check_ids(op: str, token_ids: object, rows: int, vocab: int, device: torch.d
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= vocab:
             raise ValueError(
-                f"{op}: token_ids must be in [0, {vocab}), got values from {low} to {high}; give rows that are "
+                f"{op}: token_ids must be in [0, {vocab}), got values from {low} to {high}; give rows that "
+                f"are "
                 "not scored any valid id and switch them off with mask"
             )
     return ids
@@ -73,13 +74,17 @@ def check_offsets(op: str, name: str, offsets: object, end: int, device: torch.d
 
 
 def check_logits(op: str, logits: object) -> Tensor:
-    z = check_tensor(op, "logits", logits, (None, None), FLOATS, remedy="flatten [B, L, V] with logits.view(-1, V)")
+    z = check_tensor(
+        op, "logits", logits, (None, None), FLOATS, remedy="flatten [B, L, V] with logits.view(-1, V)"
+    )
     if z.shape[1] == 0:
         raise ValueError(f"{op}: logits must have at least one column, got {list(z.shape)}")
     return z
 
 
-def check_linear(op: str, hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
+def check_linear(
+    op: str, hidden: object, weight: object, bias: object
+) -> tuple[Tensor, Tensor, Tensor | None]:
     h = check_tensor(op, "hidden", hidden, (None, None), FLOATS, remedy="pick the scored rows first: [N, H]")
     w = check_tensor(
         op,

@@ -1,6 +1,7 @@
 """The linear head: hidden states to a loss and its gradients, one chunk of logits at a time.
 
-The one loop of `linear_grpo_loss`, `linear_ce` and `linear_logprob`; what a row of logits is worth, its callback knows.
+The one loop of `linear_grpo_loss`, `linear_ce` and `linear_logprob`; what a row of logits is worth, its
+callback knows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 RowHead = Callable[[Tensor, int, int], Tensor | None]
-"""(logits [stop - start, V], start, stop): score these rows. Where gradients are wanted, overwrite the logits with
+"""(logits [stop - start, V], start, stop): score these rows. Where gradients are wanted, overwrite the
+logits with
 d loss/d logits and return which rows have one, bool [stop - start], or None for all of them."""
 
 
@@ -59,7 +61,7 @@ def run_linear_head(
         active = row_head(z, start, stop)
         if not any(needs):
             continue
-        rows = slice(start, stop)
+        rows: slice | Tensor = slice(start, stop)
         if active is not None and not bool(active.all()):
             index = active.nonzero()[:, 0]
             z, h, rows = _move_up(z, index), h[index], index + start
@@ -71,7 +73,8 @@ def run_linear_head(
             d_weight.add_product(z.t(), h)
         if d_bias is not None:
             d_bias.add(z.sum(0, dtype=d_bias.total.dtype))
-    return LinearGrads(d_hidden, d_weight and d_weight.result(), d_bias and d_bias.result())
+    sums = (None if s is None else s.result() for s in (d_weight, d_bias))
+    return LinearGrads(d_hidden, *sums)
 
 
 def _move_up(z: Tensor, index: Tensor) -> Tensor:
@@ -83,7 +86,8 @@ def _move_up(z: Tensor, index: Tensor) -> Tensor:
 
 
 class _Sum:
-    """Sum over chunks of a gradient shaped like `like`. Half precision is summed in fp32: rounding at every chunk
+    """Sum over chunks of a gradient shaped like `like`. Half precision is summed in fp32: rounding at every
+    chunk
     would lose what the later chunks add."""
 
     BLOCK = 16384  # rows of one product into the fp32 sum: bounds the temporary

@@ -24,7 +24,8 @@ class GrpoOutput(NamedTuple):
 
 
 class GroupAdvantage(NamedTuple):
-    """advantages [B], phi [B] of the responses; mean [K], std [K] (ddof 1) of the rewards and accuracy_mean [K]."""
+    """advantages [B], phi [B] of the responses; mean [K], std [K] (ddof 1) of the rewards and accuracy_mean
+    [K]."""
 
     advantages: Tensor
     phi: Tensor
@@ -88,8 +89,15 @@ def check_rows(
     if rewards is not None and (cu_groups is None or phi is not None):
         raise ValueError(f"{op}: rewards need cu_groups [K+1], and their phi follows from accuracy; drop phi")
     if advantages is not None and (cu_groups is not None or accuracy is not None):
-        raise ValueError(f"{op}: cu_groups and accuracy belong to rewards; with advantages give phi [B] instead")
-    for name, value in (("rewards", rewards), ("accuracy", accuracy), ("advantages", advantages), ("phi", phi)):
+        raise ValueError(
+            f"{op}: cu_groups and accuracy belong to rewards; with advantages give phi [B] instead"
+        )
+    for name, value in (
+        ("rewards", rewards),
+        ("accuracy", accuracy),
+        ("advantages", advantages),
+        ("phi", phi),
+    ):
         if value is not None:
             check_tensor(op, name, value, (b,), FLOATS, device, "one value per response")
     if cu_groups is not None:
@@ -104,14 +112,21 @@ def check_rows(
     elif num_responses is not None and not 0 < num_responses < float("inf"):
         raise ValueError(f"{op}: num_responses must be a finite number > 0, got {num_responses!r}")
     return PolicyRows(
-        cu_seqlens,
-        *(None if t is None else t.detach() for t in (rewards, accuracy)),
-        cu_groups,
-        *(None if t is None else t.detach() for t in (advantages, phi, old_logp)),
-        None if ref_logp is None or config.beta == 0 else ref_logp.detach(),
-        mask,
-        max(b, 1) if num_responses is None else num_responses,
+        cu_seqlens=cu_seqlens,
+        rewards=_detached(rewards),
+        accuracy=_detached(accuracy),
+        cu_groups=cu_groups,
+        advantages=_detached(advantages),
+        phi=_detached(phi),
+        old_logp=_detached(old_logp),
+        ref_logp=None if config.beta == 0 else _detached(ref_logp),
+        mask=mask,
+        num_responses=max(b, 1) if num_responses is None else num_responses,
     )
+
+
+def _detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
 
 
 def segment_ids(offsets: Tensor, count: int) -> Tensor:
@@ -120,7 +135,9 @@ def segment_ids(offsets: Tensor, count: int) -> Tensor:
     return torch.searchsorted(offsets, items, right=True) - 1
 
 
-def row_terms(rows: PolicyRows, advantages: Tensor, phi: Tensor | None, num_rows: int, dtype: torch.dtype) -> RowTerms:
+def row_terms(
+    rows: PolicyRows, advantages: Tensor, phi: Tensor | None, num_rows: int, dtype: torch.dtype
+) -> RowTerms:
     """Spread the factors of the responses (advantages, phi: [B]) over their rows [N]."""
     seq = segment_ids(rows.cu_seqlens, num_rows)
     mask = torch.ones(num_rows, dtype=dtype, device=seq.device) if rows.mask is None else rows.mask.to(dtype)

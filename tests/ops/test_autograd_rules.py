@@ -1,4 +1,5 @@
-"""What a gradient made in the forward pass must not get wrong: reuse, scaling, frozen and tied weights, no_grad."""
+"""What a gradient made in the forward pass must not get wrong: reuse, scaling, frozen and tied weights,
+no_grad."""
 
 from __future__ import annotations
 
@@ -6,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import univg_kernels as uk
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-import univg_kernels as uk
 
 
 def policy_arguments(case) -> dict[str, Any]:
@@ -93,7 +93,9 @@ def test_second_backward_raises(make_case, op: str) -> None:
     case = make_case(seed=5)
     if op == "linear_ce":
         hidden = case.hidden.clone().requires_grad_()
-        loss, _ = uk.linear_ce(hidden, case.weight, case.token_ids, row_weight=torch.ones(len(hidden)), backend="cpp")
+        loss, _ = uk.linear_ce(
+            hidden, case.weight, case.token_ids, row_weight=torch.ones(len(hidden)), backend="cpp"
+        )
     else:
         inputs, kwargs = case.arguments(op)
         names = {"grpo_loss": ["logits"], "policy_loss": ["logp"]}.get(op, ["hidden", "weight", "bias"])
@@ -129,12 +131,24 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("setting", "products"),
-    [("train", 3), ("frozen weight", 2), ("frozen hidden", 2), ("no_grad", 1), ("half inactive", 2), ("all inactive", 1)],
+    [
+        ("train", 3),
+        ("frozen weight", 2),
+        ("frozen hidden", 2),
+        ("no_grad", 1),
+        ("half inactive", 2),
+        ("all inactive", 1),
+    ],
 )
 def test_number_of_products(make_case, setting: str, products: float) -> None:
-    """Three for a step, two for a frozen side, one without gradients; rows without a gradient leave the backward two."""
-    case = make_case(seed=7, lengths=(200, 200, 200, 200), groups=(4,), vocab=30, masked=False, old=False, ref=False)
-    advantages = torch.tensor({"half inactive": [1.0, 0, -1, 0], "all inactive": [0.0] * 4}.get(setting, [1.0] * 4))
+    """Three for a step, two for a frozen side, one without gradients; rows without a gradient leave the
+    backward two."""
+    case = make_case(
+        seed=7, lengths=(200, 200, 200, 200), groups=(4,), vocab=30, masked=False, old=False, ref=False
+    )
+    advantages = torch.tensor(
+        {"half inactive": [1.0, 0, -1, 0], "all inactive": [0.0] * 4}.get(setting, [1.0] * 4)
+    )
     hidden = case.hidden.clone().requires_grad_(setting != "frozen hidden")
     weight = case.weight.clone().requires_grad_(setting != "frozen weight")
     with Products(hidden.numel() * weight.shape[0]) as counter, torch.set_grad_enabled(setting != "no_grad"):

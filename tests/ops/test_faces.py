@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
-
 import univg_kernels as uk
+from torch import Tensor
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = {
@@ -60,10 +59,8 @@ def test_heads(make_case, assert_no_worse, op: str, shape: str, dtype: torch.dty
         options = dict(row_weight=row_weight) if op == "linear_ce" else dict(temperature=1.3)
         named = dict(zip(names, inputs, strict=True))
         first, second = getattr(uk, op)(token_ids=case.token_ids, backend=backend, **named, **options)
-        if op == "linear_ce":
-            total = first
-        else:
-            total = (upstream * first).sum() + (upstream.flip(0) * second).sum()
+        both = (upstream * first).sum() + (upstream.flip(0) * second).sum()
+        total = first if op == "linear_ce" else both
         return [first.detach(), second.detach(), *torch.autograd.grad(total, inputs)]
 
     truth = outcome(base.to(torch.float64), "reference")
@@ -77,7 +74,9 @@ def test_heads(make_case, assert_no_worse, op: str, shape: str, dtype: torch.dty
 @pytest.mark.parametrize("log_ratio", [-0.6, -0.05, 0.0, 0.05, 0.2, 0.6])
 @pytest.mark.parametrize("advantage", [-1.5, 0.0, 1.5])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_sign_of_the_gradient(advantage: float, log_ratio: float, delta: float | None, backend: uk.Backend) -> None:
+def test_sign_of_the_gradient(
+    advantage: float, log_ratio: float, delta: float | None, backend: uk.Backend
+) -> None:
     """A good token is pushed up, a bad one down, and a clipped one not at all."""
     logp = torch.tensor([-1.0], requires_grad=True)
     config = uk.GrpoConfig(delta=delta, beta=0.0)
@@ -114,7 +113,9 @@ def test_banned_tokens(backend: uk.Backend) -> None:
     (logp.sum() + entropy.sum()).backward()
     keep = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1400, 1500)])
     small = z.detach()[:, keep].requires_grad_()
-    small_logp, small_entropy = uk.selective_logprob(small, torch.searchsorted(keep, ids), backend="reference")
+    small_logp, small_entropy = uk.selective_logprob(
+        small, torch.searchsorted(keep, ids), backend="reference"
+    )
     (small_logp.sum() + small_entropy.sum()).backward()
     torch.testing.assert_close((logp, entropy), (small_logp, small_entropy))
     assert z.grad is not None and bool((z.grad[:, 1:1400] == 0).all())

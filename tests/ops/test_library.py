@@ -10,9 +10,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch.library import opcheck
-
 import univg_kernels as uk
+from torch.library import opcheck
 from univg_kernels import _dispatch, _library
 
 
@@ -51,7 +50,11 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def _rows(n: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    return [torch.linspace(-1, 1, n, dtype=dtype), torch.ones(n, dtype=dtype), torch.full((n,), 0.5, dtype=dtype)]
+    return [
+        torch.linspace(-1, 1, n, dtype=dtype),
+        torch.ones(n, dtype=dtype),
+        torch.full((n,), 0.5, dtype=dtype),
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -105,7 +108,9 @@ def test_library_speaks_only_the_stable_abi() -> None:
     """No symbol of at::, c10:: or Python is asked for: one binary serves every Python and later torch."""
     path = _library._path()
     assert path is not None
-    names = subprocess.run(["nm", "-DC", "--undefined-only", path], capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        ["nm", "-DC", "--undefined-only", path], capture_output=True, text=True, check=True
+    ).stdout
     wanted = [line.split(maxsplit=1)[1] for line in names.splitlines()]
     assert any("aoti_torch" in name for name in wanted)
     assert [n for n in wanted if n.startswith(("at::", "c10::", "torch::jit", "_Py", "Py"))] == []

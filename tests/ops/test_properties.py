@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import univg_kernels as uk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import univg_kernels as uk
 
 
 @st.composite
@@ -73,18 +72,23 @@ def test_cpp_equals_reference(p: dict[str, Any]) -> None:
         got, want = outcome(linear, "cpp"), outcome(linear, "reference")
         for name, x, y in zip(("loss", "metrics", "logp", "d hidden", "d weight"), got, want, strict=True):
             tolerance = 1e-6 if name in ("metrics", "logp") else 1e-10  # fp32 results
-            torch.testing.assert_close(x.double(), y.double(), rtol=tolerance, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                x.double(), y.double(), rtol=tolerance, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 @settings(deadline=None, max_examples=40)
 @given(problems(), st.integers(0, 2**31))
 def test_micro_batches_add_up(p: dict[str, Any], seed: int) -> None:
-    """With the global number of responses, any split into responses gives the loss, gradient and metrics of the whole."""
+    """With the global number of responses, any split into responses gives the loss, gradient and metrics of
+    the whole."""
     rows, logits = p["rows"], p["hidden"] @ p["weight"].T
     cu = rows["cu_seqlens"].long()
     b = len(cu) - 1
     if "rewards" in rows:  # advantages belong to whole groups: make them first, as a trainer does
-        stats = uk.group_advantage(rows["rewards"], rows["cu_groups"], accuracy=rows["accuracy"], config=p["config"])
+        stats = uk.group_advantage(
+            rows["rewards"], rows["cu_groups"], accuracy=rows["accuracy"], config=p["config"]
+        )
         factors = {"advantages": stats.advantages, "phi": stats.phi}
     else:
         factors = {k: rows[k] for k in ("advantages", "phi")}

@@ -6,10 +6,9 @@ import math
 
 import pytest
 import torch
+import univg_kernels as uk
 from torch import Tensor
 from torch.autograd import gradcheck
-
-import univg_kernels as uk
 
 CONFIGS = [
     uk.GrpoConfig(),
@@ -32,7 +31,9 @@ def written_out(case, config: uk.GrpoConfig, logits: Tensor, num_responses: floa
 
         def spread(values: list[float]) -> float:
             m = sum(values) / len(values)
-            return math.sqrt(sum((v - m) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
+            return (
+                math.sqrt(sum((v - m) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
+            )
 
         weights = []
         for start, stop in zip(cg[:-1], cg[1:], strict=True):
@@ -95,8 +96,12 @@ def test_finite_differences(make_case, op: str, config: uk.GrpoConfig, backend: 
     inputs, kwargs = case.arguments(op)
 
     def loss(*x: Tensor) -> Tensor:
-        names = {"linear_grpo_loss": ("hidden", "weight", "bias"), "grpo_loss": ("logits",)}.get(op, ("logp",))
-        return getattr(uk, op)(**dict(zip(names, x, strict=True)), config=config, backend=backend, **kwargs).loss
+        names = {"linear_grpo_loss": ("hidden", "weight", "bias"), "grpo_loss": ("logits",)}.get(
+            op, ("logp",)
+        )
+        return getattr(uk, op)(
+            **dict(zip(names, x, strict=True)), config=config, backend=backend, **kwargs
+        ).loss
 
     if backend == "reference":
         assert gradcheck(loss, inputs)
@@ -144,7 +149,8 @@ def test_linear_ce_is_weighted_cross_entropy(make_case, backend: uk.Backend) -> 
 
 
 def test_group_of_equal_rewards_is_exactly_zero() -> None:
-    """0.1 has no exact binary form: a mean by sum and division would leave a residue that eps = 1e-4 blows up."""
+    """0.1 has no exact binary form: a mean by sum and division would leave a residue that eps = 1e-4 blows
+    up."""
     rewards = torch.tensor([0.1, 0.1, 0.1, 0.7, 1.9, 1.9])
     for backend in ("reference", "cpp"):
         got = uk.group_advantage(rewards, torch.tensor([0, 3, 4, 4, 6]), backend=backend)

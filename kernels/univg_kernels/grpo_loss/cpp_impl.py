@@ -43,7 +43,10 @@ def grpo_loss(
 
 @torch.library.register_fake("univg_kernels::grpo_head")
 def _(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return (*_fake_rows(logits), logits.new_empty(logits.shape) if args[-1] else logits.new_empty(0, dtype=torch.float32))
+    return (
+        *_fake_rows(logits),
+        logits.new_empty(logits.shape) if args[-1] else logits.new_empty(0, dtype=torch.float32),
+    )
 
 
 @torch.library.register_fake("univg_kernels::grpo_head_")

@@ -18,7 +18,12 @@ ops = torch.ops.univg_kernels
 
 
 def linear_grpo_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    rows: PolicyRows,
+    config: GrpoConfig,
 ) -> GrpoOutput:
     inputs = (hidden, weight, bias)
     needs = needs_grad(*inputs)

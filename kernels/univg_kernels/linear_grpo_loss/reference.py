@@ -11,7 +11,12 @@ from ..policy_loss.reference import policy_loss
 
 
 def linear_grpo_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    rows: PolicyRows,
+    config: GrpoConfig,
 ) -> GrpoOutput:
     logp, entropy = linear_logprob(hidden, weight, bias, token_ids, config.temperature)
     return policy_loss(logp, entropy.detach(), rows, config)

@@ -1,6 +1,7 @@
 """The row program (the loss table) and its reduction: the specification.
 
-L = sum_t w_t·(phi_t·policy_t + beta·kl_t). A loss type is one entry of POLICY; nothing else knows of loss types.
+L = sum_t w_t·(phi_t·policy_t + beta·kl_t). A loss type is one entry of POLICY; nothing else knows of loss
+types.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: 
     return GrpoOutput(loss, metrics.float(), lp.detach())
 
 
-def response_factors(rows: PolicyRows, config: GrpoConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def response_factors(
+    rows: PolicyRows, config: GrpoConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     """(advantages [B], phi [B] or None) of what the caller gave."""
     if rows.advantages is not None:
         return rows.advantages.to(dtype), rows.phi
