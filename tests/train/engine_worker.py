@@ -18,7 +18,7 @@ SHARD_EVERYTHING = {"zero_optimization": {"stage3_param_persistence_threshold": 
 
 
 def share(rows: list[Any], stage: int) -> list[Any]:
-    """Rank 0 takes all rows but one; rank 1 repeats its own with weight 0 where ranks must run equally often."""
+    """Rank 0 takes all rows but one; rank 1 repeats its own with weight 0 where counts must be equal."""
     rank, world = distributed.rank(), distributed.world_size()
     mine = rows if world == 1 else (rows[:-1] if rank == 0 else rows[-1:])
     if stage >= 2:

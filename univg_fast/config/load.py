@@ -61,7 +61,7 @@ def to_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Of what decides the numbers of a run: all but the run folder, resuming, stopping early, saving and logging."""
+    """Of what decides a run's numbers: all but the folder, resuming, stopping early, saving and logging."""
     values = asdict(config)
     for key in ("save", "log"):
         del values[key]

@@ -1,0 +1,121 @@
+"""Run by test_checkpoint.py under torchrun: `checkpoint_worker.py MODE STAGE FOLDER`; rank 0 prints JSON.
+
+A step draws from every random stream, so that a run that does not restore one of them takes another course.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from engine_problem import OPTIM, TinyLM, batch
+
+from univg_fast.config import DeepSpeedConfig
+from univg_fast.train import checkpoint, distributed, engine
+
+STEPS, SAVED_AT = 5, 2
+ROOT = Path(sys.argv[3])
+
+
+def start(zero_stage: int, seed: int) -> Any:
+    for seeded in (random.seed, np.random.seed, torch.manual_seed):
+        seeded(seed + distributed.rank())
+    config = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    return engine.make_engine(TinyLM(), OPTIM, DeepSpeedConfig(zero_stage=zero_stage, config=config), STEPS)
+
+
+def step(ds: Any, number: int) -> list[float]:
+    noise = [random.random(), np.random.rand(), torch.rand(()).item()]
+    tokens, targets, weight = batch(number)[distributed.rank()]
+    result = engine.train_step(ds, [ds(tokens, targets, weight * (1 + sum(noise)))])
+    loss = distributed.reduce_floats({"loss": result.loss})["loss"]
+    return [loss, result.grad_norm, result.learning_rate]
+
+
+def save(ds: Any, number: int, limit: int = 2) -> None:
+    checkpoint.save(ROOT, "sft", number, ds, {"seen": number * 10 + distributed.rank()}, "hash", limit)
+
+
+def train(zero_stage: int) -> Any:
+    """All the steps; a checkpoint on the way."""
+    ds, log = start(zero_stage, seed=1), []
+    for number in range(STEPS):
+        log.append(step(ds, number))
+        if number + 1 == SAVED_AT:
+            save(ds, SAVED_AT)
+    return log
+
+
+def resume(zero_stage: int) -> Any:
+    """The rest of the steps in a new process, whose own seed and weights would lead elsewhere."""
+    ds = start(zero_stage, seed=99)
+    with torch.no_grad():
+        for parameter in ds.module.parameters():
+            parameter.mul_(0.5)
+    folder = checkpoint.find(ROOT, "sft", "auto")
+    assert folder is not None
+    state = checkpoint.load(folder, ds, "hash")
+    assert state == {"seen": SAVED_AT * 10 + distributed.rank()}, state
+    return [step(ds, number) for number in range(SAVED_AT, STEPS)]
+
+
+def fail(zero_stage: int) -> Any:
+    """The last rank may not write files of more than 1 KiB: both must give up, keep the old one, and go on."""
+    ds = start(zero_stage, seed=1)
+    step(ds, 0)
+    save(ds, 1)
+    last = distributed.rank() == distributed.world_size() - 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if last:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        save(ds, 2)
+        message = "no error"
+    except distributed.RankError as error:
+        message = str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    between = sorted(p.name for p in ROOT.iterdir())
+    distributed.barrier()
+    step(ds, 1)
+    save(ds, 3, limit=1)
+    return {
+        "messages": distributed.gather_objects(message),
+        "between": between,
+        "after": sorted(p.name for p in ROOT.iterdir()),
+    }
+
+
+def loop(zero_stage: int) -> Any:
+    """Save until killed."""
+    ds = start(zero_stage, seed=1)
+    for number in range(1, 10_000):
+        step(ds, number)
+        save(ds, number)
+
+
+def open_newest(zero_stage: int) -> Any:
+    """Load the newest complete checkpoint; what it says it is."""
+    ds = start(zero_stage, seed=1)
+    folder = checkpoint.find(ROOT, "sft", "auto")
+    assert folder is not None
+    return {"folder": folder.name, "state": checkpoint.load(folder, ds, "hash"), "steps": ds.global_steps}
+
+
+def main() -> None:
+    distributed.init(timeout_s=60)
+    modes: dict[str, Callable[[int], Any]] = {f.__name__: f for f in (train, resume, fail, loop, open_newest)}
+    result = modes[sys.argv[1]](int(sys.argv[2]))
+    if distributed.is_main():
+        print("RESULT " + json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    distributed.run(main)
