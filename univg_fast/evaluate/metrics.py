@@ -1,6 +1,6 @@
 """Scores of a held-out set: Acc@t (share of samples with IoU >= t) and mean IoU, per task and over all.
 
-A sample never leaves the denominator: no box, a NaN, an inverted box all score IoU 0 and are counted under "counts".
+A sample never leaves the denominator: no box, a NaN, an inverted box all score IoU 0 and are counted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
-
 from univg_kernels import box_iou
 
 THRESHOLDS = (0.3, 0.5, 0.7)
@@ -25,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 def box_fault(box: Sequence[float] | None) -> str | None:
-    """Why a box cannot be scored: "no_box", "bad_box" (not four finite numbers), "inverted_box" (no area), or None."""
+    """Why a box cannot be scored: no_box, bad_box (not 4 finite numbers) or inverted_box; None if it can."""
     if box is None:
         return "no_box"
     if (
@@ -40,7 +39,7 @@ def box_fault(box: Sequence[float] | None) -> str | None:
 def ious(boxes: Sequence[Sequence[float] | None], gts: Sequence[Sequence[float]]) -> np.ndarray:
     """Plain IoU of aligned pairs, [n] float64; 0 where the predicted box cannot be scored.
 
-    A box outside 0-1000 is scored as it stands, without clipping. A ground truth that cannot be scored is an error.
+    A box outside 0-1000 is scored as it stands, without clipping. A bad ground truth is a ValueError.
     """
     if len(boxes) != len(gts):
         raise ValueError(f"ious: got {len(boxes)} boxes and {len(gts)} ground truths; they must be pairs")
@@ -66,7 +65,7 @@ def iou(box: Sequence[float] | None, gt: Sequence[float]) -> float:
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, *, seed: int = 0, num_resamples: int = 1000
 ) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean of `values` [n], resampling samples. Deterministic for a seed."""
+    """95% percentile bootstrap interval of the mean of `values` [n]; the same for the same seed."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("bootstrap_interval: got no values; an interval needs at least one sample")
@@ -80,14 +79,15 @@ def summarize(rows: Sequence[Row], *, seed: int = 0, num_resamples: int = 1000) 
     """The figures of eval/NAME.json from the rows of eval/NAME.jsonl.
 
     Args:
-        rows: one mapping per sample: `uid`, `task`, `box` (xyxy or None), and `iou` (used where given) or `gt`.
-            `format` (0 or 1) is averaged where every row has it.
+        rows: a mapping per sample: `uid`, `task`, `box` (xyxy or None), and `iou` (used where given) or
+            `gt`; `format` (0 or 1) is averaged where every row has it.
         seed, num_resamples: of the bootstrap interval.
 
     Returns:
-        `n`; micro `acc@0.3`, `acc@0.5`, `acc@0.7`, `miou` over all samples; `acc@0.5_ci95` [low, high]; `macro`, the
-        unweighted mean over tasks; `tasks`, the same figures per task; `counts` of what could not be scored (`no_box`,
-        `bad_box`, `inverted_box`, `bad_iou`: all scored 0) and of `out_of_range_box` and `duplicate_uid` (scored).
+        `n`; micro `acc@0.3`, `acc@0.5`, `acc@0.7`, `miou` over all samples; `acc@0.5_ci95` [low, high];
+        `macro`, the unweighted mean over tasks; `tasks`, the same figures per task; `counts` of what scored 0
+        (`no_box`, `bad_box`, `inverted_box`, `bad_iou`) and of what was odd but scored (`out_of_range_box`,
+        `duplicate_uid`).
 
     Raises: ValueError for no rows, and for a ground truth that cannot be scored.
     """
@@ -106,7 +106,7 @@ def summarize(rows: Sequence[Row], *, seed: int = 0, num_resamples: int = 1000) 
 def paired_difference(
     rows: Sequence[Row], baseline: Sequence[Row], *, threshold: float = 0.5, seed: int = 0
 ) -> dict[str, Any]:
-    """Acc@threshold of `rows` minus that of `baseline` over the samples (uid) both hold, with a paired 95% interval."""
+    """Acc@threshold of `rows` minus that of `baseline` on the uids both hold, with a paired 95% interval."""
     ours, theirs = (
         dict(zip((r["uid"] for r in s), _sample_ious(s)[0], strict=True)) for s in (rows, baseline)
     )
@@ -122,7 +122,7 @@ def paired_difference(
 
 
 def results_table(evals: Mapping[str, Mapping[str, Any]], *, title: str = "Held-out results, %") -> Table:
-    """Console table that fits 80 columns: a line per task, their mean and all samples; a cell holds every stage.
+    """Console table of 80 columns: a line per task, their mean, all samples; a cell holds every stage.
 
     Args: evals: stage name ("before", "sft", "grpo", in this order) to the summary of its eval/NAME.json.
     """

@@ -1,0 +1,174 @@
+"""Curves of metrics.jsonl as small SVG charts: what is drawn is the table of panels.py, how it looks is `STYLE`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from univg_fast.report.panels import PANELS, Panel
+
+Rows = Sequence[dict[str, Any]]
+MAX_POINTS = 400  # a curve is drawn with at most so many: longer ones become means of equal bins
+COLOURS = ("#2f6db5", "#b5562f", "#6b4fa0", "#4c7a5a", "#9a7b1f", "#8a94a3")
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "univg-fast",  # the same run gives the same bytes
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.edgecolor": "#c3cad3",
+    "axes.labelcolor": "#4b5766",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8ebef",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#4b5766",
+    "ytick.color": "#4b5766",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.formatter.limits": (-3, 5),
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+def charts(stage: str, rows: Rows) -> list[dict[str, str]]:
+    """The charts of a stage that `rows` have figures for: title, note and the SVG as a data URI."""
+    out = []
+    for panel in PANELS.get(stage, PANELS["sft"]):
+        curves = _curves(panel, rows)
+        if curves:
+            svg = line_chart(panel, curves)
+            out.append({"title": panel.title, "unit": panel.unit, "note": panel.note, "uri": svg})
+    if phases(rows):
+        note = "Where a step's time goes; the mean share of each phase is in the legend."
+        out.append(
+            {"title": "Time by phase", "unit": "seconds per step", "note": note, "uri": time_chart(rows)}
+        )
+    return out
+
+
+def line_chart(panel: Panel, curves: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> str:
+    """Raw values thin and pale, their running mean bold on top. Curves are (name, steps [n], values [n])."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(panel.unit)
+        for (name, steps, values), colour in zip(curves, COLOURS, strict=False):
+            steps, values = thin_out(steps, values)
+            few = len(values) < 12
+            axes.plot(
+                steps,
+                values,
+                color=colour,
+                lw=0.8,
+                alpha=1.0 if few else 0.3,
+                marker="." if few else "",
+                ms=4,
+                clip_on=False,
+            )
+            axes.plot(
+                steps, smooth(values), color=colour, lw=1.8, alpha=0 if few else 1, label=name, clip_on=False
+            )
+        if panel.log and any((values > 0).any() for _, _, values in curves):
+            axes.set_yscale("log")
+        elif panel.floor is not None:
+            least, most = (float(f([f(values) for _, _, values in curves])) for f in (np.min, np.max))
+            if least >= panel.floor:
+                axes.set_ylim(panel.floor, max(1.08 * most, panel.ceiling or 0) or 1.0)
+        if len(curves) > 1:
+            for handle in axes.legend(loc="best", handlelength=1.2).legend_handles:
+                handle.set_alpha(1)
+        return _data_uri(figure)
+
+
+def time_chart(rows: Rows) -> str:
+    """Seconds of a step, stacked by phase."""
+    steps = np.array([row["step"] for row in rows], dtype=float)
+    names = phases(rows)
+    values = [np.array([_number(row.get(f"timing_s/{name}")) for row in rows]) for name in names]
+    values = [np.nan_to_num(v) for v in values]
+    total = sum(float(v.sum()) for v in values) or 1.0
+    thin = [thin_out(steps, smooth(v)) for v in values]
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure("seconds per step")
+        labels = [f"{n} {100 * float(v.sum()) / total:.0f}%" for n, v in zip(names, values, strict=True)]
+        axes.stackplot(thin[0][0], [v for _, v in thin], labels=labels, colors=COLOURS, alpha=0.75, lw=0)
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.45)
+        axes.legend(loc="upper left", ncols=3, handlelength=0.9, columnspacing=1.0)
+        return _data_uri(figure)
+
+
+def phases(rows: Rows) -> list[str]:
+    """Names of the timed phases, in the order they were logged; the whole step is none of them."""
+    names = dict.fromkeys(
+        k.removeprefix("timing_s/") for row in rows for k in row if k.startswith("timing_s/")
+    )
+    return [name for name in names if name not in ("step", "total")][: len(COLOURS)]
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred running mean over a tenth of the curve (at least 5 points), cut off at the curve's ends."""
+    half = max(5, len(values) // 10) // 2
+    known = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(known)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (sums[high] - sums[low]) / (counts[high] - counts[low])
+
+
+def thin_out(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most MAX_POINTS points: means over equal bins of a longer curve."""
+    if len(values) <= MAX_POINTS:
+        return steps, values
+    bins = np.array_split(np.arange(len(values)), MAX_POINTS)
+    return np.array([steps[b].mean() for b in bins]), np.array([values[b].mean() for b in bins])
+
+
+def _curves(panel: Panel, rows: Rows) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    found = []
+    for key, name in panel.curves:
+        for exact, label in _expand(key, name, rows):
+            points = [(row["step"], _number(row[exact])) for row in rows if exact in row]
+            points = [(step, value) for step, value in points if math.isfinite(value)]
+            if points:
+                steps, values = np.array(points, dtype=float).T
+                found.append((label, steps, values))
+    return found
+
+
+def _expand(key: str, name: str, rows: Rows) -> list[tuple[str, str]]:
+    if "*" not in key:
+        return [(key, name)]
+    head, tail = key.split("*")
+    keys = dict.fromkeys(k for row in rows for k in row if k.startswith(head) and k.endswith(tail))
+    return [(k, k[len(head) : len(k) - len(tail)]) for k in keys]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _figure(unit: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(4.3, 2.35), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel("step")
+    axes.set_ylabel(unit)
+    axes.margins(x=0.02)
+    return figure, axes
+
+
+def _data_uri(figure: Figure) -> str:
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode("ascii")
