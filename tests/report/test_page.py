@@ -136,7 +136,7 @@ def test_the_command_names_a_folder_that_is_not_there(tmp_path: Path, capsys: py
     assert str(tmp_path / "report.html") in capsys.readouterr().out
 
 
-# The page sits in a frame, since a browser's own window is never narrower than 500 px; it posts what it measured.
+# The page sits in a frame (a browser's own window is never narrower than 500 px) and posts what it measured.
 INNER = """<script>addEventListener("load", () => {
   const over = e => !e.closest(".scroll, pre, svg") && e.getBoundingClientRect().right > innerWidth + 0.5;
   parent.postMessage({

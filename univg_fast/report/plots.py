@@ -1,4 +1,4 @@
-"""Curves of metrics.jsonl as small SVG charts: what is drawn is the table of panels.py, how it looks is `STYLE`."""
+"""Curves of metrics.jsonl as small SVG charts: panels.py says what is drawn, `STYLE` how it looks."""
 
 from __future__ import annotations
 
