@@ -49,3 +49,12 @@ def test_no_image_and_a_mark_beside_the_images_are_errors():
         draw_boxes([], [])
     with pytest.raises(ValueError, match="image 1, but there are 1"):
         draw_boxes([Image.new("RGB", (9, 9))], [Mark(1, (0, 0, 9, 9))])
+
+
+def test_a_box_along_the_edge_of_its_image_shows_all_four_sides():
+    sheet = draw_boxes(
+        [Image.new("RGB", (100, 100), "grey")], [truth(0, (0, 0, 1000, 1000), label="")], height=200
+    )
+    x1, y1, x2, y2 = coloured(sheet, (0x12, 0x96, 0x3F))
+    assert GAP <= x1 <= GAP + 2 and CAPTION <= y1 <= CAPTION + 2
+    assert GAP + 197 <= x2 < GAP + 200 and CAPTION + 197 <= y2 < CAPTION + 200

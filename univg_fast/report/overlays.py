@@ -69,7 +69,8 @@ def _tile(image: Image.Image, marks: Sequence[Mark], height: int) -> Image.Image
     for mark in marks:
         layer = Image.new("RGBA", size)
         draw = ImageDraw.Draw(layer)
-        box = to_pixels(mark.box, size)
+        edge = (size[0] - 3, size[1] - 3) * 2  # so that a line along the image's edge stays visible
+        box = tuple(min(max(v, 2.0), e) for v, e in zip(to_pixels(mark.box, size), edge, strict=True))
         for colour, line in (("#ffffffc0", 5), (mark.colour, 3)):  # the white halo shows on any picture
             for segment in _outline(box, 9 if mark.dashed and colour == mark.colour else 0):
                 draw.line(segment, fill=colour, width=line)
