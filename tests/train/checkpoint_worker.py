@@ -67,7 +67,7 @@ def resume(zero_stage: int) -> Any:
 
 
 def fail(zero_stage: int) -> Any:
-    """The last rank may not write files of more than 1 KiB: both must give up, keep the old one, and go on."""
+    """The last rank may not write files of more than 1 KiB: both must give up, keep the old one, go on."""
     ds = start(zero_stage, seed=1)
     step(ds, 0)
     save(ds, 1)

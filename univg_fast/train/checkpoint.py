@@ -1,9 +1,9 @@
 """Checkpoints that are whole or not there.
 
 `ckpt/{stage}_{step:06d}/` holds DeepSpeed's files, a file per rank with random states and the caller's state,
-and a manifest with size and SHA-256 of each. All is written into a hidden temporary folder and synced to disk;
-the manifest comes last, then one rename. A kill at any moment leaves the older checkpoints and no half one that
-counts. All ranks must see the same folder.
+and a manifest with size and SHA-256 of each. All is written into a hidden temporary folder and synced to
+disk; the manifest comes last, then one rename. A kill at any moment leaves the older checkpoints and no half one
+that counts. All ranks must see the same folder.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def load(folder: Path, engine: Any, config_hash: str) -> dict[str, Any]:
 
 @contextmanager
 def _writing_failures(engine: Any) -> Iterator[list[Exception]]:
-    """Collect what DeepSpeed's writer raises instead of raising it: others would wait at its barriers."""
+    """Collect what DeepSpeed's writer raises, for later: raised, it would leave the others at a barrier."""
     failures: list[Exception] = []
     writer, original = engine.checkpoint_engine, engine.checkpoint_engine.save
 
@@ -160,7 +160,7 @@ def _writing_failures(engine: Any) -> Iterator[list[Exception]]:
         try:
             original(state_dict, path)
         except (OSError, RuntimeError) as error:
-            failures.append(error)
+            failures.append(RuntimeError(f"{path}: {error} (disk full, or over quota?)"))
 
     writer.save = guarded
     try:
