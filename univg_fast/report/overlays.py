@@ -82,9 +82,7 @@ def _tile(image: Image.Image, marks: Sequence[Mark], height: int) -> Image.Image
     return tile.convert("RGB")
 
 
-def _outline(
-    box: tuple[float, float, float, float], dash: int
-) -> Iterator[tuple[float, float, float, float]]:
+def _outline(box: Sequence[float], dash: int) -> Iterator[tuple[float, float, float, float]]:
     """The four sides of a box; with `dash` > 0 in dashes of that many px, with gaps of half that."""
     x1, y1, x2, y2 = box
     for ax, ay, bx, by in ((x1, y1, x2, y1), (x2, y1, x2, y2), (x2, y2, x1, y2), (x1, y2, x1, y1)):

@@ -43,18 +43,18 @@ def load_run(path: str | Path) -> Run:
     for name, summary in evals.items():
         if "acc@0.5_ci95" not in summary and answers.get(name):
             evals[name] = {**summary, "acc@0.5_ci95": summarize(answers[name])["acc@0.5_ci95"]}
-    notes += [f"eval/{name}.json is not there" for name in EVALS if not evals.get(name)]
+    stages = list(dict.fromkeys(row["stage"] for row in rows if "stage" in row))
+    expected = ("before", *stages) if stages else EVALS
+    notes += [f"eval/{name}.json is not there" for name in expected if not evals.get(name)]
     config = folder / "config.yaml"
     if not config.exists():
         notes.append("config.yaml is not there")
     rollouts = tuple(sorted((folder / "rollouts").glob("*.jsonl")))
-    if not rollouts:
+    if not rollouts and stages != ["sft"]:
         notes.append("rollouts/ holds no completions")
     return Run(
         path=folder,
-        metrics={
-            stage: _by_step(rows, stage) for stage in dict.fromkeys(r["stage"] for r in rows if "stage" in r)
-        },
+        metrics={stage: _by_step(rows, stage) for stage in stages},
         evals={name: evals[name] for name in sorted(evals, key=_place) if evals[name]},
         answers={name: answers[name] for name in sorted(answers, key=_place) if answers[name]},
         rollouts=rollouts,
