@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from univg_fast.data.builtin import TASKS, BuiltinConfig, write_builtin
+from univg_fast.data.builtin import TASKS, BuiltinConfig, pictures, write_builtin
+from univg_fast.data.builtin.pictures import make_crops
 from univg_fast.data.builtin.shapes import COLOURS, SHAPES, Object, draw, mask
 from univg_fast.data.builtin.write import drafts
 
@@ -81,6 +82,14 @@ def test_eval_shares_no_image_with_training(tmp_path):
 def test_a_shape_touches_all_four_sides_of_its_square(shape, side):
     assert mask(shape, side).shape == (side, side)
     assert bounding_box(mask(shape, side)) == (0, 0, 1000, 1000)
+
+
+def test_no_photograph_has_the_colour_of_an_object(monkeypatch):
+    plain = [Image.new("RGB", (64, 64), colour) for colour in COLOURS.values()]
+    monkeypatch.setattr(pictures, "load_pictures", lambda: plain)
+    crops = make_crops(np.random.default_rng(0), len(plain), 32, contrast=1.0)
+    assert not any(of_colour(crops, name).any() for name in COLOURS)
+    assert all(np.abs(crops - np.array(c, np.int16)).max(-1).min() == 1 for c in COLOURS.values())
 
 
 def test_shapes_differ():

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from univg_fast.data.loader import SampleLoader, batch_indices
+from univg_fast.data.loader import SampleLoader, _bytes, _Cache, batch_indices
 from univg_fast.data.records import read_records
+from univg_fast.data.samples import make_sample
 
 
 def loader_of(records, processor, **changes):
@@ -104,6 +105,17 @@ def test_the_cache_keeps_the_last_samples_within_its_bytes(records, processor, m
     assert len(made) == 24 and without._cache.size == 0
     generous.close()
     without.close()
+
+
+def test_the_cache_drops_what_was_not_used_for_longest(records, processor):
+    samples = [make_sample(record, processor, with_response=False) for record in records[:2]]
+    samples.append(samples[1])
+    cache = _Cache(sum(_bytes(sample) for sample in samples[:2]))
+    cache.put(0, samples[0])
+    cache.put(1, samples[1])
+    cache.get(0)
+    cache.put(2, samples[2])
+    assert cache.get(1) is None and cache.get(0) is samples[0] and cache.get(2) is samples[2]
 
 
 def test_refusals(records, processor):

@@ -216,6 +216,14 @@ def test_a_file_that_is_no_image(folder, content):
     assert "b.png" in only_bad(folder.jsonl(folder.stage2()), "decode", 1)
 
 
+def test_an_image_of_many_records_is_opened_once(folder, monkeypatch):
+    opened = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or real(path))
+    records, _ = read_records(folder.jsonl(*[folder.stage2()] * 5))
+    assert len(records) == 5 and sorted(opened) == sorted(records[0].images)
+
+
 def test_an_image_that_is_a_folder(folder):
     (folder.path / "sub").mkdir()
     only_bad(folder.jsonl(folder.stage2(images=["a.png", "sub"])), "decode", 1)
@@ -228,6 +236,7 @@ def test_an_image_too_long_and_narrow(folder):
     assert not read_records(folder.jsonl(folder.stage2()))[1]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb(folder, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 40 - 1)
     assert "more than Pillow's MAX_IMAGE_PIXELS" in only_bad(folder.jsonl(folder.stage2()), "decode", 1)

@@ -5,7 +5,8 @@ Images become RGB. A rotation in EXIF is not applied: UniVG-R1's boxes are those
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, UnidentifiedImageError
 
@@ -19,24 +20,34 @@ UNREADABLE = (
     ValueError,  # also a path with a NUL in it
     Image.DecompressionBombError,
 )
+PROBE_THREADS = 16
 MAX_ASPECT = 200  # the longer side over the shorter one; Qwen2-VL's resize refuses more
 
 
-def probe(path: Path) -> None:
-    """Read the header only. Refused (missing, decode or aspect) if the image is not fit for use."""
+def probe(path: str) -> Refused | None:
+    """Read the header only: None if the image is fit for use, else missing, decode or aspect."""
     try:
         with _open(path) as image:
             width, height = image.size
     except FileNotFoundError:
         where = "data.image_root says where relative paths start"
-        raise Refused("missing", f"the image {path} does not exist ({where})") from None
+        return Refused("missing", f"the image {path} does not exist ({where})")
     except UnidentifiedImageError:
-        raise Refused("decode", f"{path} is not an image of a known format") from None
+        return Refused("decode", f"{path} is not an image of a known format")
     except UNREADABLE as error:
-        raise Refused("decode", f"cannot open the image {path}: {error}") from error
+        return Refused("decode", f"cannot open the image {path}: {error}")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        shape = f"{width}x{height} px"
-        raise Refused("aspect", f"the image {path} is {shape}; one side may be {MAX_ASPECT} times the other")
+        size = f"{width}x{height} px; a side may be {MAX_ASPECT} times the other"
+        return Refused("aspect", f"the image {path} is {size}")
+    return None
+
+
+def probe_all(paths: Iterable[str]) -> dict[str, Refused]:
+    """The images that are not fit for use. Each is opened once; threads hide the latency of a network disk."""
+    unique = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(PROBE_THREADS) as pool:
+        found = zip(unique, pool.map(probe, unique), strict=True)
+        return {path: problem for path, problem in found if problem is not None}
 
 
 def load_images(record: Record) -> list[Image.Image]:
@@ -44,14 +55,14 @@ def load_images(record: Record) -> list[Image.Image]:
     images = []
     for path in record.images:
         try:
-            with _open(Path(path)) as image:
+            with _open(path) as image:
                 images.append(image.convert("RGB"))
         except UNREADABLE as error:
             raise DecodeError(record.source, path, str(error)) from error
     return images
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: str) -> Image.Image:
     """Image.open, refusing at once what Pillow only warns of: an image so large that it may be an attack."""
     image = Image.open(path)
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:

@@ -15,7 +15,7 @@ from univg_fast.rewards.parse import answer_box
 from univg_fast.structs import BadRecord, Box, Record
 
 from .errors import Refused
-from .images import probe
+from .images import probe_all
 from .jsonfile import read_rows
 from .prompts import split_instruction
 
@@ -23,9 +23,7 @@ MARK = "<image>"
 HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
 STAGE1_KEYS = {"conversations", "messages", "type"}
 STAGE2_KEYS = {"question", "answer"}
-KNOWN = (
-    STAGE1_KEYS | STAGE2_KEYS | {"id", "images", "image", "task", "target_image", "cot"}
-)  # others: Record.extra
+KNOWN = STAGE1_KEYS | STAGE2_KEYS | {"id", "images", "image", "task", "target_image", "cot"}
 
 
 def read_records(
@@ -38,23 +36,33 @@ def read_records(
     """
     path = Path(path)
     root = Path(image_root) if image_root is not None else path.parent
+    entries = [_entry(row, path, root) for row in read_rows(path)]
+    problems = probe_all(image for entry in entries if isinstance(entry, Record) for image in entry.images)
     records: list[Record] = []
     bad: list[BadRecord] = []
-    for row in read_rows(path):
-        if isinstance(row, BadRecord):
-            bad.append(row)
-            continue
-        line, value = row
-        source = f"{path}:{line}"
-        try:
-            records.append(parse_record(value, source, root, f"{path.stem}:{line}"))
-        except Refused as error:
-            bad.append(error.bad_record(source))
+    for entry in entries:
+        if isinstance(entry, BadRecord):
+            bad.append(entry)
+        elif problem := next((problems[image] for image in entry.images if image in problems), None):
+            bad.append(problem.bad_record(entry.source))
+        else:
+            records.append(entry)
     return records, bad
 
 
+def _entry(row: tuple[int, Any] | BadRecord, path: Path, root: Path) -> Record | BadRecord:
+    if isinstance(row, BadRecord):
+        return row
+    line, value = row
+    source = f"{path}:{line}"
+    try:
+        return parse_record(value, source, root, f"{path.stem}:{line}")
+    except Refused as error:
+        return error.bad_record(source)
+
+
 def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
-    """One decoded entry to a Record; Refused says what is wrong with it."""
+    """One decoded entry to a Record, its images not opened; Refused says what is wrong with it."""
     if not isinstance(row, dict):
         raise Refused("schema", f"expected an object, got {_brief(row)}")
     images = _images(row, root)
@@ -82,12 +90,10 @@ def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
         raise Refused(
             "schema", f"target_image: expected an index from 0 to {len(images) - 1}, got {_brief(target)}"
         )
-    for image in images:
-        probe(image)
     return Record(
         uid=str(row.get("id", default_uid)),
         source=source,
-        images=tuple(str(image) for image in images),
+        images=tuple(images),
         question=question,
         box=box,
         target_image=target,
@@ -98,7 +104,7 @@ def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
     )
 
 
-def _images(row: dict[str, Any], root: Path) -> list[Path]:
+def _images(row: dict[str, Any], root: Path) -> list[str]:
     images = row.get("images", row.get("image"))
     images = [images] if isinstance(images, str) else images
     if (
@@ -107,7 +113,7 @@ def _images(row: dict[str, Any], root: Path) -> list[Path]:
         or not all(isinstance(image, str) and image for image in images)
     ):
         raise Refused("schema", f"images: expected a list of paths with at least one, got {_brief(images)}")
-    return [(root / image).absolute() for image in images]
+    return [str((root / image).absolute()) for image in images]
 
 
 def _turns(turns: Any) -> tuple[str, str]:

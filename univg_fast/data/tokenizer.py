@@ -37,7 +37,7 @@ DIGITS = r"\p{N}"
 
 
 def build_tokenizer(
-    texts: Iterable[str], vocab_size: int = 512, cohesion: float = 0.3
+    texts: Iterable[str], vocab_size: int = 512, cohesion: float = 0.5
 ) -> PreTrainedTokenizerFast:
     """Learn a tokenizer of at most `vocab_size` tokens, specials included; the same texts give the same one.
 

@@ -22,8 +22,7 @@ def has_format(text: str, cot: bool = True) -> bool:
     """UniVG-R1's format rule; with cot=False a box anywhere in the text is enough."""
     if not cot:
         return BOX.search(text) is not None
-    end = END.search(text)
-    return end is not None and text.find("<think>", 0, end.start()) >= 0
+    return "<think>" in text and END.search(text) is not None  # END holds no <think>: it stands before
 
 
 def answer_box(text: str, cot: bool = True) -> Box | None:

@@ -14,7 +14,7 @@ class BuiltinConfig:
     """Everything the built-in samples depend on: equal configs give equal bytes.
 
     The images are squares of `image_size` pixels under a grid of `lattice` x `lattice` cells; objects fill
-    whole cells, so that box coordinates are multiples of 1000 / lattice. To make it harder: a finer lattice,
+    whole cells, so that box coordinates are multiples of 1000 / lattice, rounded. To make it harder: a finer lattice,
     more images, more distractors, more of them confusable, more sizes; to make it easier: fewer colours and
     shapes, a weaker background.
     """
@@ -26,6 +26,9 @@ class BuiltinConfig:
     )  # in turn; a task named twice comes twice as often
     image_size: int = 112  # side, px
     lattice: int = 4  # cells per side
+    frame: int = (
+        0  # width of a white frame around every image, px; it tells a small model where the edges are
+    )
     object_cells: tuple[int, ...] = (1, 2)  # sides that objects and regions may have, in cells
     images_per_sample: tuple[int, int] = (2, 3)  # fewest and most, where the task leaves it open
     distractors: tuple[int, int] = (1, 2)  # fewest and most other objects in an image
@@ -44,7 +47,8 @@ class BuiltinConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))  # YAML and JSON give lists
         unknown = [task for task in self.tasks if task not in TASKS]
         _require(bool(self.tasks) and not unknown, "tasks", f"some of {', '.join(TASKS)}", self.tasks)
-        _require(self.lattice >= 1 and 1000 % self.lattice == 0, "lattice", "a divisor of 1000", self.lattice)
+        _require(self.lattice >= 1, "lattice", "at least 1", self.lattice)
+        _require(0 <= 8 * self.frame <= self.image_size, "frame", "0 to image_size / 8", self.frame)
         _require(
             self.image_size >= 7 * self.lattice and self.image_size % self.lattice == 0,
             "image_size",

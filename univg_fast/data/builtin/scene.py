@@ -11,6 +11,7 @@ from univg_fast.structs import Box
 from .config import BuiltinConfig
 from .shapes import COLOURS, SHAPES, Object, draw
 
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 Window = tuple[int, int, int, int]  # left, top, right, bottom; in cells, the last two exclusive
 
 
@@ -93,15 +94,26 @@ class Scene:
         return placed
 
     def paint(self, image: np.ndarray, items: list[Object]) -> None:
-        """Draw the objects into the image, in place."""
+        """Draw the frame and the objects into the image, in place."""
+        if width := self.config.frame:
+            inside = image[width:-width, width:-width].copy()
+            image[:] = 255
+            image[width:-width, width:-width] = inside
         for item in items:
             draw(image, item, self.config.cell)
 
     def box(self, item: Object, x: int = 0, y: int = 0) -> Box:
         """The object's box in the image whose upper left corner is at cell (x, y)."""
-        unit = 1000 // self.config.lattice
         left, top = item.x - x, item.y - y
-        return (left * unit, top * unit, (left + item.side) * unit, (top + item.side) * unit)
+        edges = (left, top, left + item.side, top + item.side)
+        x1, y1, x2, y2 = (round(1000 * edge / self.config.lattice) for edge in edges)
+        return (x1, y1, x2, y2)
+
+    def whereabouts(self, item: Object, image: int) -> str:
+        """ "red circle top left in image 1": the third of the image that holds the object's centre."""
+        third = 3 / (2 * self.config.lattice)
+        row, column = int((2 * item.y + item.side) * third), int((2 * item.x + item.side) * third)
+        return f"{item.name} {ROWS[row]} {COLUMNS[column]} in image {image}"
 
 
 def _overlap(x: int, y: int, side: int, other: Object) -> bool:

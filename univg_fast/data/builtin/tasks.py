@@ -36,10 +36,12 @@ def group_grounding(scene: Scene) -> Draft:
     images = scene.backgrounds(scene.between(*scene.config.images_per_sample))
     where = scene.between(0, len(images) - 1)
     target = scene.place(scene.object(), scene.full())
+    held = []
     for i, image in enumerate(images):
-        held = [target] if i == where else []
-        scene.paint(image, held + scene.distract(target, held, scene.full()))
-    think = f"The {target.name} is in image {where + 1}."
+        mine = [target] if i == where else []
+        held.append(mine + scene.distract(target, mine, scene.full()))
+        scene.paint(image, held[-1])
+    think = _inventory(scene, held, target, where + 1)
     return Draft(images, f"Find the {target.name}.", think, scene.box(target), where)
 
 
@@ -48,9 +50,10 @@ def refer_grounding(scene: Scene) -> Draft:
     first, second = scene.backgrounds(2)
     shown = scene.place(scene.object(), scene.full())
     target = scene.place(replace(shown, side=scene.size()), scene.full())
+    others = [target, *scene.distract(target, [target], scene.full())]
     scene.paint(first, [shown])
-    scene.paint(second, [target, *scene.distract(target, [target], scene.full())])
-    think = f"The {target.name} is in image 2."
+    scene.paint(second, others)
+    think = _inventory(scene, [[shown], others], target, 2)
     return Draft([first, second], "Find the object of image 1 in image 2.", think, scene.box(target), 1)
 
 
@@ -111,6 +114,16 @@ def object_tracking(scene: Scene) -> Draft:
     question = f"Find the object at ({x1},{y1}),({x2},{y2}) of image 1 in image {number}."
     think = f"The {target.name} is in image {number}."
     return Draft(images, question, think, scene.box(target, *corners[-1]), number - 1)
+
+
+def _inventory(scene: Scene, held: list[list[Object]], target: Object, image: int) -> str:
+    """What each image holds, in reading order, then the target: reasoning on objects before reasoning on images."""
+    seen = [
+        scene.whereabouts(item, i)
+        for i, items in enumerate(held, start=1)
+        for item in sorted(items, key=lambda item: (item.y, item.x))
+    ]
+    return "; ".join(seen) + f". Target: {scene.whereabouts(target, image)}."
 
 
 def _recolour(scene: Scene, item: Object) -> Object:
