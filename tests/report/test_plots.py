@@ -37,6 +37,8 @@ def test_only_recorded_figures_become_charts():
     assert titles == ["Reward and its parts", "KL to the reference"]
 
 
-def test_phases_leave_out_the_whole_step():
+def test_phases_and_the_rest_of_the_step_add_up():
     rows = [{"step": 1, "timing_s/data": 1.0, "timing_s/step": 3.0}, {"step": 2, "timing_s/update": 2.0}]
-    assert phases(rows) == ["data", "update"]
+    timed = {name: list(seconds) for name, seconds in phases(rows).items()}
+    assert timed == {"data": [1.0, 0.0], "update": [0.0, 2.0], "other": [2.0, 0.0]}
+    assert phases([{"step": 1, "loss": 1.0}]) == {}

@@ -92,26 +92,28 @@ def line_chart(panel: Panel, curves: Sequence[tuple[str, np.ndarray, np.ndarray]
 def time_chart(rows: Rows) -> str:
     """Seconds of a step, stacked by phase."""
     steps = np.array([row["step"] for row in rows], dtype=float)
-    names = phases(rows)
-    values = [np.array([_number(row.get(f"timing_s/{name}")) for row in rows]) for name in names]
-    values = [np.nan_to_num(v) for v in values]
-    total = sum(float(v.sum()) for v in values) or 1.0
-    thin = [thin_out(steps, smooth(v)) for v in values]
+    timed = phases(rows)
+    total = sum(float(seconds.sum()) for seconds in timed.values()) or 1.0
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("seconds per step")
-        labels = [f"{n} {100 * float(v.sum()) / total:.0f}%" for n, v in zip(names, values, strict=True)]
+        labels = [f"{name} {100 * float(seconds.sum()) / total:.0f}%" for name, seconds in timed.items()]
+        thin = [thin_out(steps, smooth(seconds)) for seconds in timed.values()]
         axes.stackplot(thin[0][0], [v for _, v in thin], labels=labels, colors=COLOURS, alpha=0.75, lw=0)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.45)
         axes.legend(loc="upper left", ncols=3, handlelength=0.9, columnspacing=1.0)
         return _data_uri(figure)
 
 
-def phases(rows: Rows) -> list[str]:
-    """Names of the timed phases, in the order they were logged; the whole step is none of them."""
-    names = dict.fromkeys(
-        k.removeprefix("timing_s/") for row in rows for k in row if k.startswith("timing_s/")
-    )
-    return [name for name in names if name not in ("step", "total")][: len(COLOURS)]
+def phases(rows: Rows) -> dict[str, np.ndarray]:
+    """Seconds [n] of each timed phase in the order they were logged, and of the rest of the step as "other"."""
+    keys = dict.fromkeys(key for row in rows for key in row if key.startswith("timing_s/"))
+    seconds = {
+        key.removeprefix("timing_s/"): np.nan_to_num([_number(row.get(key)) for row in rows]) for key in keys
+    }
+    step = seconds.pop("step", None)
+    if seconds and step is not None:
+        seconds["other"] = np.maximum(step - sum(seconds.values()), 0.0)
+    return seconds
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
