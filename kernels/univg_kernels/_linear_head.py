@@ -25,9 +25,9 @@ class LinearGrads(NamedTuple):
 
 
 def default_chunk_rows(num_rows: int) -> int:
-    """Rows of a chunk: a tenth of all, so that its logits stay a tenth of the whole, but enough to keep the
-    products efficient (the weight gradient is read and written once a chunk)."""
-    return max(256, num_rows // 10)
+    """Rows of logits held at a time: a tenth of all, but not fewer than keep the products efficient (each chunk
+    reads and writes the whole weight gradient), nor more than help."""
+    return min(2048, max(256, num_rows // 10))
 
 
 def run_linear_head(
@@ -41,48 +41,72 @@ def run_linear_head(
 ) -> LinearGrads:
     """Make the logits of `hidden` [N, H] chunk by chunk, let `row_head` score them, and gather the gradients.
 
-    needs: which gradients to make (hidden, weight, bias). Rows that `row_head` calls inactive stay out of the
-    backward products; asking which they are waits for the device.
+    needs: which gradients to make (hidden, weight, bias). Active rows wait at the top of the buffer until it is
+    nearly full of them, so that the backward products are as tall as the forward ones however few rows are active.
+    Asking which rows are active waits for the device; a `row_head` that returns None avoids it.
     """
     hidden, weight = hidden.detach(), weight.detach()
-    n, vocab = hidden.shape[0], weight.shape[0]
+    n = hidden.shape[0]
     chunk = min(chunk_rows or default_chunk_rows(n), max(n, 1))
-    logits = hidden.new_empty(chunk, vocab)
-    d_hidden = torch.zeros_like(hidden) if needs[0] else None
-    d_weight = _Sum(weight, chunk < n) if needs[1] else None
-    d_bias = _Sum(bias.detach(), chunk < n) if needs[2] and bias is not None else None
-    for start in range(0, n, chunk):
-        stop = min(start + chunk, n)
-        h, z = hidden[start:stop], logits[: stop - start]
+    logits = hidden.new_empty(chunk, weight.shape[0])
+    sums = _GradientSums(hidden, weight, bias, needs, several=chunk < n)
+    waiting: list[Tensor] = []  # numbers of the rows at the top of the buffer
+    start = held = 0
+    while start < n:
+        stop = min(start + chunk - held, n)
+        z, h = logits[held : held + stop - start], hidden[start:stop]
         if bias is None:
             torch.mm(h, weight.t(), out=z)
         else:
             torch.addmm(bias.detach(), h, weight.t(), out=z)
         active = row_head(z, start, stop)
-        if not any(needs):
-            continue
-        rows: slice | Tensor = slice(start, stop)
-        if active is not None and not bool(active.all()):
-            index = active.nonzero()[:, 0]
-            z, h, rows = _move_up(z, index), h[index], index + start
-        if z.shape[0] == 0:
-            continue
-        if d_hidden is not None:
-            d_hidden[rows] = torch.mm(z, weight)
-        if d_weight is not None:
-            d_weight.add_product(z.t(), h)
-        if d_bias is not None:
-            d_bias.add(z.sum(0, dtype=d_bias.total.dtype))
-    sums = (None if s is None else s.result() for s in (d_weight, d_bias))
-    return LinearGrads(d_hidden, *sums)
+        if any(needs):
+            waiting.append(_keep(z, active) + start)
+            held += waiting[-1].numel()
+            if stop == n or held > 0.75 * chunk:
+                sums.add(logits[:held], torch.cat(waiting))
+                waiting, held = [], 0
+        start = stop
+    return sums.result()
 
 
-def _move_up(z: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` (rising) of z, moved to its top: no second buffer."""
+def _keep(z: Tensor, active: Tensor | None) -> Tensor:
+    """Move the active rows of z to its top, without a second buffer; give their numbers."""
+    if active is None:
+        return torch.arange(z.shape[0], device=z.device)
+    index = active.nonzero()[:, 0]
     for target, source in enumerate(index.tolist()):
         if target != source:
             z[target].copy_(z[source])
-    return z[: index.numel()]
+    return index
+
+
+class _GradientSums:
+    """The gradients, from rows of d loss/d logits as they come."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...], several: bool
+    ):
+        self.inputs = hidden, weight
+        self.hidden = torch.zeros_like(hidden) if needs[0] else None
+        self.weight = _Sum(weight, several) if needs[1] else None
+        self.bias = _Sum(bias.detach(), several) if needs[2] and bias is not None else None
+
+    def add(self, z: Tensor, rows: Tensor) -> None:
+        """z: [k, V] gradient of the logits of `rows` [k]."""
+        if not rows.numel():
+            return
+        hidden, weight = self.inputs
+        if self.hidden is not None:
+            self.hidden[rows] = torch.mm(z, weight)
+        if self.weight is not None:
+            self.weight.add_product(z.t(), hidden[rows])
+        if self.bias is not None:
+            self.bias.add(z.sum(0, dtype=self.bias.total.dtype))
+
+    def result(self) -> LinearGrads:
+        weight, bias = (None if s is None else s.result() for s in (self.weight, self.bias))
+        return LinearGrads(self.hidden, weight, bias)
 
 
 class _Sum:

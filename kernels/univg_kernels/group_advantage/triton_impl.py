@@ -1,0 +1,62 @@
+"""Triton face of `group_advantage`: one program per group."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._rows import GroupAdvantage
+from .._triton.launch import launch, vector
+from .._triton.responses import MEMBERS, centred_sums, difficulty, segment_mean, std_of
+from ..config import GrpoConfig
+from ..difficulty_weight.triton_impl import difficulty_weight
+
+WARPS = 1
+
+
+@triton.jit(do_not_specialize=["B"])
+def group_kernel(rewards, accuracy, cu_groups, advantages, phi, mean, std, accuracy_mean, B, advantage_eps, power,
+                 SCALE: tl.constexpr, DIFFICULTY: tl.constexpr):  # fmt: skip
+    group = tl.program_id(0)
+    dtype = rewards.dtype.element_ty
+    low, high = tl.load(cu_groups + group), tl.load(cu_groups + group + 1)
+    first, offset, squares = centred_sums(rewards, low, high)
+    group_std = std_of(squares, high - low)
+    tl.store(mean + group, first + offset)
+    tl.store(std + group, group_std)
+    scale = tl.full([], 1.0, dtype)
+    if SCALE == "group":
+        scale = group_std + advantage_eps
+    if SCALE == "batch":  # every program goes over all rewards: B is small, and one launch is all there is
+        _, _, all_squares = centred_sums(rewards, 0, B)
+        scale = std_of(all_squares, B) + advantage_eps
+    accuracy_of_group = tl.zeros([], dtype)
+    weight = tl.full([], 1.0, dtype)
+    if accuracy is not None:
+        accuracy_of_group = segment_mean(accuracy, low, high)
+        weight = difficulty(accuracy_of_group, power, DIFFICULTY)
+    tl.store(accuracy_mean + group, accuracy_of_group)
+    for start in range(low, high, MEMBERS):
+        i = start + tl.arange(0, MEMBERS)
+        centred = tl.load(rewards + i, mask=i < high, other=0.0) - first - offset
+        tl.store(advantages + i, centred / scale, mask=i < high)
+        tl.store(phi + i, tl.zeros([MEMBERS], dtype) + weight, mask=i < high)
+
+
+def group_advantage(
+    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
+) -> GroupAdvantage:
+    r = rewards.contiguous()
+    k = cu_groups.numel() - 1
+    advantages, phi = torch.empty_like(r), torch.empty_like(r)
+    mean, std, accuracy_mean = r.new_empty(3, k).unbind(0)
+    launch(
+        group_kernel, k, r, r, vector(accuracy, r.dtype), cu_groups.contiguous(), advantages, phi, mean, std,
+        accuracy_mean, r.numel(), float(config.advantage_eps), float(config.difficulty_power),
+        SCALE=config.scale_rewards, DIFFICULTY=config.difficulty, num_warps=WARPS,
+    )  # fmt: skip
+    if accuracy is not None and config.normalize_difficulty and k:
+        phi = phi / difficulty_weight(accuracy_mean, config.difficulty, config.difficulty_power, False).mean()
+    return GroupAdvantage(advantages, phi, mean, std, accuracy_mean)

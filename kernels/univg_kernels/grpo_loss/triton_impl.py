@@ -1,0 +1,116 @@
+"""Triton face of `grpo_loss`: one program takes a row from its logits to its gradient, and the row head of the linear
+loss is the same kernel on a chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._autograd import attach_gradients, guard_overwritten, needs_grad
+from .._rows import GrpoOutput, PolicyRows
+from .._triton.launch import check_dtype, launch, row_launch
+from .._triton.partials import empty_partials, reduce_partials, store_partials
+from .._triton.responses import find_segment, response_terms
+from .._triton.row_program import policy_row
+from .._triton.scale import scale_on_device
+from .._triton.softmax import LOG2E, fill_zeros, load_tile, sweep_backward, sweep_forward
+from ..config import GrpoConfig
+from ..policy_loss.triton_impl import row_arguments
+from ..selective_logprob.triton_impl import log_probability, separate_rows, target_logit
+
+
+@triton.jit(do_not_specialize=["N", "row_start", "num_responses_given", "num_groups"])
+def grpo_rows_kernel(logits, stride, gradient, gradient_stride, token_ids, logp, partials, N, row_start, V, temperature,
+                     num_responses_given, cu_seqlens, rewards, accuracy, cu_groups, num_groups, advantages, phi, mask,
+                     old_logp, ref_logp, num_responses, num_responses_tensor, advantage_eps, difficulty_power,
+                     epsilon_low, epsilon_high, delta, beta,
+                     SCALE: tl.constexpr, DIFFICULTY: tl.constexpr, LOSS_TYPE: tl.constexpr,
+                     LANES: tl.constexpr, VEC: tl.constexpr):  # fmt: skip
+    """Row row_start + program of N; the logits begin at row_start. `gradient` may be `logits`, or None."""
+    program = tl.program_id(0)
+    n = row_start + program
+    row = logits + program.to(tl.int64) * stride
+    keep = 1
+    if mask is not None:
+        keep = tl.load(mask + n).to(tl.int32)
+    if keep != 0:
+        # Both loads of logits go out before the factors are looked up: their latencies overlap.
+        first = load_tile(row, 0, V, LANES, VEC)
+        target = tl.load(token_ids + n)
+        z = target_logit(row, target, V)
+        response = find_segment(cu_seqlens, num_responses_given, n)
+        advantage, phi_b, weight = response_terms(
+            response, cu_seqlens, rewards, accuracy, cu_groups, num_groups, advantages, phi, mask,
+            num_responses, num_responses_tensor, advantage_eps, difficulty_power, SCALE, DIFFICULTY,
+        )  # fmt: skip
+        scale = LOG2E / temperature
+        top, log2_mass, entropy = sweep_forward(row, first, V, scale, LANES, VEC)
+        lp = log_probability(z, scale, top, log2_mass)
+        difference = tl.zeros_like(lp)
+        if old_logp is not None:
+            difference = lp - tl.load(old_logp + n)
+        ref = lp
+        if ref_logp is not None:
+            ref = tl.load(ref_logp + n)
+        loss, a, kl, ratio, low, high = policy_row(
+            lp, difference, ref, advantage, phi_b, weight, epsilon_low, epsilon_high, delta, beta,
+            ref_logp is not None, LOSS_TYPE,
+        )  # fmt: skip
+        tl.store(logp + n, lp)
+        store_partials(partials, N, n, loss, 1.0, kl, entropy, low, high, ratio, tl.abs(difference), None)
+        if gradient is not None:
+            out = gradient + program.to(tl.int64) * gradient_stride
+            if a == 0.0:
+                fill_zeros(out, V, LANES, VEC)
+            else:
+                sweep_backward(
+                    row, out, target, V, scale, top + log2_mass, a, 0.0, entropy, temperature, False, LANES, VEC
+                )
+    else:
+        tl.store(logp + n, 0.0)
+        store_partials(partials, N, n, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None)
+        if gradient is not None:
+            fill_zeros(gradient + program.to(tl.int64) * gradient_stride, V, LANES, VEC)
+
+
+def launch_grpo_rows(
+    logits: Tensor, gradient: Tensor | None, token_ids: Tensor, logp: Tensor, partials: Tensor, row_start: int,
+    temperature: float, arguments: dict[str, Any],
+) -> None:  # fmt: skip
+    """Score the rows [row_start, row_start + len(logits)) into logp [N], partials [_, N] and gradient."""
+    count, v = logits.shape
+    launch(
+        grpo_rows_kernel, count, logits, logits, logits.stride(0),
+        gradient, 0 if gradient is None else gradient.stride(0), token_ids, logp, partials, logp.numel(), row_start,
+        v, temperature, arguments["cu_seqlens"].numel() - 1,
+        **arguments, **row_launch(v, logits.element_size())._asdict(),
+    )  # fmt: skip
+
+
+def grpo_loss(
+    logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool
+) -> GrpoOutput:
+    check_dtype("grpo_loss", logits)
+    (wanted,) = needs_grad(logits)
+    with torch.no_grad():
+        z = separate_rows(logits.detach())
+        over = inplace and wanted and z.data_ptr() == logits.data_ptr()
+        gradient = None
+        if wanted:
+            gradient = z if over or z.data_ptr() != logits.data_ptr() else torch.empty_like(z)
+        logp = z.new_empty(z.shape[0], dtype=torch.float32)
+        partials = empty_partials(z.shape[0], z)
+        arguments = row_arguments(rows, config)
+        launch_grpo_rows(z, gradient, token_ids.contiguous(), logp, partials, 0, float(config.temperature), arguments)
+        loss, metrics = reduce_partials(partials)
+    if wanted:
+        assert gradient is not None
+        if over:
+            torch.autograd.graph.increment_version(gradient)  # Triton writes behind autograd's back
+            guard_overwritten("grpo_loss", logits, gradient)
+        loss = attach_gradients("grpo_loss", loss, [logits], [gradient], scale_on_device)
+    return GrpoOutput(loss, metrics, logp)
