@@ -105,7 +105,7 @@ def time_chart(rows: Rows) -> str:
 
 
 def phases(rows: Rows) -> dict[str, np.ndarray]:
-    """Seconds [n] of each timed phase in the order they were logged, and of the rest of the step as "other"."""
+    """Seconds [n] of each timed phase in the order logged, and of the rest of the step as "other"."""
     keys = dict.fromkeys(key for row in rows for key in row if key.startswith("timing_s/"))
     seconds = {
         key.removeprefix("timing_s/"): np.nan_to_num([_number(row.get(key)) for row in rows]) for key in keys
