@@ -1,0 +1,34 @@
+# Two commands do everything: `make demo` and `make test`. Each makes .venv first; delete .venv to start afresh.
+PYTHON ?= python3
+RUN := .venv/bin/python -m
+PIP := DS_BUILD_OPS=0 .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+STAMP := .venv/.ready
+
+.PHONY: setup demo test lint format bench
+
+setup: $(STAMP)
+
+# torch first: a package that merely asks for torch would bring another build of it
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) torch numpy setuptools wheel scikit-build-core cmake ninja
+	$(PIP) --no-build-isolation -e ".[train,dev]"
+	touch $@
+
+demo: setup
+	.venv/bin/torchrun --nproc_per_node 1 -m univg_fast.train --config demo $(ARGS)
+
+test: setup lint
+	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+
+lint: setup
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+format: setup
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+bench: setup
+	$(RUN) bench.ops $(ARGS)
