@@ -8,7 +8,14 @@ import torch
 from univg_fast.model import PackedModel, load_model
 from univg_fast.structs import Group, Record, Sample
 
-SPECIAL = ["<|endoftext|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+]
 VOCAB = {token: i for i, token in enumerate(SPECIAL + [f"w{i}" for i in range(94)])}
 IMAGE, START, END = (VOCAB[f"<|{name}|>"] for name in ("image_pad", "vision_start", "vision_end"))
 WORDS = np.arange(len(SPECIAL), len(VOCAB))

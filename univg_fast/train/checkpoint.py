@@ -2,8 +2,8 @@
 
 `ckpt/{stage}_{step:06d}/` holds DeepSpeed's files, a file per rank with random states and the caller's state,
 and a manifest with size and SHA-256 of each. All is written into a hidden temporary folder and synced to
-disk; the manifest comes last, then one rename. A kill at any moment leaves the older checkpoints and no half one
-that counts. All ranks must see the same folder.
+disk; the manifest comes last, then one rename. A kill at any moment leaves the older checkpoints, and no half
+one that counts. All ranks must see the same folder.
 """
 
 from __future__ import annotations

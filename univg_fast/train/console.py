@@ -77,8 +77,8 @@ def numbers(metrics: Mapping[str, float]) -> str:
 class Display:
     """Progress of `total` units named `name`, of which `done` were done before. Use it as a context manager.
 
-    On a terminal it redraws at the bottom, with the numbers below the bar; elsewhere each update is a line, but
-    not more often than every `quiet_s` seconds.
+    On a terminal it redraws at the bottom, with the numbers below the bar; elsewhere each update is a line,
+    but not more often than every `quiet_s` seconds.
     """
 
     def __init__(self, name: str, total: int, done: int = 0, quiet_s: float = 0.0) -> None:
@@ -91,8 +91,8 @@ class Display:
             columns = (TextColumn("[bold]{task.description}"), BarColumn(30), MofNCompleteColumn())
             self._bar = Progress(*columns, TextColumn("eta {task.fields[eta]}"), console=console())
             self._task = self._bar.add_task(name, total=total, completed=done, eta="-:--")
-            self._text = Text()
-            self._live = Live(Group(self._bar, self._text), console=console(), refresh_per_second=4)
+            self._text = ""
+            self._live = Live(get_renderable=self._render, console=console(), refresh_per_second=4)
 
     def __enter__(self) -> Display:
         if self._live:
@@ -111,11 +111,14 @@ class Display:
         self._times.append((now, done))
         if self._live:
             self._bar.update(self._task, completed=done, total=self.total, eta=self.eta())
-            self._text.plain = text
+            self._text = text.replace(" | ", "\n", 1)
         elif done >= self.total or now - self._last_line >= self.quiet_s:
             self._last_line = now
             line = [f"{self.name} {done}/{self.total}", text, f"eta {self.eta()}"]
             print(" | ".join(filter(None, line)), flush=True)
+
+    def _render(self) -> Group:
+        return Group(self._bar, Text(self._text)) if self._text else Group(self._bar)
 
     def eta(self) -> str:
         """Time left at the pace of the last updates."""

@@ -90,7 +90,9 @@ class GrpoStep:
             responses = max(distributed.reduce_floats(count)["responses"], 1.0)
         features = self._features(rows)
         with self.phases("ref"):
-            targets = [self._targets(row, scored, feature) for row, feature in zip(rows, features, strict=True)]
+            targets = [
+                self._targets(row, scored, feature) for row, feature in zip(rows, features, strict=True)
+            ]
         losses: list[float] = []
         first: list[GrpoOutput] = []
         for iteration in range(self.config.grpo.num_iterations):
@@ -148,10 +150,14 @@ class GrpoStep:
         """The row's responses' advantages and phi, and the reference's log-probs."""
         generations = self.config.grpo.num_generations
         index = torch.tensor([g * generations + j for g in row.groups for j in range(generations)])
-        targets = RowTargets(scored.advantages[index].to(row.target_ids.device), scored.phi[index].to(row.target_ids.device))
+        targets = RowTargets(
+            scored.advantages[index].to(row.target_ids.device), scored.phi[index].to(row.target_ids.device)
+        )
         if self.reference is not None:
             with torch.no_grad():
-                targets.ref_logp = self.reference(row, logprob_head(row, self.config.grpo.temperature), features)
+                targets.ref_logp = self.reference(
+                    row, logprob_head(row, self.config.grpo.temperature), features
+                )
         return targets
 
     def _losses(

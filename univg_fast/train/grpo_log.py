@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from univg_fast.train.grpo import Scored
 
 
-def reduce_metrics(scored: Scored, rows: Sequence[Row], outputs: Sequence[GrpoOutput], config: Config) -> dict[str, float]:
+def reduce_metrics(
+    scored: Scored, rows: Sequence[Row], outputs: Sequence[GrpoOutput], config: Config
+) -> dict[str, float]:
     """The step's metrics over all ranks, from this rank's part; one collective."""
     total = scored.scores.total
     lengths = [len(c.token_ids) for group in scored.completions for c in group]

@@ -23,8 +23,8 @@ __all__ = ["MetricsLogger", "console", "eval_progress", "trim_metrics"]
 class MetricsLogger:
     """Writes the metrics of one stage; a context manager. Every rank makes one, rank 0 writes.
 
-    `first` is the number of steps already done: later entries of an earlier run are removed from metrics.jsonl,
-    so that a resumed run leaves the file that an uninterrupted one would have left.
+    `first` is the number of steps already done: later entries of an earlier run leave
+    metrics.jsonl, so that a resumed run ends with the file of an uninterrupted one.
     """
 
     def __init__(self, run_dir: Path, stage: str, total_steps: int, first: int, log: LogConfig) -> None:

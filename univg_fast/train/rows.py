@@ -20,7 +20,9 @@ def group_length(group: Group) -> int:
     return len(group.sample.prompt_ids) + sum(len(r) for r in group.responses)
 
 
-def pack_groups(groups: Sequence[Group], family: Family, budget_tokens: int, device: torch.device) -> list[Row]:
+def pack_groups(
+    groups: Sequence[Group], family: Family, budget_tokens: int, device: torch.device
+) -> list[Row]:
     """Rows of whole groups; `Row.groups` are indices into `groups`."""
     plan = plan_rows([group_length(g) for g in groups], budget_tokens)
     return [build_row([groups[i] for i in indices], family, indices).to(device) for indices in plan]

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from univg_fast.config import Config
-from univg_fast.data.builtin import BuiltinConfig, write_builtin
+from univg_fast.data.builtin import write_builtin
 from univg_fast.data.prompts import corpus
 from univg_fast.data.samples import Processor, make_processor, make_sample
 from univg_fast.data.scan import scan, write_report
@@ -54,7 +54,7 @@ def data_files(config: Config, run_dir: Path) -> dict[str, list[str]]:
     """Paths of the data files by use; the built-in data set is written by rank 0 if it is asked for."""
     if config.data.builtin is None:
         return {"sft": [*config.data.sft], "grpo": [*config.data.grpo], "eval": [*config.data.eval]}
-    builtin = BuiltinConfig(**{"seed": config.run.seed, **config.data.builtin})
+    builtin = config.data.builtin
     folder = run_dir / "data"
 
     def write() -> dict[str, list[str]]:
@@ -62,9 +62,15 @@ def data_files(config: Config, run_dir: Path) -> dict[str, list[str]]:
         if not (stamp.is_file() and stamp.read_text() == wanted):
             write_builtin(folder, builtin)
             stamp.write_text(wanted)
-        return {"sft": [str(folder / "stage1.json")], "grpo": [str(folder / "stage2.json")], "eval": [str(folder / "eval.json")]}
+        return {
+            "sft": [str(folder / "stage1.json")],
+            "grpo": [str(folder / "stage2.json")],
+            "eval": [str(folder / "eval.json")],
+        }
 
-    paths = distributed.all_or_none("writing the built-in data", lambda: write() if distributed.is_main() else {})
+    paths = distributed.all_or_none(
+        "writing the built-in data", lambda: write() if distributed.is_main() else {}
+    )
     return distributed.broadcast_object(paths)
 
 
@@ -92,7 +98,10 @@ def make_run_processor(config: Config, records: dict[str, list[Record]]) -> Proc
 def load_policy(config: Config, processor: Processor, path: str, device: torch.device) -> Any:
     """The transformers model at `path` on `device`, its vision tower frozen if the config says so."""
     model = load_model(
-        path, DTYPES[config.model.torch_dtype], vocab=processor.tokenizer.get_vocab(), seed=config.model.init_seed
+        path,
+        DTYPES[config.model.torch_dtype],
+        vocab=processor.tokenizer.get_vocab(),
+        seed=config.run.seed + config.model.init_seed,
     ).to(device)
     if config.model.freeze_vision_tower:
         model.model.visual.requires_grad_(False)
@@ -109,4 +118,6 @@ def first_sample(records: list[Record], processor: Processor, with_response: boo
             return make_sample(record, processor, with_response)
         except ValueError as error:
             problem = error
-    raise ValueError(f"data: none of the first {min(len(records), 100)} records can be decoded; the last: {problem}")
+    raise ValueError(
+        f"data: none of the first {min(len(records), 100)} records can be decoded; the last: {problem}"
+    )

@@ -14,21 +14,16 @@ class BuiltinConfig:
     """Everything the built-in samples depend on: equal configs give equal bytes.
 
     The images are squares of `image_size` pixels under a grid of `lattice` x `lattice` cells; objects fill
-    whole cells, so that box coordinates are multiples of 1000 / lattice, rounded. To make it harder: a finer lattice,
-    more images, more distractors, more of them confusable, more sizes; to make it easier: fewer colours and
-    shapes, a weaker background.
+    whole cells, so that box coordinates are multiples of 1000 / lattice, rounded. To make it harder: a finer
+    lattice, more images, more distractors, more of them confusable, more sizes; to make it easier: fewer
+    colours and shapes, a weaker background.
     """
 
     seed: int = 0
-    tasks: tuple[str, ...] = (
-        "group_grounding",
-        "refer_grounding",
-    )  # in turn; a task named twice comes twice as often
+    tasks: tuple[str, ...] = ("group_grounding", "refer_grounding")  # in turn; twice named, twice as often
     image_size: int = 112  # side, px
     lattice: int = 4  # cells per side
-    frame: int = (
-        0  # width of a white frame around every image, px; it tells a small model where the edges are
-    )
+    frame: int = 0  # width of a white frame around every image, px: shows a small model where the edges are
     object_cells: tuple[int, ...] = (1, 2)  # sides that objects and regions may have, in cells
     images_per_sample: tuple[int, int] = (2, 3)  # fewest and most, where the task leaves it open
     distractors: tuple[int, int] = (1, 2)  # fewest and most other objects in an image

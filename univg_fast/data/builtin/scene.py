@@ -31,13 +31,15 @@ class Scene:
         return int(self.rng.integers(low, high + 1))
 
     def worlds(self, number: int) -> list[np.ndarray]:
-        """Copies of different crops, at their full size."""
-        return [self.crops[i].copy() for i in self.rng.choice(len(self.crops), number, replace=False)]
+        """Different crops, at their full size; not to be painted on."""
+        return [self.crops[i] for i in self.rng.choice(len(self.crops), number, replace=False)]
 
     def view(self, world: np.ndarray, x: int, y: int) -> np.ndarray:
-        """A copy of the image whose upper left corner is at cell (x, y) of the world."""
-        cell, side = self.config.cell, self.config.image_size
-        return world[y * cell : y * cell + side, x * cell : x * cell + side].copy()
+        """A copy of the image whose upper left corner is at cell (x, y) of the world, in its frame."""
+        cell, side, width = self.config.cell, self.config.image_size, self.config.frame
+        image = world[y * cell : y * cell + side, x * cell : x * cell + side].copy()
+        image[:width], image[:, :width], image[side - width :], image[:, side - width :] = 255, 255, 255, 255
+        return image
 
     def backgrounds(self, number: int) -> list[np.ndarray]:
         shift = self.config.max_shift
@@ -94,11 +96,7 @@ class Scene:
         return placed
 
     def paint(self, image: np.ndarray, items: list[Object]) -> None:
-        """Draw the frame and the objects into the image, in place."""
-        if width := self.config.frame:
-            inside = image[width:-width, width:-width].copy()
-            image[:] = 255
-            image[width:-width, width:-width] = inside
+        """Draw the objects into the image, in place."""
         for item in items:
             draw(image, item, self.config.cell)
 
@@ -111,8 +109,7 @@ class Scene:
 
     def whereabouts(self, item: Object, image: int) -> str:
         """ "red circle top left in image 1": the third of the image that holds the object's centre."""
-        third = 3 / (2 * self.config.lattice)
-        row, column = int((2 * item.y + item.side) * third), int((2 * item.x + item.side) * third)
+        row, column = (3 * (2 * start + item.side) // (2 * self.config.lattice) for start in (item.y, item.x))
         return f"{item.name} {ROWS[row]} {COLUMNS[column]} in image {image}"
 
 

@@ -108,8 +108,10 @@ def object_tracking(scene: Scene) -> Draft:
     seen_by_all = (max(xs), max(ys), min(xs) + config.lattice, min(ys) + config.lattice)
     target = scene.place(scene.object(), seen_by_all)
     cells = config.lattice + config.max_shift
-    scene.paint(world, [target, *scene.distract(target, [target], (0, 0, cells, cells))])
+    items = [target, *scene.distract(target, [target], (0, 0, cells, cells))]
     images = [scene.view(world, x, y) for x, y in corners]
+    for image, (x, y) in zip(images, corners, strict=True):
+        scene.paint(image, [replace(item, x=item.x - x, y=item.y - y) for item in items])
     x1, y1, x2, y2 = scene.box(target, *corners[0])
     question = f"Find the object at ({x1},{y1}),({x2},{y2}) of image 1 in image {number}."
     think = f"The {target.name} is in image {number}."
@@ -117,7 +119,7 @@ def object_tracking(scene: Scene) -> Draft:
 
 
 def _inventory(scene: Scene, held: list[list[Object]], target: Object, image: int) -> str:
-    """What each image holds, in reading order, then the target: reasoning on objects before reasoning on images."""
+    """What each image holds, in reading order, then the target: on objects first, then on images."""
     seen = [
         scene.whereabouts(item, i)
         for i, items in enumerate(held, start=1)
