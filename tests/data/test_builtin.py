@@ -14,9 +14,7 @@ from univg_fast.data.builtin.pictures import make_crops
 from univg_fast.data.builtin.shapes import COLOURS, SHAPES, Object, draw, mask
 from univg_fast.data.builtin.write import drafts
 
-CONFIG = BuiltinConfig(
-    seed=11, image_size=56, images_per_sample=(2, 4), crops=26, num_sft=80, num_grpo=20, num_eval=40
-)
+CONFIG = BuiltinConfig(seed=11, image_size=56, images_per_sample=(2, 4), crops=26, num_sft=80, num_grpo=20, num_eval=40)
 NAMED = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
 
 
@@ -77,6 +75,13 @@ def test_eval_shares_no_image_with_training(tmp_path):
     assert not found["eval"] & (found["sft"] | found["grpo"])
 
 
+def test_a_lattice_that_does_not_divide_1000_is_rounded():
+    for draft in of_task("group_grounding", lattice=3, image_size=42, confusable=0.0):
+        colour = NAMED.search(draft.question)[1]
+        assert bounding_box(of_colour(draft.images[draft.target_image], colour)) == draft.box
+        assert set(draft.box) <= {0, 333, 667, 1000}
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [7, 8, 14, 15, 28, 56])
 def test_a_shape_touches_all_four_sides_of_its_square(shape, side):
@@ -110,7 +115,8 @@ def test_group_grounding_box_is_the_colours_bounding_box():
         holders = [i for i, image in enumerate(draft.images) if of_colour(image, colour).any()]
         assert holders == [draft.target_image]
         assert bounding_box(of_colour(draft.images[draft.target_image], colour)) == draft.box
-        assert f"The {colour} {shape} is in image {draft.target_image + 1}." == draft.think
+        assert NAMED.findall(draft.think)[-1] == (colour, shape)
+        assert draft.think.endswith(f"in image {draft.target_image + 1}.")
 
 
 def places_of(image, colour, shape, config):
@@ -132,7 +138,7 @@ def test_the_described_object_is_unique_among_confusable_ones(task):
     # one size only: a large square holds small ones
     config = replace(CONFIG, object_cells=(1,), confusable=1.0, distractors=(3, 3))
     for draft in of_task(task, object_cells=(1,), confusable=1.0, distractors=(3, 3)):
-        colour, shape = NAMED.search(draft.think).groups()
+        colour, shape = NAMED.findall(draft.think)[-1]
         searched = draft.images if task == "group_grounding" else draft.images[1:]
         found = [place for image in searched for place in places_of(image, colour, shape, config)]
         unit = 1000 // config.lattice
@@ -140,9 +146,45 @@ def test_the_described_object_is_unique_among_confusable_ones(task):
     assert {draft.target_image for draft in of_task("group_grounding")} == {0, 1, 2, 3}
 
 
+LISTED = re.compile(rf"{NAMED.pattern} (top|middle|bottom) (left|centre|right) in image (\d)")
+
+
+@pytest.mark.parametrize("task", ["group_grounding", "refer_grounding"])
+def test_the_reasoning_lists_what_is_there(task):
+    config = replace(CONFIG, object_cells=(1,))
+    for draft in of_task(task, object_cells=(1,)):
+        there = []
+        for number, image in enumerate(draft.images, start=1):
+            for colour in COLOURS:
+                for shape in SHAPES:
+                    for x, y, _ in places_of(image, colour, shape, config):
+                        # thirds of a 4 x 4 lattice: a centre at 1/8, 3/8, 5/8, 7/8
+                        row, column = (("first", "second", "second", "third")[at] for at in (y, x))
+                        row = {"first": "top", "second": "middle", "third": "bottom"}[row]
+                        column = {"first": "left", "second": "centre", "third": "right"}[column]
+                        there.append((colour, shape, row, column, str(number)))
+        listed, target = draft.think.split(". Target: ")
+        assert sorted(LISTED.findall(listed)) == sorted(there)
+        assert LISTED.findall(target)[0] in there
+        assert target.endswith(f"in image {draft.target_image + 1}.")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_frame_runs_around_every_image_under_the_objects(task):
+    for draft in of_task(task, frame=3, num_sft=12):
+        for image in draft.images:
+            if image.shape[0] < CONFIG.image_size:
+                continue  # the part that region cuts out
+            edge = np.ones(image.shape[:2], bool)
+            edge[3:-3, 3:-3] = False
+            painted = np.any([of_colour(image, name) for name in COLOURS], axis=0)
+            assert (image[edge & ~painted] == 255).all()
+            assert not (image[~edge & ~painted] == 255).all()
+
+
 def test_refer_grounding_shows_its_object_alone_in_image_1():
     for draft in of_task("refer_grounding", confusable=0.0):
-        colour, _ = NAMED.search(draft.think).groups()
+        colour, _ = NAMED.findall(draft.think)[-1]
         colours = [name for name in COLOURS if of_colour(draft.images[0], name).any()]
         assert colours == [colour]
         assert bounding_box(of_colour(draft.images[1], colour)) == draft.box and draft.target_image == 1
@@ -205,7 +247,8 @@ def test_written_rows_are_in_univg_r1s_formats(builtin_files):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"lattice": 3}, "data.builtin.lattice: expected a divisor of 1000, got 3"),
+        ({"lattice": 0}, "data.builtin.lattice: expected at least 1, got 0"),
+        ({"frame": 15}, "data.builtin.frame: expected 0 to image_size / 8, got 15"),
         ({"image_size": 110}, "data.builtin.image_size: expected a multiple of lattice=4"),
         (
             {"object_cells": [4]},

@@ -68,9 +68,7 @@ def test_a_sample_that_fails_is_skipped_and_reported(folder, processor):
         samples, bad = loader.batch(step)
         assert sorted(uids(samples)) == ["0", "1", "3"]
         assert [(entry.kind, entry.source) for entry in bad] == [("decode", records[2].source)]
-        assert bad[0].message.startswith(
-            f"{records[2].source}: cannot decode the image {folder.path / 'c.png'}"
-        )
+        assert bad[0].message.startswith(f"{records[2].source}: cannot decode the image {folder.path / 'c.png'}")
     loader.close()
 
 

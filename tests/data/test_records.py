@@ -22,9 +22,7 @@ def only_bad(path, kind, line):
 
 def test_stage1(folder):
     question = "<image>\n<image>\nWhere is it?" + COT_SUFFIX
-    (record,), bad = read_records(
-        folder.jsonl(folder.stage1(question, type="diff", target_image=0, split="x"))
-    )
+    (record,), bad = read_records(folder.jsonl(folder.stage1(question, type="diff", target_image=0, split="x")))
     assert not bad
     assert record.question == "Where is it?" and record.box == (0, 0, 500, 250) and record.cot
     assert record.response == "<think>It is in image 1.</think><answer>(0,0),(500,250)</answer>"
@@ -66,9 +64,7 @@ def test_a_list_and_lines_give_the_same_records(folder):
     listed = folder.write("list.json", json.dumps(rows, indent=2))
     lines = folder.jsonl(*rows)
     (from_list, _), (from_lines, _) = read_records(listed), read_records(lines)
-    assert (
-        [record.uid for record in from_list] == [record.uid for record in from_lines] == ["0", "1", "2", "3"]
-    )
+    assert [record.uid for record in from_list] == [record.uid for record in from_lines] == ["0", "1", "2", "3"]
     height = len(json.dumps(rows[0], indent=2).split("\n"))
     assert [record.source for record in from_list] == [f"{listed}:{2 + i * height}" for i in range(4)]
 

@@ -26,10 +26,7 @@ def test_the_qwen2_vl_template_in_full():
 def test_the_direct_prompt_has_a_notice_and_no_instruction():
     direct = Record(uid="u", source="f:1", images=("a",), question="Where is it?", cot=False)
     text = prompt_text(direct)
-    assert (
-        "<|vision_end|>This is a single image grounding task with simple reference. Where is it?<|im_end|>"
-        in text
-    )
+    assert "<|vision_end|>This is a single image grounding task with simple reference. Where is it?<|im_end|>" in text
     assert "<think>" not in text
 
 
@@ -91,9 +88,7 @@ def test_too_long(folder, tokenizer):
             sample = make_sample(record, processor, with_response=True)
             length = len(sample.prompt_ids) + len(sample.response_ids)
             continue
-        with pytest.raises(
-            SampleError, match=f"{length} tokens, more than data.max_length={limit}"
-        ) as caught:
+        with pytest.raises(SampleError, match=f"{length} tokens, more than data.max_length={limit}") as caught:
             make_sample(record, processor, with_response=True)
         assert caught.value.kind == "too_long" and caught.value.source == record.source
 

@@ -43,7 +43,7 @@ def probe(path: str) -> Refused | None:
 
 
 def probe_all(paths: Iterable[str]) -> dict[str, Refused]:
-    """The images that are not fit for use. Each is opened once; threads hide the latency of a network disk."""
+    """The images that are not fit for use. Each is opened once; threads hide a network disk's latency."""
     unique = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
         found = zip(unique, pool.map(probe, unique), strict=True)

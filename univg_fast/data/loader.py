@@ -84,6 +84,12 @@ class SampleLoader:
         made = [future.result() for future in self._pending.pop(step)]
         return [m for m in made if isinstance(m, Sample)], [m for m in made if isinstance(m, BadRecord)]
 
+    def __enter__(self) -> SampleLoader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Stop the threads; what was prefetched is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
