@@ -40,7 +40,12 @@ def main(config: Config) -> None:
     model = config.model.path
     held_out("before", model, config, inputs, run_dir, device)
     for stage in config.stages:
-        model = str(run_stage(stage, config, inputs, model, run_dir, device))
+        trained = run_stage(stage, config, inputs, model, run_dir, device)
+        if trained is None:
+            if distributed.is_main():
+                print(f"stopped at run.max_steps={config.run.max_steps}; without it the same command goes on")
+            break
+        model = str(trained)
         held_out(stage, model, config, inputs, run_dir, device)
     if distributed.is_main():
         finish(config, run_dir)

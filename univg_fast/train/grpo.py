@@ -25,7 +25,7 @@ from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.structs import BadRecord, Completion, Group, Sample
 from univg_fast.train import distributed
 from univg_fast.train.engine import train_step
-from univg_fast.train.grpo_log import reduce_metrics
+from univg_fast.train.grpo_log import reduce_metrics, rollout_rows
 from univg_fast.train.rows import Phases, pack_groups, rows_needed
 from univg_fast.train.zero import refresh
 
@@ -59,7 +59,7 @@ def loss_config(config: Config) -> GrpoConfig:
 
 
 class GrpoStep:
-    """Call it with a step's number; returns the step's metrics (equal on all ranks) and this rank's scored prompts."""
+    """Call it with a step's number: (metrics, equal on all ranks; this rank's rollout lines; its bad records)."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class GrpoStep:
         stop = np.array([rollout.stop], np.int64)
         self.spare = build_row([Group(spare, (stop,))], self.model.family).to(self.model.device)
 
-    def __call__(self, step: int) -> tuple[dict[str, float], Scored]:
+    def __call__(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]], list[BadRecord]]:
         scored = self._rollout(step)
         with self.phases("data"):
             groups = [
@@ -108,7 +108,7 @@ class GrpoStep:
         metrics["loss"] = distributed.reduce_floats({"loss": sum(losses) / len(losses)})["loss"]
         metrics |= {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
         metrics["skipped"] = float(not result.applied)
-        return metrics, scored
+        return metrics, rollout_rows(scored, step + 1), scored.bad
 
     def _rollout(self, step: int) -> Scored:
         config = self.config.grpo

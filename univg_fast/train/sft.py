@@ -11,14 +11,14 @@ from univg_fast.config import Config
 from univg_fast.data.loader import SampleLoader
 from univg_fast.loss import sft_head
 from univg_fast.packing import Row, build_row
-from univg_fast.structs import Group, Sample
+from univg_fast.structs import BadRecord, Group, Sample
 from univg_fast.train import distributed
 from univg_fast.train.engine import train_step
 from univg_fast.train.rows import Phases, pack_groups, room, rows_needed
 
 
 class SftStep:
-    """Call it with a step's number; returns the step's metrics, equal on all ranks."""
+    """Call it with a step's number: (metrics, equal on all ranks; nothing; this rank's bad records)."""
 
     def __init__(
         self, config: Config, engine: Any, loader: SampleLoader, spare: Sample, phases: Phases
@@ -28,7 +28,7 @@ class SftStep:
         # stands in with weight 0 where this rank has fewer rows than the others
         self.spare = build_row([_group(spare)], self.model.family).to(self.model.device)
 
-    def __call__(self, step: int) -> dict[str, float]:
+    def __call__(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]], list[BadRecord]]:
         budget = self.config.pack.budget_tokens
         with self.phases("data"):
             samples, bad = self.loader.batch(step)
@@ -42,7 +42,7 @@ class SftStep:
             total = distributed.reduce_floats(mine)
         with self.phases("update"):
             result = train_step(self.engine, self._losses(rows, max(total["num_tokens"], 1.0)))
-        return {
+        metrics = {
             "loss": distributed.reduce_floats({"loss": result.loss})["loss"],
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
@@ -52,6 +52,7 @@ class SftStep:
             "pack/fill": total["packed_tokens"] / max(total["room"], 1.0),
             "bad_records": total["bad_records"],
         }
+        return metrics, [], bad
 
     def _losses(self, rows: list[Row], num_tokens: float) -> Iterator[torch.Tensor]:
         for index in range(rows_needed(len(rows), self.config.deepspeed.zero_stage)):
