@@ -1,8 +1,6 @@
-"""Fused loss and box ops for grounding with GRPO. Needs torch; Triton and the C++ library `_C` are its fast
-faces.
+"""Fused loss and box ops for grounding with GRPO. Needs torch; Triton and the C++ library `_C` are its fast faces.
 
-Every op has one door here and up to three faces behind it (`reference`, `cpp`, `triton`); `resolve` says
-which runs.
+Every op has one door here and up to three faces behind it (`reference`, `cpp`, `triton`); `resolve` says which runs.
 """
 
 from ._dispatch import Backend, resolve

@@ -24,9 +24,8 @@ def needs_grad(*inputs: Tensor | None) -> tuple[bool, ...]:
     return tuple(on and t is not None and t.requires_grad for t in inputs)
 
 
-class Gradients:
-    """Gradients of a loss for an upstream gradient of 1, waiting for the backward pass, which takes them
-    once."""
+class _Gradients:
+    """Gradients for an upstream gradient of 1, waiting for the backward pass, which takes them once."""
 
     def __init__(self, op: str, grads: Sequence[Tensor | None], scale: Scale):
         self.op, self.scale = op, scale
@@ -36,9 +35,8 @@ class Gradients:
         """The gradients times `upstream`, multiplied in place."""
         if self.grads is None:
             raise RuntimeError(
-                f"{self.op}: second backward pass through one result; its gradients were made in the "
-                f"forward pass and "
-                "the first backward pass has used them up: call the op again for another one"
+                f"{self.op}: second backward pass through one result; its gradients were made in the forward pass "
+                "and the first backward pass has used them up: call the op again for another one"
             )
         grads, self.grads = self.grads, None
         for g in grads:
@@ -47,21 +45,18 @@ class Gradients:
         return grads
 
 
-class OverwrittenLogits(Gradients):
-    """The gradient that lies where the logits were. Every other use of the logits makes the backward pass
-    raise:
+class _OverwrittenInput(_Gradients):
+    """The gradient of one input, lying where the input was. Any other use of the input makes backward raise:
 
-    - what was computed from them before and saved them: autograd's own version counter sees the overwriting;
-    - what writes to them between forward and backward, such as a second loss in place: their version has
-    moved on;
-    - what else sends a gradient to them: the sum of two gradients is not the tensor that was handed over.
+    - what was computed from it before and saved it: autograd's own version counter sees the overwriting;
+    - what writes to it between forward and backward, such as a second loss in place: its version has moved on;
+    - what else sends a gradient to it: the sum of two gradients is not the tensor that was handed over.
     """
 
-    def __init__(self, op: str, logits: Tensor, scale: Scale):
-        self.buffer = logits.detach()
-        super().__init__(op, [self.buffer], scale)
-        self.version = self.buffer._version
-        logits.register_hook(self._check_arriving)
+    def __init__(self, op: str, tensor: Tensor, grad: Tensor, scale: Scale):
+        super().__init__(op, [grad], scale)
+        self.buffer, self.version = grad, grad._version
+        tensor.register_hook(self._check_arriving)
 
     def take(self, upstream: Tensor) -> Sequence[Tensor | None]:
         self._check(self.buffer._version == self.version)
@@ -76,15 +71,14 @@ class OverwrittenLogits(Gradients):
     def _check(self, alone: bool) -> None:
         if not alone:
             raise RuntimeError(
-                f"{self.op}: the logits were overwritten with their gradient, and something else used them, "
-                f"too; "
+                f"{self.op}: the logits were overwritten with their gradient, and something else used them, too; "
                 "pass inplace=False to keep them"
             )
 
 
 class _WithGradients(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradients: Gradients, loss: Tensor, *inputs: Tensor | None) -> Tensor:
+    def forward(ctx: Any, gradients: _Gradients, loss: Tensor, *inputs: Tensor | None) -> Tensor:
         ctx.gradients = gradients
         return loss.view_as(loss)
 
@@ -94,6 +88,25 @@ class _WithGradients(torch.autograd.Function):
         return (None, None, *ctx.gradients.take(upstream))
 
 
-def attach_gradients(loss: Tensor, inputs: Sequence[Tensor | None], gradients: Gradients) -> Tensor:
-    """Make `loss` differentiable by `inputs`: d loss/d inputs[i] = gradients.grads[i] (None: no gradient)."""
-    return _WithGradients.apply(gradients, loss, *inputs)
+def attach_gradients(
+    op: str,
+    loss: Tensor,
+    inputs: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    scale: Scale = scale_on_host,
+) -> Tensor:
+    """Make `loss` differentiable by `inputs`, with d loss/d inputs[i] = grads[i] (None: no gradient).
+
+    The first backward pass multiplies the gradients in place by the upstream gradient and gives them away; a second
+    one raises RuntimeError. A single input whose gradient was written over it is recognised by its address and
+    guarded: whatever else uses that input raises in the backward pass. Writes that went past autograd must have
+    been told to it (torch.autograd.graph.increment_version) before this call.
+    """
+    (tensor, *others), (grad, *_) = inputs, grads
+    if not others and tensor is not None and grad is not None and _same_memory(tensor, grad):
+        return _WithGradients.apply(_OverwrittenInput(op, tensor, grad, scale), loss, tensor)
+    return _WithGradients.apply(_Gradients(op, grads, scale), loss, *inputs)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.numel() > 0 and a.data_ptr() == b.data_ptr()

@@ -25,9 +25,7 @@ def check_tensor(
     tail = f"; {remedy}" if remedy else ""
     if not isinstance(value, Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(value).__name__}{tail}")
-    fits = value.dim() == len(shape) and all(
-        s is None or s == v for s, v in zip(shape, value.shape, strict=True)
-    )
+    fits = value.dim() == len(shape) and all(s is None or s == v for s, v in zip(shape, value.shape, strict=True))
     if not fits:
         want = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{op}: {name} must be of shape [{want}], got {list(value.shape)}{tail}")
@@ -49,8 +47,7 @@ def check_ids(op: str, token_ids: object, rows: int, vocab: int, device: torch.d
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= vocab:
             raise ValueError(
-                f"{op}: token_ids must be in [0, {vocab}), got values from {low} to {high}; give rows that "
-                f"are "
+                f"{op}: token_ids must be in [0, {vocab}), got values from {low} to {high}; give rows that are "
                 "not scored any valid id and switch them off with mask"
             )
     return ids
@@ -74,17 +71,13 @@ def check_offsets(op: str, name: str, offsets: object, end: int, device: torch.d
 
 
 def check_logits(op: str, logits: object) -> Tensor:
-    z = check_tensor(
-        op, "logits", logits, (None, None), FLOATS, remedy="flatten [B, L, V] with logits.view(-1, V)"
-    )
+    z = check_tensor(op, "logits", logits, (None, None), FLOATS, remedy="flatten [B, L, V] with logits.view(-1, V)")
     if z.shape[1] == 0:
         raise ValueError(f"{op}: logits must have at least one column, got {list(z.shape)}")
     return z
 
 
-def check_linear(
-    op: str, hidden: object, weight: object, bias: object
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def check_linear(op: str, hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
     h = check_tensor(op, "hidden", hidden, (None, None), FLOATS, remedy="pick the scored rows first: [N, H]")
     w = check_tensor(
         op,

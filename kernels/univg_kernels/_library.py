@@ -15,8 +15,7 @@ NOT_BUILT = (
 
 @cache
 def _path() -> str | None:
-    # Not Path(__file__).parent: in an editable install the library lies in site-packages, away from this
-    # file.
+    # Not Path(__file__).parent: in an editable install the library lies in site-packages, away from this file.
     spec = importlib.util.find_spec(f"{__package__}._C")
     return spec.origin if spec else None
 
@@ -27,8 +26,7 @@ def is_built() -> bool:
 
 @cache
 def load() -> None:
-    """Register the C++ ops under torch.ops.univg_kernels. Raises RuntimeError if the library does not
-    load."""
+    """Register the C++ ops under torch.ops.univg_kernels. Raises RuntimeError if the library does not load."""
     path = _path()
     if path is None:
         raise RuntimeError(NOT_BUILT)

@@ -1,7 +1,6 @@
 """The linear head: hidden states to a loss and its gradients, one chunk of logits at a time.
 
-The one loop of `linear_grpo_loss`, `linear_ce` and `linear_logprob`; what a row of logits is worth, its
-callback knows.
+The one loop of `linear_grpo_loss`, `linear_ce` and `linear_logprob`; what a row of logits is worth, its callback knows.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 
 RowHead = Callable[[Tensor, int, int], Tensor | None]
-"""(logits [stop - start, V], start, stop): score these rows. Where gradients are wanted, overwrite the
-logits with
+"""(logits [stop - start, V], start, stop): score these rows. Where gradients are wanted, overwrite the logits with
 d loss/d logits and return which rows have one, bool [stop - start], or None for all of them."""
 
 
@@ -25,7 +23,8 @@ class LinearGrads(NamedTuple):
 
 
 def default_chunk_rows(num_rows: int) -> int:
-    """Rows of logits held at a time: a tenth of all, but not fewer than keep the products efficient (each chunk
+    """Rows of logits held at a time: a tenth of all, but not fewer than keep the products efficient (each
+    chunk
     reads and writes the whole weight gradient), nor more than help."""
     return min(2048, max(256, num_rows // 10))
 
@@ -41,8 +40,10 @@ def run_linear_head(
 ) -> LinearGrads:
     """Make the logits of `hidden` [N, H] chunk by chunk, let `row_head` score them, and gather the gradients.
 
-    needs: which gradients to make (hidden, weight, bias). Active rows wait at the top of the buffer until it is
-    nearly full of them, so that the backward products are as tall as the forward ones however few rows are active.
+    needs: which gradients to make (hidden, weight, bias). Active rows wait at the top of the buffer until it
+        is
+    nearly full of them, so that the backward products are as tall as the forward ones however few rows are
+    active.
     Asking which rows are active waits for the device; a `row_head` that returns None avoids it.
     """
     hidden, weight = hidden.detach(), weight.detach()
@@ -84,9 +85,7 @@ def _keep(z: Tensor, active: Tensor | None) -> Tensor:
 class _GradientSums:
     """The gradients, from rows of d loss/d logits as they come."""
 
-    def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...], several: bool
-    ):
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, ...], several: bool):
         self.inputs = hidden, weight
         self.hidden = torch.zeros_like(hidden) if needs[0] else None
         self.weight = _Sum(weight, several) if needs[1] else None
@@ -110,8 +109,7 @@ class _GradientSums:
 
 
 class _Sum:
-    """Sum over chunks of a gradient shaped like `like`. Half precision is summed in fp32: rounding at every
-    chunk
+    """Sum over chunks of a gradient shaped like `like`. Half precision is summed in fp32: rounding at every chunk
     would lose what the later chunks add."""
 
     BLOCK = 16384  # rows of one product into the fp32 sum: bounds the temporary

@@ -24,8 +24,7 @@ class GrpoOutput(NamedTuple):
 
 
 class GroupAdvantage(NamedTuple):
-    """advantages [B], phi [B] of the responses; mean [K], std [K] (ddof 1) of the rewards and accuracy_mean
-    [K]."""
+    """advantages [B], phi [B] of the responses; mean [K], std [K] (ddof 1) of the rewards and accuracy_mean [K]."""
 
     advantages: Tensor
     phi: Tensor
@@ -89,9 +88,7 @@ def check_rows(
     if rewards is not None and (cu_groups is None or phi is not None):
         raise ValueError(f"{op}: rewards need cu_groups [K+1], and their phi follows from accuracy; drop phi")
     if advantages is not None and (cu_groups is not None or accuracy is not None):
-        raise ValueError(
-            f"{op}: cu_groups and accuracy belong to rewards; with advantages give phi [B] instead"
-        )
+        raise ValueError(f"{op}: cu_groups and accuracy belong to rewards; with advantages give phi [B] instead")
     for name, value in (
         ("rewards", rewards),
         ("accuracy", accuracy),
@@ -135,9 +132,7 @@ def segment_ids(offsets: Tensor, count: int) -> Tensor:
     return torch.searchsorted(offsets, items, right=True) - 1
 
 
-def row_terms(
-    rows: PolicyRows, advantages: Tensor, phi: Tensor | None, num_rows: int, dtype: torch.dtype
-) -> RowTerms:
+def row_terms(rows: PolicyRows, advantages: Tensor, phi: Tensor | None, num_rows: int, dtype: torch.dtype) -> RowTerms:
     """Spread the factors of the responses (advantages, phi: [B]) over their rows [N]."""
     seq = segment_ids(rows.cu_seqlens, num_rows)
     mask = torch.ones(num_rows, dtype=dtype, device=seq.device) if rows.mask is None else rows.mask.to(dtype)

@@ -1,5 +1,4 @@
-"""The metrics vector of the policy losses: sums first, then maxima, so that batches and ranks can be
-combined."""
+"""The metrics vector of the policy losses: sums first, then maxima, so that batches and ranks can be combined."""
 
 from __future__ import annotations
 
@@ -12,8 +11,7 @@ METRICS: tuple[str, ...] = _SUMS + _MAXIMA
 """Names of the entries of `GrpoOutput.metrics`, all over rows where the mask is True.
 
 num_tokens: rows · kl_sum: k3 · entropy_sum: nats · clip_low_sum, clip_high_sum: rows whose clip took effect
-(ratio < 1 - epsilon_low with A < 0; ratio > 1 + epsilon_high with A > 0) · ratio_sum, ratio_max: exp(logp -
-old_logp) ·
+(ratio < 1 - epsilon_low with A < 0; ratio > 1 + epsilon_high with A > 0) · ratio_sum, ratio_max: exp(logp - old_logp) ·
 logp_diff_max: max |logp - old_logp|. Maxima are 0 when there is no row.
 """
 NUM_SUMS = len(_SUMS)

@@ -33,8 +33,7 @@ class Case:
     rows: dict[str, Any]
 
     def to(self, dtype: torch.dtype) -> Case:
-        """Heads in another dtype; the row factors stay, as a trainer has them in fp32 whatever the model is
-        in."""
+        """Heads in another dtype; the row factors stay, as a trainer has them in fp32 whatever the model is in."""
         heads = {k: getattr(self, k).to(dtype) for k in ("logits", "hidden", "weight", "bias")}
         return replace(self, **heads)
 
@@ -111,8 +110,7 @@ def make_case() -> Callable[..., Case]:
 def assert_no_worse() -> Callable[[str, Tensor, Tensor, Tensor, torch.dtype], None]:
     """error(face) <= 2 · error(eager in the same dtype) + slack · scale, both against fp64.
 
-    The scale is the largest true value, but at least 0.1: what is 0 by cancellation is not 0 by
-    representation.
+    The scale is the largest true value, but at least 0.1: what is 0 by cancellation is not 0 by representation.
     """
 
     def check(what: str, got: Tensor, eager: Tensor, truth: Tensor, dtype: torch.dtype) -> None:

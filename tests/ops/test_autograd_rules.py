@@ -1,5 +1,4 @@
-"""What a gradient made in the forward pass must not get wrong: reuse, scaling, frozen and tied weights,
-no_grad."""
+"""What a gradient made in the forward pass must not get wrong: reuse, scaling, frozen and tied weights, no_grad."""
 
 from __future__ import annotations
 
@@ -93,9 +92,7 @@ def test_second_backward_raises(make_case, op: str) -> None:
     case = make_case(seed=5)
     if op == "linear_ce":
         hidden = case.hidden.clone().requires_grad_()
-        loss, _ = uk.linear_ce(
-            hidden, case.weight, case.token_ids, row_weight=torch.ones(len(hidden)), backend="cpp"
-        )
+        loss, _ = uk.linear_ce(hidden, case.weight, case.token_ids, row_weight=torch.ones(len(hidden)), backend="cpp")
     else:
         inputs, kwargs = case.arguments(op)
         names = {"grpo_loss": ["logits"], "policy_loss": ["logp"]}.get(op, ["hidden", "weight", "bias"])
@@ -143,18 +140,12 @@ class Products(TorchDispatchMode):
 def test_number_of_products(make_case, setting: str, products: float) -> None:
     """Three for a step, two for a frozen side, one without gradients; rows without a gradient leave the
     backward two."""
-    case = make_case(
-        seed=7, lengths=(200, 200, 200, 200), groups=(4,), vocab=30, masked=False, old=False, ref=False
-    )
-    advantages = torch.tensor(
-        {"half inactive": [1.0, 0, -1, 0], "all inactive": [0.0] * 4}.get(setting, [1.0] * 4)
-    )
+    case = make_case(seed=7, lengths=(200, 200, 200, 200), groups=(4,), vocab=30, masked=False, old=False, ref=False)
+    advantages = torch.tensor({"half inactive": [1.0, 0, -1, 0], "all inactive": [0.0] * 4}.get(setting, [1.0] * 4))
     hidden = case.hidden.clone().requires_grad_(setting != "frozen hidden")
     weight = case.weight.clone().requires_grad_(setting != "frozen weight")
     with Products(hidden.numel() * weight.shape[0]) as counter, torch.set_grad_enabled(setting != "no_grad"):
-        out = uk.linear_grpo_loss(
-            hidden, weight, case.token_ids, case.cu_seqlens, advantages=advantages, backend="cpp"
-        )
+        out = uk.linear_grpo_loss(hidden, weight, case.token_ids, case.cu_seqlens, advantages=advantages, backend="cpp")
         if setting != "no_grad":
             out.loss.backward()
     assert counter.count == pytest.approx(products)

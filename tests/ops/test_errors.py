@@ -86,9 +86,7 @@ BAD_LINEAR: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("wrong", "message"), BAD_LINEAR, ids=[m[:40] for _, m in BAD_LINEAR])
 @pytest.mark.parametrize("op", ["linear_grpo_loss", "linear_logprob", "linear_ce"])
 def test_linear_ops(op: str, wrong: dict[str, Any], message: str) -> None:
-    arguments: dict[str, Any] = dict(
-        hidden=torch.zeros(N, H), weight=torch.zeros(V, H), token_ids=good()["token_ids"]
-    )
+    arguments: dict[str, Any] = dict(hidden=torch.zeros(N, H), weight=torch.zeros(V, H), token_ids=good()["token_ids"])
     if op == "linear_grpo_loss":
         arguments |= dict(cu_seqlens=good()["cu_seqlens"], advantages=torch.ones(B))
     if op == "linear_ce":

@@ -74,9 +74,7 @@ def test_heads(make_case, assert_no_worse, op: str, shape: str, dtype: torch.dty
 @pytest.mark.parametrize("log_ratio", [-0.6, -0.05, 0.0, 0.05, 0.2, 0.6])
 @pytest.mark.parametrize("advantage", [-1.5, 0.0, 1.5])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_sign_of_the_gradient(
-    advantage: float, log_ratio: float, delta: float | None, backend: uk.Backend
-) -> None:
+def test_sign_of_the_gradient(advantage: float, log_ratio: float, delta: float | None, backend: uk.Backend) -> None:
     """A good token is pushed up, a bad one down, and a clipped one not at all."""
     logp = torch.tensor([-1.0], requires_grad=True)
     config = uk.GrpoConfig(delta=delta, beta=0.0)
@@ -113,9 +111,7 @@ def test_banned_tokens(backend: uk.Backend) -> None:
     (logp.sum() + entropy.sum()).backward()
     keep = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1400, 1500)])
     small = z.detach()[:, keep].requires_grad_()
-    small_logp, small_entropy = uk.selective_logprob(
-        small, torch.searchsorted(keep, ids), backend="reference"
-    )
+    small_logp, small_entropy = uk.selective_logprob(small, torch.searchsorted(keep, ids), backend="reference")
     (small_logp.sum() + small_entropy.sum()).backward()
     torch.testing.assert_close((logp, entropy), (small_logp, small_entropy))
     assert z.grad is not None and bool((z.grad[:, 1:1400] == 0).all())
@@ -131,8 +127,7 @@ def test_logprob_of_extreme_logits(scale: float, assert_no_worse) -> None:
     z[2] -= 1e4
     ids = torch.tensor([0, 4999, 17, 4096])
     got, eager, true = (
-        uk.selective_logprob(x, ids, backend=b)
-        for x, b in ((z, "cpp"), (z, "reference"), (z.double(), "reference"))
+        uk.selective_logprob(x, ids, backend=b) for x, b in ((z, "cpp"), (z, "reference"), (z.double(), "reference"))
     )
     for name, x, e, t in zip(("logp", "entropy"), got, eager, true, strict=True):
         assert_no_worse(name, x, e, t, torch.float32)

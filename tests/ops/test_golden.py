@@ -75,15 +75,12 @@ def test_k3(d: float, k3: float, backend: uk.Backend) -> None:
     out.loss.backward()
     assert out.loss.item() == pytest.approx(k3, abs=1e-6)
     assert uk.summarize(out.metrics)["kl"] == pytest.approx(k3, abs=1e-6)
-    assert logp.grad is not None and logp.grad.item() == pytest.approx(
-        1 - torch.tensor(d).exp().item(), abs=1e-6
-    )
+    assert logp.grad is not None and logp.grad.item() == pytest.approx(1 - torch.tensor(d).exp().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_negative_phi_is_not_an_advantage(backend: uk.Backend) -> None:
-    """phi·min(..) and min(phi·..) part where phi < 0: at A = 1, ratio 1.5, phi = -0.02 the loss is 0.024,
-    not 0.030."""
+    """phi·min(..) and min(phi·..) part where phi < 0: at A = 1, ratio 1.5, phi = -0.02 the loss is 0.024, not 0.030."""
     out = uk.policy_loss(
         torch.tensor([1.5]).log(),
         torch.tensor([0, 1]),

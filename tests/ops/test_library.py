@@ -108,9 +108,7 @@ def test_library_speaks_only_the_stable_abi() -> None:
     """No symbol of at::, c10:: or Python is asked for: one binary serves every Python and later torch."""
     path = _library._path()
     assert path is not None
-    names = subprocess.run(
-        ["nm", "-DC", "--undefined-only", path], capture_output=True, text=True, check=True
-    ).stdout
+    names = subprocess.run(["nm", "-DC", "--undefined-only", path], capture_output=True, text=True, check=True).stdout
     wanted = [line.split(maxsplit=1)[1] for line in names.splitlines()]
     assert any("aoti_torch" in name for name in wanted)
     assert [n for n in wanted if n.startswith(("at::", "c10::", "torch::jit", "_Py", "Py"))] == []

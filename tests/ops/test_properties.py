@@ -62,10 +62,7 @@ def test_cpp_equals_reference(p: dict[str, Any]) -> None:
     def outcome(linear: bool, backend: str) -> list[torch.Tensor]:
         hidden, weight = (p[k].clone().requires_grad_() for k in ("hidden", "weight"))
         shared = dict(p["rows"], token_ids=p["token_ids"], config=p["config"], backend=backend)
-        if linear:
-            out = uk.linear_grpo_loss(hidden, weight, **shared)
-        else:
-            out = uk.grpo_loss(hidden @ weight.T, **shared)
+        out = uk.linear_grpo_loss(hidden, weight, **shared) if linear else uk.grpo_loss(hidden @ weight.T, **shared)
         return [*out, *torch.autograd.grad(out.loss, [hidden, weight])]
 
     for linear in (False, True):
@@ -86,9 +83,7 @@ def test_micro_batches_add_up(p: dict[str, Any], seed: int) -> None:
     cu = rows["cu_seqlens"].long()
     b = len(cu) - 1
     if "rewards" in rows:  # advantages belong to whole groups: make them first, as a trainer does
-        stats = uk.group_advantage(
-            rows["rewards"], rows["cu_groups"], accuracy=rows["accuracy"], config=p["config"]
-        )
+        stats = uk.group_advantage(rows["rewards"], rows["cu_groups"], accuracy=rows["accuracy"], config=p["config"])
         factors = {"advantages": stats.advantages, "phi": stats.phi}
     else:
         factors = {k: rows[k] for k in ("advantages", "phi")}

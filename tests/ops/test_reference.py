@@ -31,9 +31,7 @@ def written_out(case, config: uk.GrpoConfig, logits: Tensor, num_responses: floa
 
         def spread(values: list[float]) -> float:
             m = sum(values) / len(values)
-            return (
-                math.sqrt(sum((v - m) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
-            )
+            return math.sqrt(sum((v - m) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
 
         weights = []
         for start, stop in zip(cg[:-1], cg[1:], strict=True):
@@ -96,12 +94,8 @@ def test_finite_differences(make_case, op: str, config: uk.GrpoConfig, backend: 
     inputs, kwargs = case.arguments(op)
 
     def loss(*x: Tensor) -> Tensor:
-        names = {"linear_grpo_loss": ("hidden", "weight", "bias"), "grpo_loss": ("logits",)}.get(
-            op, ("logp",)
-        )
-        return getattr(uk, op)(
-            **dict(zip(names, x, strict=True)), config=config, backend=backend, **kwargs
-        ).loss
+        names = {"linear_grpo_loss": ("hidden", "weight", "bias"), "grpo_loss": ("logits",)}.get(op, ("logp",))
+        return getattr(uk, op)(**dict(zip(names, x, strict=True)), config=config, backend=backend, **kwargs).loss
 
     if backend == "reference":
         assert gradcheck(loss, inputs)
@@ -139,9 +133,7 @@ def test_linear_ce_is_weighted_cross_entropy(make_case, backend: uk.Backend) -> 
         inputs[0], inputs[1], case.token_ids, row_weight=row_weight, bias=inputs[2], backend=backend
     )
     grads = torch.autograd.grad(loss * 0.3, inputs)
-    per_row = torch.nn.functional.cross_entropy(
-        torch.nn.functional.linear(*inputs), case.token_ids, reduction="none"
-    )
+    per_row = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*inputs), case.token_ids, reduction="none")
     want = torch.autograd.grad((per_row * row_weight).sum() * 0.3, inputs)
     torch.testing.assert_close(loss, (per_row * row_weight).sum(), rtol=1e-12, atol=0)
     torch.testing.assert_close(logp, -per_row.detach(), rtol=1e-12, atol=1e-12)
@@ -149,8 +141,7 @@ def test_linear_ce_is_weighted_cross_entropy(make_case, backend: uk.Backend) -> 
 
 
 def test_group_of_equal_rewards_is_exactly_zero() -> None:
-    """0.1 has no exact binary form: a mean by sum and division would leave a residue that eps = 1e-4 blows
-    up."""
+    """0.1 has no exact binary form: a mean by sum and division would leave a residue that eps = 1e-4 blows up."""
     rewards = torch.tensor([0.1, 0.1, 0.1, 0.7, 1.9, 1.9])
     for backend in ("reference", "cpp"):
         got = uk.group_advantage(rewards, torch.tensor([0, 3, 4, 4, 6]), backend=backend)

@@ -1,4 +1,5 @@
-"""A wheel built from this tree works in a fresh environment, from another folder, with and without the C++ ops."""
+"""A wheel built from this tree works in a fresh environment, from another folder, with and without the C++
+ops."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def build_and_install(folder: Path, *options: str) -> tuple[Path, Path]:
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "env", with_pip=False)
     (site,) = (folder / "env").glob("lib/python*/site-packages")
-    # torch is large: lend the environment those of this one, behind its own packages. Editable installs do not
+    # torch is large: lend the environment those of this one, behind its own packages. Editable installs do
+    # not
     # come along, because .pth files in a lent folder are not read.
     (site / "lent.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
     python = folder / "env" / "bin" / "python"
@@ -68,6 +70,7 @@ def test_wheel(tmp_path: Path) -> None:
 
 
 def test_wheel_without_cpp(tmp_path: Path) -> None:
-    """No compiler needed; the missing face says what to run. The lent folder must not lend its library either."""
+    """No compiler needed; the missing face says what to run. The lent folder must not lend its library
+    either."""
     _, python = build_and_install(tmp_path, "-Ccmake.define.UNIVG_BUILD_CPP=OFF")
     assert "pip install --no-build-isolation ." in run(python, "-I", "-c", CHECK_BOTH + CHECK_NO_CPP, cwd=tmp_path)

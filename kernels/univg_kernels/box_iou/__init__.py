@@ -41,6 +41,4 @@ def box_iou(
     n = a.shape[0] if mode == "aligned" else None
     b = check_tensor(op, "boxes2", boxes2, (n, 4), (*FLOATS, *INTS), a.device)
     dtype = max(math_dtype(a), math_dtype(b), key=lambda d: d.itemsize)
-    return face(op, a.device, backend).box_iou(
-        a.detach().to(dtype), b.detach().to(dtype), mode, kind, convention
-    )
+    return face(op, a.device, backend).box_iou(a.detach().to(dtype), b.detach().to(dtype), mode, kind, convention)

@@ -13,8 +13,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, mode: str, kind: str, convention: st
     high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
     sides1, sides2 = boxes1[..., 2:] - boxes1[..., :2], boxes2[..., 2:] - boxes2[..., :2]
     if convention == "univg_r1":
-        # The pixel rule of UniVG-R1: an overlap counts where it is wider than one unit on both axes; areas
-        # are plain.
+        # The pixel rule of UniVG-R1: an overlap counts where it is wider than one unit on both axes; areas are plain.
         inter = torch.where((high - low > 1).all(-1), (high - low).prod(-1), 0.0)
         union = sides1.prod(-1) + sides2.prod(-1) - inter
     else:

@@ -18,8 +18,7 @@ def group_advantage(
     config: GrpoConfig | None = None,
     backend: Backend = "auto",
 ) -> GroupAdvantage:
-    """Advantage of each response within its group, A = (r - mean) / (std + advantage_eps), and its group's
-    phi.
+    """Advantage of each response within its group, A = (r - mean) / (std + advantage_eps), and its group's phi.
 
     std has ddof 1 and is 0 for a group of one; a group of equal rewards gets A = 0 exactly.
     phi = difficulty_weight(mean accuracy of the group); 1 without `accuracy`.
@@ -40,6 +39,4 @@ def group_advantage(
     if accuracy is not None:
         acc = check_tensor(op, "accuracy", accuracy, (r.numel(),), FLOATS, r.device, "one value per response")
         acc = acc.detach().to(math_dtype(r))
-    return face(op, r.device, backend).group_advantage(
-        r.detach().to(math_dtype(r)), cu, acc, config or GrpoConfig()
-    )
+    return face(op, r.device, backend).group_advantage(r.detach().to(math_dtype(r)), cu, acc, config or GrpoConfig())

@@ -14,19 +14,13 @@ _library.load()
 ops = torch.ops.univg_kernels
 
 
-def group_advantage(
-    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
-) -> GroupAdvantage:
+def group_advantage(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig) -> GroupAdvantage:
     cu = cu_groups.long()
-    advantages, mean, std = ops.group_advantage(
-        rewards.contiguous(), cu, config.scale_rewards, config.advantage_eps
-    )
+    advantages, mean, std = ops.group_advantage(rewards.contiguous(), cu, config.scale_rewards, config.advantage_eps)
     if accuracy is None:
         return GroupAdvantage(advantages, torch.ones_like(rewards), mean, std, torch.zeros_like(mean))
     accuracy_mean = ops.group_mean(accuracy.contiguous(), cu)
-    phi = difficulty_weight(
-        accuracy_mean, config.difficulty, config.difficulty_power, config.normalize_difficulty
-    )
+    phi = difficulty_weight(accuracy_mean, config.difficulty, config.difficulty_power, config.normalize_difficulty)
     return GroupAdvantage(advantages, phi[segment_ids(cu, rewards.numel())], mean, std, accuracy_mean)
 
 

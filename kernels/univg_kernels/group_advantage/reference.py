@@ -10,9 +10,7 @@ from ..config import GrpoConfig
 from ..difficulty_weight.reference import difficulty_weight
 
 
-def group_advantage(
-    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
-) -> GroupAdvantage:
+def group_advantage(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig) -> GroupAdvantage:
     b, k = rewards.numel(), cu_groups.numel() - 1
     group = segment_ids(cu_groups, b)
     size = (cu_groups[1:] - cu_groups[:-1]).to(rewards.dtype)
@@ -39,7 +37,7 @@ def group_advantage(
         accuracy_mean, phi = torch.zeros_like(mean), torch.ones_like(rewards)
     else:
         accuracy_mean = group_sum(accuracy) / size.clamp(min=1)
-        phi = difficulty_weight(
-            accuracy_mean, config.difficulty, config.difficulty_power, config.normalize_difficulty
-        )[group]
+        phi = difficulty_weight(accuracy_mean, config.difficulty, config.difficulty_power, config.normalize_difficulty)[
+            group
+        ]
     return GroupAdvantage(advantages, phi, mean, std, accuracy_mean)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import Gradients, OverwrittenLogits, attach_gradients, needs_grad, scale_on_host
+from .._autograd import attach_gradients, needs_grad
 from .._rows import GrpoOutput, PolicyRows, math_dtype
 from ..config import GrpoConfig
 from ..metrics import METRICS
@@ -19,9 +19,7 @@ _library.load()
 ops = torch.ops.univg_kernels
 
 
-def grpo_loss(
-    logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool
-) -> GrpoOutput:
+def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool) -> GrpoOutput:
     (wanted,) = needs_grad(logits)
     with torch.no_grad():
         z = separate_rows(logits.detach())
@@ -30,14 +28,11 @@ def grpo_loss(
         args = (token_ids.long(), *terms, old, ref, *program_settings(config), config.temperature)
         if over:
             loss, metrics, logp, _ = ops.grpo_head_(z, *args)
+            grad = z
         else:
             loss, metrics, logp, _, grad = ops.grpo_head(z, *args, wanted)
     if wanted:
-        if over:
-            gradients: Gradients = OverwrittenLogits("grpo_loss", logits, scale_on_host)
-        else:
-            gradients = Gradients("grpo_loss", [grad], scale_on_host)
-        loss = attach_gradients(loss, [logits], gradients)
+        loss = attach_gradients("grpo_loss", loss, [logits], [grad])
     return GrpoOutput(loss, metrics, logp.float())
 
 

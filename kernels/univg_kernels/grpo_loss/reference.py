@@ -10,9 +10,7 @@ from ..policy_loss.reference import policy_loss
 from ..selective_logprob.reference import selective_logprob
 
 
-def grpo_loss(
-    logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool
-) -> GrpoOutput:
+def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool) -> GrpoOutput:
     """`inplace` is permission, not an order: this face leaves the logits as they are."""
     logp, entropy = selective_logprob(logits, token_ids, config.temperature)
     return policy_loss(logp, entropy.detach(), rows, config)

@@ -20,17 +20,14 @@ def linear_ce(
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of hidden @ weight.T + bias, loss = sum_t row_weight_t · (-log p(token_t)).
 
-    The gradients are made in the forward pass, chunk by chunk: three products, never the logits [N, V]; rows
-        of
-    weight 0 are left out of the two backward products. The first backward pass hands the gradients over; a
-    second
+    The gradients are made in the forward pass, chunk by chunk: three products, never the logits [N, V]; rows of
+    weight 0 are left out of the two backward products. The first backward pass hands the gradients over; a second
     one through the same result raises RuntimeError.
 
     Args:
         hidden: [N, H] fp32|bf16|fp16|fp64. weight: [V, H], bias: [V], of hidden's dtype.
         token_ids: [N] int32|int64 in [0, V).
-        row_weight: [N] fp32 (or fp64); holds the normaliser, 1 / number of targets for a mean. Not
-            differentiated.
+        row_weight: [N] fp32 (or fp64); holds the normaliser, 1 / number of targets for a mean. Not differentiated.
     Returns: (loss scalar, logp [N] detached), fp32 (fp64 for fp64 input).
     Raises: ValueError for wrong shapes, dtypes, devices or ids.
     """

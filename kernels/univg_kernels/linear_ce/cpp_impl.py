@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import Gradients, attach_gradients, needs_grad, scale_on_host
+from .._autograd import attach_gradients, needs_grad
 from .._linear_head import run_linear_head
 from .._rows import math_dtype
 
@@ -38,7 +38,7 @@ def linear_ce(
         if not any(needs):
             loss = -torch.dot(rw, logp)
     if any(needs):
-        loss = attach_gradients(loss, inputs, Gradients("linear_ce", grads, scale_on_host))
+        loss = attach_gradients("linear_ce", loss, inputs, grads)
     return loss, logp
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import Gradients, attach_gradients, needs_grad, scale_on_host
+from .._autograd import attach_gradients, needs_grad
 from .._linear_head import run_linear_head
 from .._rows import GrpoOutput, PolicyRows, math_dtype
 from ..config import GrpoConfig
@@ -49,5 +49,5 @@ def linear_grpo_loss(
         if not metrics:  # N = 0
             score(hidden.new_empty(0, weight.shape[0]), 0, 0)
     if any(needs):
-        loss = attach_gradients(loss, inputs, Gradients("linear_grpo_loss", grads, scale_on_host))
+        loss = attach_gradients("linear_grpo_loss", loss, inputs, grads)
     return GrpoOutput(loss, combine_metrics(*metrics), logp.float())

@@ -22,8 +22,7 @@ def linear_logprob(
     Args:
         hidden: [N, H] fp32|bf16|fp16|fp64. weight: [V, H], bias: [V], of hidden's dtype.
         token_ids: [N] int32|int64 in [0, V). temperature: > 0.
-    Returns: (logp [N], entropy [N], nats), fp32 (fp64 for fp64 input), differentiable in hidden, weight and
-        bias.
+    Returns: (logp [N], entropy [N], nats), fp32 (fp64 for fp64 input), differentiable in hidden, weight and bias.
     Raises: ValueError for wrong shapes, dtypes, devices or ids.
     Note: the backward pass computes the logits again, chunk by chunk (four products in all).
     """

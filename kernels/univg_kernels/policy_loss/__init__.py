@@ -38,11 +38,7 @@ def policy_loss(
     """
     op, config = "policy_loss", config or GrpoConfig()
     lp = check_tensor(op, "logp", logp, (None,), FLOATS)
-    h = (
-        None
-        if entropy is None
-        else check_tensor(op, "entropy", entropy, (lp.numel(),), FLOATS, lp.device).detach()
-    )
+    h = None if entropy is None else check_tensor(op, "entropy", entropy, (lp.numel(),), FLOATS, lp.device).detach()
     rows = check_rows(
         op, lp.numel(), lp.device, config, cu_seqlens, rewards, accuracy, cu_groups, advantages, phi,
         old_logp, ref_logp, mask, num_responses,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import Gradients, attach_gradients, needs_grad, scale_on_host
+from .._autograd import attach_gradients, needs_grad
 from .._rows import GrpoOutput, PolicyRows, RowTerms, math_dtype, row_terms
 from ..config import GrpoConfig
 from ..group_advantage.cpp_impl import group_advantage
@@ -56,7 +56,7 @@ def _forward(
 def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
     loss, metrics, grad, lp = _forward(logp, entropy, rows, config)
     if any(needs_grad(logp)):
-        loss = attach_gradients(loss, [logp], Gradients("policy_loss", [grad.to(logp.dtype)], scale_on_host))
+        loss = attach_gradients("policy_loss", loss, [logp], [grad.to(logp.dtype)])
     return GrpoOutput(loss, metrics, lp)
 
 

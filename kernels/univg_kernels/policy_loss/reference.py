@@ -1,7 +1,6 @@
 """The row program (the loss table) and its reduction: the specification.
 
-L = sum_t w_t·(phi_t·policy_t + beta·kl_t). A loss type is one entry of POLICY; nothing else knows of loss
-types.
+L = sum_t w_t·(phi_t·policy_t + beta·kl_t). A loss type is one entry of POLICY; nothing else knows of loss types.
 """
 
 from __future__ import annotations
@@ -51,15 +50,11 @@ def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: 
         h = torch.zeros_like(lp) if entropy is None else kept(entropy)
         sums = [keep, kl, h, low & keep, high & keep, torch.where(keep, ratio, 0.0)]
         maxima = [torch.where(keep, ratio, 0.0), (lp - old).abs()]
-        metrics = torch.stack(
-            [x.sum(dtype=dtype) for x in sums] + [x.amax() if x.numel() else x.sum() for x in maxima]
-        )
+        metrics = torch.stack([x.sum(dtype=dtype) for x in sums] + [x.amax() if x.numel() else x.sum() for x in maxima])
     return GrpoOutput(loss, metrics.float(), lp.detach())
 
 
-def response_factors(
-    rows: PolicyRows, config: GrpoConfig, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
+def response_factors(rows: PolicyRows, config: GrpoConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """(advantages [B], phi [B] or None) of what the caller gave."""
     if rows.advantages is not None:
         return rows.advantages.to(dtype), rows.phi

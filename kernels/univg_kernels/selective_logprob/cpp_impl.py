@@ -52,9 +52,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(lse)
 
 
-def _backward(
-    ctx: Any, grad_logp: Tensor, grad_entropy: Tensor, _grad_lse: Tensor
-) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor, _grad_lse: Tensor) -> tuple[Tensor, None, None]:
     saved = ctx.saved_tensors
     upstream = (grad_logp.contiguous(), grad_entropy.contiguous())
     return ops.logprob_backward(*saved, *upstream, ctx.temperature), None, None
