@@ -59,9 +59,7 @@ def make_prompt(folder: Path, i: int, rng: np.random.Generator) -> dict:
         top, left = (int(rng.integers(0, size - 112)) for size in photo.shape[:2])
         image = Image.fromarray(photo[top : top + 112, left : left + 112])
         if k == target:
-            ImageDraw.Draw(image).rectangle(
-                (x * 28, y * 28, (x + side) * 28, (y + side) * 28), fill="#e03030"
-            )
+            ImageDraw.Draw(image).rectangle((x * 28, y * 28, (x + side) * 28, (y + side) * 28), fill="#e03030")
         image.save(folder / f"{i:04d}_{k}.png")
         images.append(f"data/{i:04d}_{k}.png")
     gt = [x * 250, y * 250, (x + side) * 250, (y + side) * 250]
@@ -110,9 +108,7 @@ def rollout(prompt: dict, step: int, progress: float, rng: np.random.Generator) 
         }
         completions.append({**one, "reward": sum(parts.values()), "logp_mean": -0.3})
     rewards = np.array([c["reward"] for c in completions])
-    for c, advantage in zip(
-        completions, (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4), strict=True
-    ):
+    for c, advantage in zip(completions, (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4), strict=True):
         c["advantage"] = float(advantage)
     miou = float(np.mean([c["rewards"]["iou"] for c in completions]))
     weight = {"miou": miou, "difficulty_weight": math.exp(1 - miou)}

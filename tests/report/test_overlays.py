@@ -36,9 +36,7 @@ def test_predictions_are_dashed_and_paler_with_less_opacity():
     image = [Image.new("RGB", (200, 200), "white")]
 
     def ink(**how) -> float:
-        return float(
-            (255 - np.asarray(draw_boxes(image, [Mark(0, (100, 100, 900, 900), **how)]), float)).sum()
-        )
+        return float((255 - np.asarray(draw_boxes(image, [Mark(0, (100, 100, 900, 900), **how)]), float)).sum())
 
     assert ink() < 0.9 * ink(dashed=False)
     assert ink(opacity=0.3) < 0.6 * ink()
@@ -52,9 +50,7 @@ def test_no_image_and_a_mark_beside_the_images_are_errors():
 
 
 def test_a_box_along_the_edge_of_its_image_shows_all_four_sides():
-    sheet = draw_boxes(
-        [Image.new("RGB", (100, 100), "grey")], [truth(0, (0, 0, 1000, 1000), label="")], height=200
-    )
+    sheet = draw_boxes([Image.new("RGB", (100, 100), "grey")], [truth(0, (0, 0, 1000, 1000), label="")], height=200)
     x1, y1, x2, y2 = coloured(sheet, (0x12, 0x96, 0x3F))
     assert GAP <= x1 <= GAP + 2 and CAPTION <= y1 <= CAPTION + 2
     assert GAP + 197 <= x2 < GAP + 200 and CAPTION + 197 <= y2 < CAPTION + 200

@@ -96,6 +96,14 @@ def test_text_of_models_and_data_is_escaped(tmp_path: Path):
     assert "&lt;script&gt;" in page and "not found:" in page
 
 
+def test_bytes_that_no_page_may_hold_are_replaced(tmp_path: Path):
+    row = {"uid": "a", "task": "t", "images": [], "question": "q", "target_image": None, "tokens": 3}
+    row |= {"gt": [0, 0, 500, 500], "text": "A\x00B\ud800C\x1bD\nE", "box": None, "iou": 0.0}
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "before.jsonl").write_text(json.dumps(row))
+    assert "A\ufffdB\ufffdC\ufffdD\nE" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
 def test_an_empty_folder_says_what_is_missing(tmp_path: Path):
     page = write_report(tmp_path).read_text(encoding="utf-8")
     for name in (
@@ -154,18 +162,14 @@ OUTER = """<!doctype html><script>
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH: the layout needs a real browser")
 @pytest.mark.parametrize("width", [360, 400, 1280])
 def test_a_browser_shows_no_overflow_and_requests_nothing(page: str, tmp_path: Path, width: int):
-    open_page = re.sub(
-        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page
-    )  # it would stop INNER too
+    open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)  # it would stop INNER too
     assert open_page != page
     (tmp_path / "page.html").write_text(open_page.replace("</body>", INNER), encoding="utf-8")
     (tmp_path / "outer.html").write_text(OUTER.replace("WIDTH", str(width)))
     flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --dump-dom"
     flags += " --virtual-time-budget=5000 --window-size=1400,1000"
     command = [str(BROWSER), *flags.split(), f"--user-data-dir={tmp_path}/profile"]
-    run = subprocess.run(
-        [*command, (tmp_path / "outer.html").as_uri()], capture_output=True, text=True, timeout=120
-    )
+    run = subprocess.run([*command, (tmp_path / "outer.html").as_uri()], capture_output=True, text=True, timeout=120)
     found = re.search("<title>(.*)</title>", run.stdout)
     assert found, run.stderr[-2000:]
     result = json.loads(html.unescape(found[1]))

@@ -30,9 +30,7 @@ def test_thin_out_keeps_the_mean_and_bounds_the_points():
 
 
 def test_only_recorded_figures_become_charts():
-    rows = [
-        {"stage": "grpo", "step": s, "kl": 0.0, "rewards/iou/mean": 0.2, "miou": float("nan")} for s in (1, 2)
-    ]
+    rows = [{"stage": "grpo", "step": s, "kl": 0.0, "rewards/iou/mean": 0.2, "miou": float("nan")} for s in (1, 2)]
     titles = [chart["title"] for chart in charts("grpo", rows)]
     assert titles == ["Reward and its parts", "KL to the reference"]
 

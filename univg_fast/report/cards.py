@@ -99,11 +99,7 @@ def split_text(text: str) -> tuple[str, ...]:
 
 def _answer(name: str, row: dict[str, Any], album: Album) -> Answer:
     target, box = row.get("target_image"), row.get("box")
-    marks = (
-        [Mark(target, box, label=f"prediction {name}, IoU {row['iou']:.2f}")]
-        if box and target is not None
-        else []
-    )
+    marks = [Mark(target, box, label=f"prediction {name}, IoU {row['iou']:.2f}")] if box and target is not None else []
     note = row.get("error") or ("" if box else "no box could be read from the answer")
     if box and target is None:
         note = "the data does not say which image holds the answer, so no box is drawn"
@@ -113,9 +109,7 @@ def _answer(name: str, row: dict[str, Any], album: Album) -> Answer:
 def _rollout_card(stage: str, group: dict[str, Any], album: Album) -> RolloutCard:
     lines = _merge(group["completions"])
     target = group.get("target_image")
-    boxes = {
-        tuple(line["box"]): line for line in reversed(lines) if line["box"]
-    }  # a box once, at its best reward
+    boxes = {tuple(line["box"]): line for line in reversed(lines) if line["box"]}  # a box once, at its best reward
     marks = [
         Mark(target, box, opacity=line["opacity"], label=f"prediction, reward {line['reward']:.2f}")
         for box, line in sorted(boxes.items(), key=lambda item: item[1]["reward"])  # the best on top

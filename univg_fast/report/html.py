@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,8 @@ KINDS = {  # the counts of evaluate.metrics.summarize, in words
     "out_of_range_box": "boxes beyond 0-1000",
     "duplicate_uid": "repeated samples",
 }
+# An untrained byte-level model says these too: HTML forbids the first, UTF-8 cannot hold the second.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|[\ud800-\udfff]")
 CHAPTERS = {"sft": "Stage 1: chain-of-thought SFT", "grpo": "Stage 2: GRPO"}
 
 
@@ -58,7 +61,7 @@ def render(run: Run) -> str:
         "points": lambda x: f"{100 * x:+.1f}",
         "capitalize_first": lambda s: s[:1].upper() + s[1:],
     }
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         run=run,
         name=run.path.resolve().name,
         stages=STAGES,
@@ -68,9 +71,7 @@ def render(run: Run) -> str:
         titles=TITLES,
         kinds=KINDS,
         lines=[(label, [pick(e) for e in run.evals.values()]) for label, pick in table_lines(run.evals)],
-        chapters=[
-            (CHAPTERS.get(s, s), duration(rows), plots.charts(s, rows)) for s, rows in run.metrics.items()
-        ],
+        chapters=[(CHAPTERS.get(s, s), duration(rows), plots.charts(s, rows)) for s, rows in run.metrics.items()],
         rollouts=rollouts,
         examples=examples,
         album=[p for p in album.pictures.values() if p.uri],
@@ -80,6 +81,7 @@ def render(run: Run) -> str:
         to_pixels=to_pixels,
         colours={"truth": TRUTH_COLOUR, "prediction": PREDICTION_COLOUR},
     )
+    return UNPRINTABLE.sub("\ufffd", page)
 
 
 def headline(run: Run) -> list[dict[str, Any]]:
@@ -109,9 +111,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     times = [row["time"] for rows in run.metrics.values() for row in rows if "time" in row]
     found = []
     if times:
-        start, end = (
-            f"{datetime.fromtimestamp(t, UTC):%Y-%m-%d %H:%M} UTC" for t in (min(times), max(times))
-        )
+        start, end = (f"{datetime.fromtimestamp(t, UTC):%Y-%m-%d %H:%M} UTC" for t in (min(times), max(times)))
         found += [("first step logged", start), ("last step logged", end)]
     for name, summary in run.evals.items():
         if "seconds" in summary:

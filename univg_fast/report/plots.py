@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from univg_fast.report.panels import PANELS, Panel
 
@@ -51,9 +52,7 @@ def charts(stage: str, rows: Rows) -> list[dict[str, str]]:
             out.append({"title": panel.title, "unit": panel.unit, "note": panel.note, "uri": svg})
     if phases(rows):
         note = "Where a step's time goes; the mean share of each phase is in the legend."
-        out.append(
-            {"title": "Time by phase", "unit": "seconds per step", "note": note, "uri": time_chart(rows)}
-        )
+        out.append({"title": "Time by phase", "unit": "seconds per step", "note": note, "uri": time_chart(rows)})
     return out
 
 
@@ -74,9 +73,7 @@ def line_chart(panel: Panel, curves: Sequence[tuple[str, np.ndarray, np.ndarray]
                 ms=4,
                 clip_on=False,
             )
-            axes.plot(
-                steps, smooth(values), color=colour, lw=1.8, alpha=0 if few else 1, label=name, clip_on=False
-            )
+            axes.plot(steps, smooth(values), color=colour, lw=1.8, alpha=0 if few else 1, label=name, clip_on=False)
         if panel.log and any((values > 0).any() for _, _, values in curves):
             axes.set_yscale("log")
         elif panel.floor is not None:
@@ -107,9 +104,7 @@ def time_chart(rows: Rows) -> str:
 def phases(rows: Rows) -> dict[str, np.ndarray]:
     """Seconds [n] of each timed phase in the order logged, and of the rest of the step as "other"."""
     keys = dict.fromkeys(key for row in rows for key in row if key.startswith("timing_s/"))
-    seconds = {
-        key.removeprefix("timing_s/"): np.nan_to_num([_number(row.get(key)) for row in rows]) for key in keys
-    }
+    seconds = {key.removeprefix("timing_s/"): np.nan_to_num([_number(row.get(key)) for row in rows]) for key in keys}
     step = seconds.pop("step", None)
     if seconds and step is not None:
         seconds["other"] = np.maximum(step - sum(seconds.values()), 0.0)
@@ -165,6 +160,7 @@ def _figure(unit: str) -> tuple[Figure, Any]:
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     axes.set_ylabel(unit)
     axes.margins(x=0.02)
     return figure, axes
