@@ -25,9 +25,7 @@ def test_iou_of_known_boxes():
     assert iou([300, 300, 400, 400], GT) == 0.0
 
 
-@pytest.mark.parametrize(
-    "box", [None, [], [1, 2, 3], [300, 300, 100, 100], [100, math.nan, 300, 300], [0, 0, 0, 9]]
-)
+@pytest.mark.parametrize("box", [None, [], [1, 2, 3], [300, 300, 100, 100], [100, math.nan, 300, 300], [0, 0, 0, 9]])
 def test_a_box_that_cannot_be_scored_is_zero_and_stays_in_the_denominator(box):
     result = summarize([row("a", GT), row("b", box)])
     assert result["n"] == 2 and result["acc@0.5"] == 0.5 and result["miou"] == 0.5

@@ -45,9 +45,7 @@ def ious(boxes: Sequence[Sequence[float] | None], gts: Sequence[Sequence[float]]
         raise ValueError(f"ious: got {len(boxes)} boxes and {len(gts)} ground truths; they must be pairs")
     for i, gt in enumerate(gts):
         if fault := box_fault(gt):
-            raise ValueError(
-                f"ious: ground truth {i} is {gt} ({fault}); expected x1 < x2 and y1 < y2, finite"
-            )
+            raise ValueError(f"ious: ground truth {i} is {gt} ({fault}); expected x1 < x2 and y1 < y2, finite")
     out = np.zeros(len(boxes))
     usable = [i for i, box in enumerate(boxes) if box_fault(box) is None]
     if usable:
@@ -107,9 +105,7 @@ def paired_difference(
     rows: Sequence[Row], baseline: Sequence[Row], *, threshold: float = 0.5, seed: int = 0
 ) -> dict[str, Any]:
     """Acc@threshold of `rows` minus that of `baseline` on the uids both hold, with a paired 95% interval."""
-    ours, theirs = (
-        dict(zip((r["uid"] for r in s), _sample_ious(s)[0], strict=True)) for s in (rows, baseline)
-    )
+    ours, theirs = (dict(zip((r["uid"] for r in s), _sample_ious(s)[0], strict=True)) for s in (rows, baseline))
     shared = [uid for uid in ours if uid in theirs]
     if not shared:
         raise ValueError(f"paired_difference: no uid is in both sets ({len(ours)} and {len(theirs)} samples)")
@@ -126,9 +122,7 @@ def results_table(evals: Mapping[str, Mapping[str, Any]], *, title: str = "Held-
 
     Args: evals: stage name ("before", "sft", "grpo", in this order) to the summary of its eval/NAME.json.
     """
-    short = [
-        {"before": "base"}.get(name, name) for name in evals
-    ]  # four letters: twelve figures must fit 80 columns
+    short = [{"before": "base"}.get(name, name) for name in evals]  # four letters: twelve figures must fit 80 columns
     widths = [max(4, len(name)) for name in short]
     stages = " ".join(f"{name:>{w}}" for name, w in zip(short, widths, strict=True))
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
