@@ -23,8 +23,7 @@ class LinearGrads(NamedTuple):
 
 
 def default_chunk_rows(num_rows: int) -> int:
-    """Rows of logits held at a time: a tenth of all, but not fewer than keep the products efficient (each
-    chunk
+    """Rows of logits held at a time: a tenth of all, but not fewer than keep the products efficient (each chunk
     reads and writes the whole weight gradient), nor more than help."""
     return min(2048, max(256, num_rows // 10))
 
@@ -40,10 +39,8 @@ def run_linear_head(
 ) -> LinearGrads:
     """Make the logits of `hidden` [N, H] chunk by chunk, let `row_head` score them, and gather the gradients.
 
-    needs: which gradients to make (hidden, weight, bias). Active rows wait at the top of the buffer until it
-        is
-    nearly full of them, so that the backward products are as tall as the forward ones however few rows are
-    active.
+    needs: which gradients to make (hidden, weight, bias). Active rows wait at the top of the buffer until it is
+    nearly full of them, so that the backward products are as tall as the forward ones however few rows are active.
     Asking which rows are active waits for the device; a `row_head` that returns None avoids it.
     """
     hidden, weight = hidden.detach(), weight.detach()

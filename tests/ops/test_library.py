@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 import univg_kernels as uk
 from torch.library import opcheck
 from univg_kernels import _dispatch, _library
+
+PACKAGE = Path(uk.__file__).parent
 
 
 def test_import_loads_nothing_of_the_trainer() -> None:
@@ -24,6 +28,28 @@ def test_import_loads_nothing_of_the_trainer() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
+
+
+def test_imports_point_down() -> None:
+    """univg_kernels imports torch, triton and the standard library; nothing else, not even inside a function."""
+    allowed = {"torch", "triton", "univg_kernels", *sys.stdlib_module_names}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            foreign = {n.split(".")[0] for n in names} - allowed
+            assert not foreign, f"{path.name}:{node.lineno} imports {foreign}"
+
+
+def test_layout() -> None:
+    """An op is a folder of four files; `kernels/` is no package (it would shadow another project's)."""
+    assert not (PACKAGE.parent / "__init__.py").exists()
+    doors = [name for name in uk.__all__ if (PACKAGE / name).is_dir()]
+    assert len(doors) == 9
+    for door in doors:
+        files = {p.name for p in (PACKAGE / door).glob("*.py")}
+        assert files == {"__init__.py", "reference.py", "cpp_impl.py", "triton_impl.py"}, door
 
 
 def test_resolve() -> None:

@@ -50,7 +50,9 @@ def grpo_loss(
             logits that are a leaf which requires a gradient.
     Returns: GrpoOutput(loss scalar, metrics [len(METRICS)], logp [N]), fp32; the loss is fp64 for fp64 logits.
     Raises: ValueError for wrong shapes, dtypes, devices, ids or offsets.
-    Note: extra memory is O(N) in place, one [N, V] tensor otherwise. Deterministic.
+    Note: extra memory is O(N) in place, one [N, V] tensor otherwise. Deterministic. The gradient is made for an
+        upstream gradient of 1 and multiplied by the real one in the backward pass: in half precision that rounds a
+        second time, unless it is a power of two.
     Source: DeepSeekMath (arXiv 2402.03300), TRL's `grpo` normalisation, UniVG-R1's phi.
     """
     op, config = "grpo_loss", config or GrpoConfig()

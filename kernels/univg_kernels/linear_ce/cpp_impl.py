@@ -36,7 +36,7 @@ def linear_ce(
 
         grads = run_linear_head(hidden, weight, bias, score, needs)
         if not any(needs):
-            loss = -torch.dot(rw, logp)
+            loss = -torch.where(rw != 0, rw * logp, 0.0).sum()
     if any(needs):
         loss = attach_gradients("linear_ce", loss, inputs, grads)
     return loss, logp
