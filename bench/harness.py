@@ -22,8 +22,7 @@ Run = Callable[[], Callable[[], Any]]
 def measure(runs: dict[str, Run], repeats: int) -> dict[str, dict[str, float]]:
     """Run each in turn, `repeats` rounds after one to warm up: what else the machine does hits all alike.
 
-    Wall and CPU seconds (of all threads) as 20th, 50th and 80th percentile; peak resident memory above the
-    inputs.
+    Wall and CPU seconds (of all threads) as 20th, 50th and 80th percentile; peak resident memory above the inputs.
     On a busy machine the CPU seconds compare fairly, the wall seconds do not.
     """
     samples: dict[str, list[tuple[float, float, float]]] = {name: [] for name in runs}
