@@ -1,4 +1,6 @@
-"""Run by test_checkpoint.py under torchrun: `checkpoint_worker.py MODE STAGE FOLDER`; rank 0 prints JSON.
+"""Run by test_checkpoint.py: `checkpoint_worker.py MODE ZERO_STAGE FOLDER`; rank 0 prints JSON.
+
+ZERO_STAGE may be "all": then the mode runs once for each stage, in FOLDER/STAGE.
 
 A step draws from every random stream, so that a run that does not restore one of them takes another course.
 """
@@ -21,7 +23,7 @@ from univg_fast.config import DeepSpeedConfig
 from univg_fast.train import checkpoint, distributed, engine
 
 STEPS, SAVED_AT = 5, 2
-ROOT = Path(sys.argv[3])
+ROOT = Path()  # set in main
 
 
 def start(zero_stage: int, seed: int) -> Any:
@@ -112,9 +114,14 @@ def open_newest(zero_stage: int) -> Any:
 def main() -> None:
     distributed.init(timeout_s=60)
     modes: dict[str, Callable[[int], Any]] = {f.__name__: f for f in (train, resume, fail, loop, open_newest)}
-    result = modes[sys.argv[1]](int(sys.argv[2]))
+    global ROOT
+    mode, stages, folder = sys.argv[1:]
+    result: Any = []
+    for stage in range(4) if stages == "all" else [int(stages)]:
+        ROOT = Path(folder, str(stage)) if stages == "all" else Path(folder)
+        result.append(modes[mode](stage))
     if distributed.is_main():
-        print("RESULT " + json.dumps(result), flush=True)
+        print("RESULT " + json.dumps(result if stages == "all" else result[0]), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch_script(
-    script: str, *arguments: object, world: int = 1, timeout: float = 180
-) -> subprocess.CompletedProcess[str]:
-    """Run tests/train/SCRIPT under torchrun with `world` ranks; world=0 runs it with plain python."""
+def command_for(script: str, arguments: tuple[object, ...], world: int) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment; world=0 is plain python without torchrun."""
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world)]
     start += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     command = [
@@ -34,10 +32,27 @@ def launch_script(
         *map(str, arguments),
     ]
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    environment = {key: value for key, value in os.environ.items() if key not in ranks}
+    return command, environment | {
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join(paths),
     }
-    environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def start_script(script: str, *arguments: object) -> subprocess.Popen[bytes]:
+    """Start tests/train/SCRIPT as one plain process in its own process group and do not wait."""
+    command, environment = command_for(script, arguments, world=0)
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment, start_new_session=True)
+
+
+def launch_script(
+    script: str, *arguments: object, world: int = 1, timeout: float = 180
+) -> subprocess.CompletedProcess[str]:
+    """Run tests/train/SCRIPT under torchrun with `world` ranks; world=0 runs it with plain python."""
+    command, environment = command_for(script, arguments, world)
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -58,3 +73,8 @@ def launch_script(
 @pytest.fixture(scope="session")
 def launch() -> Launch:
     return launch_script
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[bytes]]:
+    return start_script

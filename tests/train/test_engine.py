@@ -18,9 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # the worker imports the same pr
 from engine_problem import OPTIM, STEPS, TinyLM, batch  # noqa: E402
 
 # warm-up over 2 of 5 steps, then a cosine to 0 over 3
-RATES = [
-    1e-2 * x for x in (0.5, 1.0, 1.0, (1 + math.cos(math.pi / 3)) / 2, (1 + math.cos(2 * math.pi / 3)) / 2)
-]
+RATES = [1e-2 * x for x in (0.5, 1.0, 1.0, (1 + math.cos(math.pi / 3)) / 2, (1 + math.cos(2 * math.pi / 3)) / 2)]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["world1", "world2"])

@@ -5,6 +5,7 @@ Works under torchrun and without it (then the world is this one process). gloo o
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -36,9 +37,7 @@ def init(timeout_s: float = 600.0) -> torch.device:
     on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
     if not on_cpu and local_rank >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ValueError(
-            f"local rank {local_rank} has no GPU: {count} visible. Use --nproc_per_node {count} or less"
-        )
+        raise ValueError(f"local rank {local_rank} has no GPU: {count} visible. Use --nproc_per_node {count} or less")
     device = torch.device("cpu") if on_cpu else torch.device("cuda", local_rank)
     if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -62,9 +61,7 @@ def _prepare_deepspeed(on_cpu: bool) -> None:
     if on_cpu:  # else its gloo backend compiles a C++ helper at start-up, for tens of seconds
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings(
-        "ignore", "`torch.distributed.*is deprecated", FutureWarning
-    )  # deepspeed's own calls
+    warnings.filterwarnings("ignore", "`torch.distributed.*is deprecated", FutureWarning)  # deepspeed's own calls
     deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", verbose=False)
 
 
@@ -107,9 +104,7 @@ def reduce_floats(sums: Mapping[str, float], maxima: Mapping[str, float] | None 
     dist.all_gather_into_tensor(everyone, mine)
     table = everyone.view(world_size(), len(values))
     summed, largest = table.sum(0).tolist(), table.amax(0).tolist()
-    return dict(zip(sorted(sums), summed, strict=False)) | dict(
-        zip(sorted(maxima), largest[len(sums) :], strict=True)
-    )
+    return dict(zip(sorted(sums), summed, strict=False)) | dict(zip(sorted(maxima), largest[len(sums) :], strict=True))
 
 
 def equal_row_count(count: int) -> int:
@@ -173,19 +168,32 @@ def _fail(error: Exception) -> NoReturn:
         _leave(f"error: {error}" if is_main() else "")
     first = _first_failure(f"{mine}: {type(error).__name__}: {error}")
     if first is not None and not first.startswith(mine + ":"):
-        _leave(f"{mine} stops because another rank failed first: {first}")
+        same = first.endswith(f": {type(error).__name__}: {error}")  # all ranks refuse the same thing
+        _leave("" if same else f"{mine} stops because another rank failed first: {first}", is_culprit=False)
     if isinstance(error, ValueError):
-        _leave(f"error: {error}" + (f" ({mine})" if world_size() > 1 else ""))
+        # before the group exists the ranks cannot agree on who speaks
+        _leave(f"error: {error}" if dist.is_initialized() or os.environ.get("RANK", "0") == "0" else "")
     traceback.print_exception(error)
     _leave(f"{mine} failed: {type(error).__name__}: {error}")
 
 
-def _leave(last_words: str) -> NoReturn:
+def _leave(last_words: str, is_culprit: bool = True) -> NoReturn:
     if last_words:
         print(last_words, file=sys.stderr, flush=True)
+    if last_words and is_culprit:
+        _tell_torchrun(last_words)
     else:
-        time.sleep(1)  # torchrun ends the other ranks when the first one leaves: let rank 0 speak
+        time.sleep(1)  # torchrun ends all ranks when the first one leaves, and blames that one: be later
     _exit(1)
+
+
+def _tell_torchrun(message: str) -> None:
+    """Leave the message where torchrun looks for it, so that its own report at the end names the cause."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        with open(path, "w") as file:
+            json.dump({"message": {"message": message, "extraInfo": extra}}, file)
 
 
 def _exit(code: int) -> NoReturn:

@@ -1,0 +1,65 @@
+"""Run by test_distributed.py under torchrun: `distributed_worker.py MODE`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from univg_fast.train import distributed
+
+
+def collectives() -> None:
+    rank = distributed.rank()
+    both = distributed.reduce_floats({"b": rank + 0.1, "a": 1.0}, {"b2": -rank, "c": rank * 10.0})
+    assert both == {"a": 2.0, "b": 0.1 + 1.1, "b2": 0.0, "c": 10.0}, both
+    assert distributed.reduce_floats({"x": 1.0 / 3}) == {"x": 2.0 / 3}
+    assert distributed.equal_row_count(3 + rank) == 4
+    assert distributed.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+    assert distributed.broadcast_object(f"from {rank}") == "from 0"
+    assert distributed.all_or_none("counting", lambda: rank) == rank
+    assert distributed.is_main() == (rank == 0)
+    print(f"rank {rank} fine", flush=True)
+
+
+def one_rank_raises(error: Exception) -> None:
+    """Rank 1 fails while rank 0 waits for it in a collective."""
+    if distributed.rank() == 1:
+        raise error
+    distributed.reduce_floats({"x": 1.0})
+
+
+def together() -> None:
+    def work() -> None:
+        if distributed.rank() == 1:
+            raise OSError("no such tape")
+
+    distributed.all_or_none("winding the tape", work)
+
+
+def everybody() -> None:
+    raise ValueError("all of us refuse this")
+
+
+def hang() -> None:
+    if distributed.rank() == 1:
+        time.sleep(60)
+    torch.distributed.barrier()
+
+
+def main() -> None:
+    distributed.init(timeout_s=5)
+    modes = {
+        "collectives": collectives,
+        "bug": lambda: one_rank_raises(KeyError("lost key")),
+        "mistake": lambda: one_rank_raises(ValueError("wrong number of images: expected 2, got 3")),
+        "together": together,
+        "everybody": everybody,
+        "hang": hang,
+    }
+    modes[sys.argv[1]]()
+
+
+if __name__ == "__main__":
+    distributed.run(main)

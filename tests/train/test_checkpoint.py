@@ -1,0 +1,139 @@
+"""Checkpoints: bit-exact resume, no half one that counts, and a failing rank that takes nobody hostage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from univg_fast.train import checkpoint
+
+
+def result(done: subprocess.CompletedProcess[str]) -> Any:
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert done.returncode == 0 and lines, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["world1", "world2"])
+def courses(request: pytest.FixtureRequest, launch: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """At each ZeRO stage, what an uninterrupted run logged and what another process logged, resuming."""
+    folder = tmp_path_factory.mktemp("resume")
+    whole = result(launch("checkpoint_worker.py", "train", "all", folder, world=request.param))
+    return whole, result(launch("checkpoint_worker.py", "resume", "all", folder, world=request.param))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", range(4))
+def test_resume_is_bit_exact(courses: Any, stage: int) -> None:
+    whole, rest = courses[0][stage], courses[1][stage]
+    assert len(whole) == 5 and len({loss for loss, *_ in whole}) == 5
+    assert rest == whole[2:], "losses, gradient norms and learning rates, every bit"
+
+
+def test_a_rank_that_cannot_write_makes_all_give_up_and_go_on(launch: Any, tmp_path: Path) -> None:
+    report = result(launch("checkpoint_worker.py", "fail", 1, tmp_path, world=2))
+    assert len(report["messages"]) == 2
+    for message in report["messages"]:
+        assert "sft_000002 failed on rank 1: " in message and "rank 0" not in message and "disk full" in message
+    assert report["between"] == ["sft_000001"], "the old one stays, the temporary one goes"
+    assert report["after"] == ["sft_000003"], "the next save works and prunes to its limit"
+
+
+def kill_while_saving(start: Any, zero_stage: int, folder: Path, delay: float) -> None:
+    """Start a process that saves without pause; SIGKILL it `delay` s into some save after the third."""
+    process = start("checkpoint_worker.py", "loop", zero_stage, folder)
+    deadline = time.monotonic() + 60
+    try:
+        while not (any(int(p.name[-6:]) >= 3 for p in folder.glob("sft_*")) and list(folder.glob(".tmp-sft_*-*"))):
+            assert process.poll() is None, "the saving process died by itself"
+            assert time.monotonic() < deadline, "no checkpoint after 60 s"
+        time.sleep(delay)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_kill_while_saving_leaves_a_checkpoint_that_loads(launch: Any, start: Any, tmp_path: Path) -> None:
+    for zero_stage, delay in enumerate((0.0, 0.002, 0.005, 0.01)):
+        kill_while_saving(start, zero_stage, tmp_path / str(zero_stage), delay)
+    assert list(tmp_path.glob("*/.tmp-*")), "no kill hit a save in progress: the test did not test"
+    for opened in result(launch("checkpoint_worker.py", "open_newest", "all", tmp_path, world=0)):
+        number = int(opened["folder"][-6:])
+        assert number >= 3 and opened["state"] == {"seen": number * 10} and opened["steps"] == number
+
+
+@pytest.fixture(scope="module")
+def written(launch: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with sft_000002, made by two ranks."""
+    folder = tmp_path_factory.mktemp("written")
+    result(launch("checkpoint_worker.py", "train", 1, folder, world=2))
+    return folder
+
+
+@pytest.fixture
+def two(written: Path, tmp_path: Path) -> Path:
+    """A copy with an older and a newer checkpoint of the same content."""
+    for name in ("sft_000002", "sft_000004"):
+        shutil.copytree(written / "sft_000002", tmp_path / name)
+    return tmp_path
+
+
+def test_newest_wins_and_stages_do_not_mix(two: Path) -> None:
+    assert checkpoint.latest_complete(two, "sft") == two / "sft_000004"
+    assert checkpoint.latest_complete(two, "grpo") is None
+    assert checkpoint.latest_complete(two / "absent", "sft") is None
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = next(folder.glob("engine/*optim_states.pt"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "manifest cut in half": (lambda f: os.truncate(f / "manifest.json", 100), "manifest.json"),
+    "manifest without files": (lambda f: (f / "manifest.json").write_text("{}"), "manifest.json"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json"),
+    "file missing": (lambda f: (f / "rank_0001.pt").unlink(), "rank_0001.pt is missing"),
+    "file cut": (lambda f: os.truncate(f / "rank_0000.pt", 10), "has 10 bytes, the manifest says"),
+    "bit flipped": (flip_a_bit, "another SHA-256"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_loudly(two: Path, capsys: Any, damage: str) -> None:
+    spoil, reason = DAMAGE[damage]
+    spoil(two / "sft_000004")
+    assert checkpoint.find(two, "sft", "auto") == two / "sft_000002"
+    told = capsys.readouterr().err
+    assert "sft_000004 is not complete" in told and reason in told
+    with pytest.raises(ValueError, match="run.resume: expected auto, never or a complete checkpoint"):
+        checkpoint.find(two, "sft", str(two / "sft_000004"))
+
+
+def test_resume_choices(two: Path) -> None:
+    assert checkpoint.find(two, "sft", "never") is None
+    assert checkpoint.find(two, "sft", str(two / "sft_000002")) == two / "sft_000002"
+    assert checkpoint.find(two, "grpo", str(two / "sft_000002")) is None
+    with pytest.raises(ValueError, match="got nowhere"):
+        checkpoint.find(two, "sft", "nowhere")
+
+
+@pytest.mark.parametrize(("stage", "key"), [(1, "world_size 2, this run has 1"), (2, "zero_stage 1, this run has 2")])
+def test_another_world_size_or_zero_stage_is_refused(launch: Any, written: Path, stage: int, key: str) -> None:
+    world = 1 if "world" in key else 2
+    done = launch("checkpoint_worker.py", "open_newest", stage, written, world=world)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and key in told[0] and "--run.resume=never" in told[0]
+    assert "ValueError" not in done.stderr, "no traceback of ours"

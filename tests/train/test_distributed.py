@@ -1,0 +1,48 @@
+"""Two processes: small collectives, and failures that end both at once with the culprit's name."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+
+def test_collectives_on_two_ranks(launch: Any) -> None:
+    done = launch("distributed_worker.py", "collectives", world=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split("\n")) == ["", "rank 0 fine", "rank 1 fine"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "message", "own_traceback"),
+    [
+        ("bug", "rank 1 of 2 failed: KeyError: 'lost key'", True),
+        ("mistake", "error: wrong number of images: expected 2, got 3", False),
+        ("together", "error: winding the tape failed on rank 1: OSError: no such tape", False),
+        ("everybody", "error: all of us refuse this", False),
+    ],
+)
+def test_failure_ends_both_ranks_and_names_the_culprit(
+    launch: Any, mode: str, message: str, own_traceback: bool
+) -> None:
+    began = time.monotonic()
+    done = launch("distributed_worker.py", mode, world=2, timeout=60)
+    assert done.returncode != 0
+    assert time.monotonic() - began < 45, "the other rank was left waiting"
+    ours, _, torchruns = done.stderr.partition("Root Cause")
+    said = [line for line in ours.splitlines() if line == message]
+    assert len(said) == 1, ours
+    assert message in torchruns, "torchrun's summary, the last thing a person sees, must name the cause"
+    assert ("distributed_worker.py" in ours.partition("torch/distributed")[0]) == own_traceback
+
+
+def test_a_rank_that_hangs_is_not_waited_for_longer_than_the_time_limit(launch: Any) -> None:
+    done = launch("distributed_worker.py", "hang", world=2, timeout=50)
+    assert done.returncode != 0 and "rank 0 of 2 failed" in done.stderr
+
+
+def test_without_torchrun_the_world_is_one_process(launch: Any) -> None:
+    done = launch("distributed_worker.py", "everybody", world=0)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "error: all of us refuse this"

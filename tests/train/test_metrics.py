@@ -1,0 +1,145 @@
+"""metrics.jsonl on resume, timings, and what the console says."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from univg_fast.config import LogConfig
+from univg_fast.train.console import clock, numbers
+from univg_fast.train.metrics import MetricsLogger, eval_progress, trim_metrics
+
+STEP = {"loss": 0.9123, "grad_norm": 0.41, "learning_rate": 1e-3, "packed_tokens": 4000.0, "pack/fill": 0.96}
+
+
+def rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(folder: Path, stage: str, first: int, last: int, **values: float) -> None:
+    with MetricsLogger(folder, stage, 10, first, LogConfig()) as logger:
+        for step in range(first, last):
+            logger.log(step + 1, STEP | values)
+
+
+def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    run(tmp_path, "sft", 0, 5, loss=1.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "sft", "step": 6, "lo')  # killed while writing
+    run(tmp_path, "sft", 3, 7, loss=2.0)
+    assert [(r["step"], r["loss"]) for r in rows(tmp_path)] == [
+        *((s, 1.0) for s in (1, 2, 3)),
+        *((s, 2.0) for s in (4, 5, 6, 7)),
+    ]
+    run(tmp_path, "grpo", 0, 2)
+    run(tmp_path, "grpo", 1, 2)
+    assert [(r["stage"], r["step"]) for r in rows(tmp_path)][-3:] == [("sft", 7), ("grpo", 1), ("grpo", 2)]
+
+
+def test_trimming_an_unharmed_file_does_not_touch_it(tmp_path: Path) -> None:
+    run(tmp_path, "sft", 0, 2)
+    path = tmp_path / "metrics.jsonl"
+    os.utime(path, (1, 1))
+    trim_metrics(path, "sft", 2)
+    trim_metrics(tmp_path / "absent.jsonl", "sft", 0)
+    assert path.stat().st_mtime == 1
+
+
+def test_each_line_is_on_disk_when_log_returns_and_phases_add_up(tmp_path: Path) -> None:
+    with MetricsLogger(tmp_path, "grpo", 10, 0, LogConfig()) as logger:
+        for _ in range(2):
+            with logger.phase("rollout"):
+                time.sleep(0.02)
+        with pytest.raises(KeyError), logger.phase("reward"):
+            raise KeyError
+        logger.log(1, STEP)
+        (first,) = rows(tmp_path)
+        logger.log(2, STEP)
+    assert first["stage"] == "grpo" and first["step"] == 1 and first["loss"] == 0.9123
+    assert 0.04 <= first["timing_s/rollout"] <= first["timing_s/step"] and "timing_s/reward" in first
+    assert first["tokens_per_second"] == pytest.approx(4000 / first["timing_s/step"])
+    assert "timing_s/rollout" not in rows(tmp_path)[1], "a phase's time belongs to its own step"
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricsLogger(tmp_path, "sft", 10, 0, LogConfig(tensorboard=True)) as logger:
+        logger.log(1, STEP)
+    events = EventAccumulator(str(tmp_path / "tb" / "sft")).Reload()
+    assert events.Scalars("loss")[0].value == pytest.approx(0.9123)
+    assert "timing_s/step" in events.Tags()["scalars"]
+
+
+def test_line_of_a_grpo_step() -> None:
+    step = STEP | {
+        "reward": 1.43, "miou": 0.52, "rewards/format/mean": 0.98, "frac_reward_zero_std": 0.19,
+        "completions/mean_length": 121.2, "completions/clipped_ratio": 0.0, "kl": 0.0031,
+        "learning_rate": 1e-6, "tokens_per_second": 31234.0,
+        "timing_s/rollout": 4.1, "timing_s/data": 0.01, "timing_s/update": 3.9,
+        "timing_s/step": 8.2,
+    }  # fmt: skip
+    assert numbers(step) == (
+        "loss 0.912 rew 1.43 iou 0.52 fmt 0.98 zstd 19% len 121 cut 0% kl 0.0031 gn 0.41 lr 1.0e-6"
+        " | 31.2k tok/s fill 96% | rollout 4.1 update 3.9 = 8.2s"
+    )
+    assert "SKIPPED" in numbers(step | {"skipped": 1.0}) and "bad 2" in numbers(step | {"bad_records": 2.0})
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (0, 59.6, 61, 3599, 3600, 86_461)] == [
+        "0:00",
+        "1:00",
+        "1:01",
+        "59:59",
+        "1:00:00",
+        "24:01:01",
+    ]
+
+
+def test_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with MetricsLogger(tmp_path, "sft", 4, 0, LogConfig(steps=2)) as logger:
+        for step in range(1, 5):
+            logger.log(step, STEP)
+    with eval_progress("before") as progress:
+        for done in range(0, 101, 10):
+            progress(done, 100)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == [
+        "sft 2/4",
+        "sft 4/4",
+        "eval before 0/100",
+        "eval before 100/100",
+    ]
+    assert lines[1].endswith("eta 0:00") and "loss 0.912" in lines[1]
+    assert not any("\r" in line or "\x1b" in line for line in lines)
+
+
+def test_a_terminal_gets_a_bar_that_redraws(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from univg_fast.config import LogConfig\n"
+        "from univg_fast.train.metrics import MetricsLogger\n"
+        "with MetricsLogger(Path(sys.argv[1]), 'sft', 3, 1, LogConfig()) as logger:\n"
+        "    [logger.log(step, {'loss': 0.5}) for step in (2, 3)]\n"
+    )
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=theirs, env=environment) as process:
+        os.close(theirs)
+        text = b""
+        while True:
+            try:
+                text += os.read(ours, 4096)
+            except OSError:  # the other end is closed
+                break
+    os.close(ours)
+    shown = text.decode()
+    assert process.returncode == 0, shown
+    assert "━" in shown and "3/3" in shown and "loss 0.5" in shown and "sft 3/3 |" not in shown
