@@ -163,11 +163,11 @@ def report(name: str, case: Case, result: dict[str, dict[str, float]]) -> None:
     own = result["univg"]
     for variant, r in result.items():
         extra = r["peak_extra_bytes"] - case.gradient_bytes
-        memory = f"  extra {extra / 2**20:5.0f} MiB = {extra / case.avoided_bytes:4.0%} of the logits"
+        share = f" = {extra / case.avoided_bytes:4.0%} of the logits" if case.avoided_bytes else ""
         print(
             f"{name:22s}{variant:18s} wall {r['wall_p50_s']:7.4f} s [{r['wall_p20_s']:.4f}, {r['wall_p80_s']:.4f}]"
             f"  cpu {r['cpu_p50_s']:7.4f} s  univg's time x {r['cpu_p50_s'] / own['cpu_p50_s']:6.2f} cpu, "
-            f"{r['wall_p50_s'] / own['wall_p50_s']:6.2f} wall{memory if case.avoided_bytes else ''}"
+            f"{r['wall_p50_s'] / own['wall_p50_s']:6.2f} wall  extra {extra / 2**20:5.0f} MiB{share}"
         )
 
 
