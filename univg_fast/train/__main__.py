@@ -7,13 +7,14 @@ run leaves lies in run.dir; a run that was interrupted goes on when the same com
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 import transformers
 
-from univg_fast.config import Config, load_config, to_yaml
+from univg_fast.config import Config, ConfigError, load_config, to_yaml
 from univg_fast.evaluate.metrics import results_table
 from univg_fast.evaluate.run import evaluate
 from univg_fast.model import PackedModel
@@ -74,5 +75,10 @@ def finish(config: Config, run_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    config = load_config(sys.argv[1:])
-    distributed.run(lambda: main(config))
+    try:
+        given = load_config(sys.argv[1:])
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    distributed.run(lambda: main(given))

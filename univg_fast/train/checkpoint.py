@@ -108,9 +108,7 @@ def find(root: Path, stage: str, resume: str) -> Path | None:
     folder = Path(resume)
     problem = defect(folder)
     if problem is not None:
-        raise ValueError(
-            f"run.resume: expected auto, never or a complete checkpoint, got {resume}: {problem}"
-        )
+        raise ValueError(f"run.resume: expected auto, never or a complete checkpoint, got {resume}: {problem}")
     return folder if _read_manifest(folder)["stage"] == stage else None
 
 
@@ -218,13 +216,11 @@ def _remove_leftovers(root: Path) -> None:
 
 
 def _require_space(root: Path, stage: str) -> None:
-    """Fail before writing where the stage's last checkpoint would not fit again."""
-    complete = _with_manifest(root, stage)
-    if complete:
-        last = sum(item["size"] for item in _read_manifest(complete[-1])["files"].values())
-        free = shutil.disk_usage(root).free
-        if free < 1.1 * last:
-            raise OSError(f"{free / 1e9:.2f} GB free in {root}, the last checkpoint took {last / 1e9:.2f} GB")
+    """Fail before writing where a folder as large as the stage's last checkpoint would not fit."""
+    last = sum(p.stat().st_size for older in _with_manifest(root, stage)[-1:] for p in older.rglob("*"))
+    free = shutil.disk_usage(root).free
+    if free < 1.1 * last:
+        raise OSError(f"{free / 1e9:.2f} GB free in {root}, the last checkpoint took {last / 1e9:.2f} GB")
 
 
 def _prune(root: Path, stage: str, total_limit: int) -> None:

@@ -37,10 +37,10 @@ def full_state(engine: Any) -> dict[str, torch.Tensor]:
     model, state = engine.module.model, {}
     if engine.zero_optimization_stage() < 3:
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        with GatheredParameters([parameter]):
+        with deepspeed.zero.GatheredParameters([parameter]):
             if distributed.is_main():
                 state[name] = parameter.detach().cpu().clone()
     return state

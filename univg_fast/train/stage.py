@@ -22,7 +22,7 @@ from univg_fast.train.metrics import MetricsLogger
 from univg_fast.train.rows import Phases
 from univg_fast.train.setup import Inputs, first_sample, load_policy
 from univg_fast.train.sft import SftStep
-from univg_fast.train.zero import plain_copy
+from univg_fast.train.zero import declare_head, plain_copy
 
 
 def run_stage(
@@ -41,6 +41,7 @@ def run_stage(
     model = PackedModel(load_policy(config, inputs.processor, start, device)).train()
     sampler = plain_copy(model, config.deepspeed.zero_stage)
     engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total)
+    declare_head(model, config.deepspeed.zero_stage)
     first = resume(stage, config, run_dir, engine)
     bad = BadRecords(config.data.max_bad_fraction)
     with (

@@ -19,13 +19,21 @@ def plain_copy(module: PackedModel, zero_stage: int) -> PackedModel:
     return module if zero_stage < 3 else copy.deepcopy(module).requires_grad_(False)
 
 
+def declare_head(module: PackedModel, zero_stage: int) -> None:
+    """Tell ZeRO 3 that `module`'s own forward reads the vocabulary projection, outside the projection's forward."""
+    if zero_stage == 3:
+        import deepspeed
+
+        deepspeed.zero.register_external_parameter(module, module.model.lm_head.weight)
+
+
 def refresh(copied: PackedModel, engine: Any) -> None:
     """Bring a ZeRO-3 copy up to date, parameter by parameter. Collective. Nothing to do below stage 3."""
     if copied is engine.module:
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     with torch.no_grad():
         for target, source in zip(copied.parameters(), engine.module.parameters(), strict=True):
-            with GatheredParameters([source]):
+            with deepspeed.zero.GatheredParameters([source]):
                 target.copy_(source)

@@ -1,0 +1,47 @@
+"""The same global batch gives the same losses on one rank or two, at every ZeRO stage, in both stages of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STAGES = ("sft", "grpo")
+COMPARED = {
+    "sft": ("loss", "grad_norm", "num_tokens"),
+    "grpo": ("loss", "grad_norm", "kl", "entropy", "reward", "miou", "difficulty_weight", "completions/mean_length"),
+}
+
+
+@pytest.fixture(scope="module")
+def one_rank(trainer: Callable[..., Any], warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return run(trainer, warm, tmp_path_factory.mktemp("one"), ranks=1, zero_stage=0)
+
+
+def run(trainer: Callable[..., Any], warm: Path, folder: Path, ranks: int, zero_stage: int) -> Any:
+    return trainer(folder, ranks, model__path=str(warm), sft__max_steps="3", deepspeed__zero_stage=str(zero_stage))
+
+
+def test_the_rewards_teach_something(one_rank: Any) -> None:
+    """Otherwise the comparison below would compare zeros."""
+    rows = one_rank.metrics("grpo")
+    assert len(rows) == 3
+    assert all(row["frac_reward_zero_std"] < 1 and row["grad_norm"] > 0 for row in rows)
+    assert rows[-1]["kl"] > 0
+    assert all(row["sampling/logp_difference/max"] <= 1e-4 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)])
+def test_same_losses(
+    trainer: Callable[..., Any], warm: Path, one_rank: Any, tmp_path: Path, ranks: int, zero_stage: int
+) -> None:
+    other = run(trainer, warm, tmp_path, ranks, zero_stage)
+    for stage in STAGES:
+        got, want = other.metrics(stage), one_rank.metrics(stage)
+        assert len(got) == len(want) == 3
+        for a, b in zip(got, want, strict=True):
+            for key in COMPARED[stage]:
+                assert a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-5), f"{stage} step {a['step']}: {key}"
