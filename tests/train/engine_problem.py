@@ -37,7 +37,7 @@ class TinyLM(nn.Module):
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
         logits = self.body(tokens) @ self.body.lm_head.weight.T
-        return nn.functional.cross_entropy(logits, targets, reduction="sum") * weight
+        return nn.functional.cross_entropy(logits.float(), targets, reduction="sum") * weight
 
 
 def batch(step: int) -> list[Row]:

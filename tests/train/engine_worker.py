@@ -57,12 +57,14 @@ def parameters(module: torch.nn.Module, stage: int) -> list[float]:
 
 def main() -> None:
     distributed.init(timeout_s=60)
-    report: dict[str, Any] = {"plain": {}, "poisoned": {}, "second_engine": {}}
+    report: dict[str, Any] = {"plain": {}, "poisoned": {}, "second_engine": {}, "bfloat16": {}}
     for stage in range(4):
         module = TinyLM()
         report["plain"][stage] = train(stage, module)
         report["second_engine"][stage] = train(stage, module, steps=2)
         report["poisoned"][stage] = train(stage, TinyLM(), poison_at=2)
+        if stage > 0:
+            report["bfloat16"][stage] = train(stage, TinyLM().to(torch.bfloat16))
     if distributed.is_main():
         with open(sys.argv[1], "w") as file:
             json.dump(report, file)

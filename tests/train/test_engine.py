@@ -82,6 +82,16 @@ def test_non_finite_gradient_on_one_rank_skips_the_step_on_all(report: Any, stag
     assert got["parameters"] == pytest.approx(want["parameters"], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("stage", (1, 2, 3))
+def test_bfloat16_follows_float32(report: Any, stage: int) -> None:
+    got, want = report["bfloat16"][str(stage)], plain_torch(TinyLM())
+    assert got["loss"] == pytest.approx(want["loss"], rel=0.02)
+    assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=0.05)
+    weights = torch.tensor(got["parameters"])
+    assert torch.equal(weights, weights.bfloat16().float()), "the module's own weights stay bfloat16"
+    assert got["loss"] != pytest.approx(want["loss"], rel=1e-7), "and that must show"
+
+
 def test_schedule_ends_and_shapes() -> None:
     linear = engine.learning_rate_factor(OptimConfig(lr_scheduler_type="linear", warmup_ratio=0.2), 10)
     assert [linear(s) for s in (0, 1, 2, 6, 10, 99)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
