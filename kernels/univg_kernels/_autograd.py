@@ -88,6 +88,21 @@ class _WithGradients(torch.autograd.Function):
         return (None, None, *ctx.gradients.take(upstream))
 
 
+class _WithSavedGradients(torch.autograd.Function):
+    """The same for torch.compile, which follows neither objects with a state nor addresses."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, count: int, *inputs_and_grads: Tensor | None) -> Tensor:
+        ctx.count = count
+        ctx.save_for_backward(*inputs_and_grads[count:])
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if g is None else (g * upstream).to(g.dtype) for g in ctx.saved_tensors)
+        return (None, None, *scaled, *[None] * ctx.count)
+
+
 def attach_gradients(
     op: str,
     loss: Tensor,
@@ -102,6 +117,8 @@ def attach_gradients(
     guarded: whatever else uses that input raises in the backward pass. Writes that went past autograd must have
     been told to it (torch.autograd.graph.increment_version) before this call.
     """
+    if torch.compiler.is_compiling():
+        return _WithSavedGradients.apply(loss, len(inputs), *inputs, *grads)
     (tensor, *others), (grad, *_) = inputs, grads
     if not others and tensor is not None and grad is not None and _same_memory(tensor, grad):
         return _WithGradients.apply(_OverwrittenInput(op, tensor, grad, scale), loss, tensor)

@@ -1,6 +1,6 @@
 """The checks of the doors. Each message says: op, argument, expected, got, remedy.
 
-Checks of values run on CPU tensors only: on a GPU they would wait for the device.
+Checks of values run on CPU tensors only, and not while torch.compile traces: elsewhere they would wait for the device.
 """
 
 from __future__ import annotations
@@ -41,9 +41,13 @@ def check_tensor(
     return value
 
 
+def _values_at_hand(x: Tensor) -> bool:
+    return x.is_cpu and not torch.compiler.is_compiling()
+
+
 def check_ids(op: str, token_ids: object, rows: int, vocab: int, device: torch.device) -> Tensor:
     ids = check_tensor(op, "token_ids", token_ids, (rows,), INTS, device, "one id per row")
-    if ids.is_cpu and rows:
+    if _values_at_hand(ids) and rows:
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= vocab:
             raise ValueError(
@@ -58,7 +62,7 @@ def check_offsets(op: str, name: str, offsets: object, end: int, device: torch.d
     cu = check_tensor(op, name, offsets, (None,), INTS, device)
     if cu.numel() < 1:
         raise ValueError(f"{op}: {name} must hold at least one offset, got none; begin it with 0")
-    if cu.is_cpu:
+    if _values_at_hand(cu):
         values = cu.to(torch.int64)
         if int(values[0]) != 0 or bool((values[1:] < values[:-1]).any()):
             raise ValueError(f"{op}: {name} must begin with 0 and never fall, got {values[:16].tolist()}")

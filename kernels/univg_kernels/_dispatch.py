@@ -18,6 +18,7 @@ from .config import check_choice
 Backend = Literal["auto", "triton", "cpp", "reference"]
 FACES = {"triton": "triton_impl", "cpp": "cpp_impl", "reference": "reference"}
 _log = logging.getLogger(__package__)
+_loaded: dict[tuple[str, str, str], ModuleType] = {}
 
 
 @cache
@@ -53,12 +54,10 @@ def resolve(device: torch.device | str, backend: Backend = "auto") -> str:
     return backend
 
 
-@cache
-def _load(op: str, face: str, device_type: str) -> ModuleType:
-    _log.info("%s runs on %s through its %s face", op, device_type, face)
-    return importlib.import_module(f"{__package__}.{op}.{FACES[face]}")
-
-
 def face(op: str, device: torch.device, backend: Backend) -> ModuleType:
     """The module that implements `op` on `device`. The choice is logged once per op and device type."""
-    return _load(op, resolve(device, backend), device.type)
+    key = op, resolve(device, backend), device.type
+    if key not in _loaded:  # a plain dictionary: torch.compile can follow it
+        _log.info("%s runs on %s through its %s face", op, device.type, key[1])
+        _loaded[key] = importlib.import_module(f"{__package__}.{op}.{FACES[key[1]]}")
+    return _loaded[key]

@@ -13,27 +13,28 @@ NOT_BUILT = (
 )
 
 
-@cache
-def _path() -> str | None:
+def _find() -> str | None:
     # Not Path(__file__).parent: in an editable install the library lies in site-packages, away from this file.
     spec = importlib.util.find_spec(f"{__package__}._C")
     return spec.origin if spec else None
 
 
+PATH = _find()
+
+
 def is_built() -> bool:
-    return _path() is not None
+    return PATH is not None
 
 
 @cache
 def load() -> None:
     """Register the C++ ops under torch.ops.univg_kernels. Raises RuntimeError if the library does not load."""
-    path = _path()
-    if path is None:
+    if PATH is None:
         raise RuntimeError(NOT_BUILT)
     try:
-        torch.ops.load_library(path)
+        torch.ops.load_library(PATH)
     except OSError as error:
         raise RuntimeError(
-            f"{path} does not load under torch {torch.__version__} ({error}); it needs torch >= 2.10: "
+            f"{PATH} does not load under torch {torch.__version__} ({error}); it needs torch >= 2.10: "
             "reinstall univg-fast with this torch present"
         ) from error

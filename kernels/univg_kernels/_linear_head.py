@@ -13,7 +13,7 @@ from torch import Tensor
 
 RowHead = Callable[[Tensor, int, int], Tensor | None]
 """(logits [stop - start, V], start, stop): score these rows. Where gradients are wanted, overwrite the logits with
-d loss/d logits and return which rows have one, bool [stop - start], or None for all of them."""
+d loss/d logits (zeros for a row without one) and return which rows have one, bool [stop - start], or None for all."""
 
 
 class LinearGrads(NamedTuple):
@@ -70,7 +70,7 @@ def run_linear_head(
 
 def _keep(z: Tensor, active: Tensor | None) -> Tensor:
     """Move the active rows of z to its top, without a second buffer; give their numbers."""
-    if active is None:
+    if active is None or torch.compiler.is_compiling():  # which cannot follow shapes that depend on values
         return torch.arange(z.shape[0], device=z.device)
     index = active.nonzero()[:, 0]
     for target, source in enumerate(index.tolist()):

@@ -96,10 +96,22 @@ def test_second_backward_raises(make_case, op: str) -> None:
     else:
         inputs, kwargs = case.arguments(op)
         names = {"grpo_loss": ["logits"], "policy_loss": ["logp"]}.get(op, ["hidden", "weight", "bias"])
+        if op == "grpo_loss":
+            inputs, kwargs["inplace"] = (inputs[0] * 1.0,), True
         loss = getattr(uk, op)(**dict(zip(names, inputs, strict=True)), backend="cpp", **kwargs).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match=f"{op}: second backward pass"):
         loss.backward()
+
+
+def test_backward_may_be_repeated_out_of_place(make_case) -> None:
+    case = make_case(seed=5)
+    (logits,), kwargs = case.arguments("grpo_loss")
+    loss = uk.grpo_loss(logits, backend="cpp", **kwargs).loss
+    one, two = (
+        torch.autograd.grad(loss, logits, grad_outputs=g, retain_graph=True)[0] for g in (loss * 0 + 1, loss * 0 + 3)
+    )
+    torch.testing.assert_close(one * 3, two)
 
 
 def test_leaf_logits_are_refused_in_place(make_case) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import univg_kernels as uk
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 from univg_kernels import _dispatch, _library
 
@@ -61,14 +62,14 @@ def test_resolve() -> None:
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "_path", lambda: None)
+    monkeypatch.setattr(_library, "PATH", None)
     assert uk.resolve("cpu") == "reference"
     with pytest.raises(ValueError, match=r"_C is not built; .*pip install --no-build-isolation \."):
         uk.resolve("cpu", "cpp")
 
 
-def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    _dispatch._load.cache_clear()
+def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dispatch, "_loaded", {})
     caplog.set_level(logging.INFO, logger="univg_kernels")
     for _ in range(3):
         uk.difficulty_weight(torch.ones(1))
@@ -100,7 +101,8 @@ def test_opcheck(dtype: torch.dtype) -> None:
     settings = ("grpo", 0.2, 0.2, float("inf"), 0.04)
     for old in (None, -one):
         for with_grad in (True, False):
-            opcheck(ops.grpo_head.default, (z, ids, *_rows(4, maths), old, old, *settings, 0.9, with_grad))
+            logits = z.clone().requires_grad_(with_grad)
+            opcheck(ops.grpo_head.default, (logits, ids, *_rows(4, maths), old, old, *settings, 0.9, with_grad))
         opcheck(ops.grpo_head_.default, (z.clone(), ids, *_rows(4, maths), old, old, *settings, 0.9))
         opcheck(ops.policy_rows.default, (-one, old, *_rows(4, maths), old, old, *settings))
     opcheck(ops.ce_head_.default, (z.clone(), ids, one))
@@ -112,29 +114,44 @@ def test_opcheck(dtype: torch.dtype) -> None:
         opcheck(ops.box_iou.default, (boxes, boxes, pairwise, False, False))
 
 
-def test_compiled_logprob_equals_eager() -> None:
-    """Without a graph break; the backward pass is traced, too."""
-    z = torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
-    ids = torch.arange(5)
+@pytest.mark.parametrize(
+    "op", ["selective_logprob", "linear_logprob", "linear_ce", "grpo_loss", "linear_grpo_loss", "policy_loss"]
+)
+def test_compiled_equals_eager(make_case, op: str) -> None:
+    """The doors trace without a graph break, backward pass included."""
+    names = {"selective_logprob": ["logits"], "grpo_loss": ["logits"], "policy_loss": ["logp"]}
+    counter = CompileCounterWithBackend("aot_eager")
 
-    def loss(logits: torch.Tensor) -> torch.Tensor:
-        logp, entropy = torch.ops.univg_kernels.logprob(logits, ids, 0.7)[:2]
-        return (logp * torch.arange(5.0) + entropy).sum()
+    def outcome(compiled: bool, case) -> list[torch.Tensor]:
+        inputs = [t.requires_grad_() for t in case.arguments(op if "loss" in op else "grpo_loss")[0]]
+        if op in ("linear_logprob", "linear_ce"):
+            inputs = [getattr(case, n).clone().requires_grad_() for n in ("hidden", "weight", "bias")]
+        kwargs = dict(token_ids=case.token_ids) if op != "policy_loss" else {}
+        if "loss" in op:
+            kwargs |= dict(cu_seqlens=case.cu_seqlens, **case.rows)
+        if op == "linear_ce":
+            kwargs["row_weight"] = torch.linspace(0, 1, len(case.token_ids))
 
-    results = []
-    for f in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        x = z.clone().requires_grad_()
-        value = f(x)
-        value.backward()
-        results.append((value, x.grad))
-    torch.testing.assert_close(*results)
+        def loss(*x: torch.Tensor) -> torch.Tensor:
+            named = dict(zip(names.get(op, ["hidden", "weight", "bias"]), (t * 1.5 for t in x), strict=True))
+            out = getattr(uk, op)(**named, **kwargs)
+            return (out[0] * 0.7).sum() if op != "linear_logprob" else (out[0] - out[1]).sum()
+
+        loss(*inputs)  # the face is imported outside of the trace
+        value = (torch.compile(loss, fullgraph=True, backend=counter) if compiled else loss)(*inputs)
+        return [value, *torch.autograd.grad(value, inputs)]
+
+    case = make_case(seed=20).to(torch.float32)
+    torch.testing.assert_close(outcome(True, case), outcome(False, case))
+    assert counter.frame_count == 1
 
 
 def test_library_speaks_only_the_stable_abi() -> None:
     """No symbol of at::, c10:: or Python is asked for: one binary serves every Python and later torch."""
-    path = _library._path()
-    assert path is not None
-    names = subprocess.run(["nm", "-DC", "--undefined-only", path], capture_output=True, text=True, check=True).stdout
+    assert _library.PATH is not None
+    names = subprocess.run(
+        ["nm", "-DC", "--undefined-only", _library.PATH], capture_output=True, text=True, check=True
+    ).stdout
     wanted = [line.split(maxsplit=1)[1] for line in names.splitlines()]
     assert any("aoti_torch" in name for name in wanted)
     assert [n for n in wanted if n.startswith(("at::", "c10::", "torch::jit", "_Py", "Py"))] == []

@@ -48,7 +48,7 @@ z, ids = torch.randn(3, 9), torch.tensor([0, 4, 8])
 """
 CHECK_CPP = """
 from univg_kernels import _library
-assert _library._path().startswith(sys.prefix), _library._path()
+assert _library.PATH.startswith(sys.prefix), _library.PATH
 got, want = (uk.selective_logprob(z, ids, backend=b) for b in ("cpp", "reference"))
 torch.testing.assert_close(got, want)
 print(uk.resolve("cpu"))

@@ -21,19 +21,32 @@ ops = torch.ops.univg_kernels
 
 def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool) -> GrpoOutput:
     (wanted,) = needs_grad(logits)
-    with torch.no_grad():
-        z = separate_rows(logits.detach())
-        over = inplace and wanted and z.data_ptr() == logits.data_ptr()
-        terms, old, ref = program_rows(rows, config, z.shape[0], math_dtype(z))
-        args = (token_ids.long(), *terms, old, ref, *program_settings(config), config.temperature)
-        if over:
-            loss, metrics, logp, _ = ops.grpo_head_(z, *args)
-            grad = z
-        else:
-            loss, metrics, logp, _, grad = ops.grpo_head(z, *args, wanted)
-    if wanted:
+    terms, old, ref = program_rows(rows, config, logits.shape[0], math_dtype(logits))
+    args = (token_ids.long(), *terms, old, ref, *program_settings(config), config.temperature)
+    z = separate_rows(logits)
+    # torch.compile has its own ways of saving memory, and no addresses.
+    if inplace and wanted and not torch.compiler.is_compiling() and z.data_ptr() == logits.data_ptr():
+        with torch.no_grad():
+            grad = z.detach()
+            loss, metrics, logp, _ = ops.grpo_head_(grad, *args)
         loss = attach_gradients("grpo_loss", loss, [logits], [grad])
+    else:
+        loss, metrics, logp, _, _ = ops.grpo_head(z, *args, wanted)
     return GrpoOutput(loss, metrics, logp.float())
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, *others = output
+    ctx.mark_non_differentiable(*others)
+    ctx.save_for_backward(others[-1])
+
+
+def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    (grad,) = ctx.saved_tensors
+    return (grad * upstream, *[None] * 13)
+
+
+torch.library.register_autograd("univg_kernels::grpo_head", _backward, setup_context=_setup_context)
 
 
 @torch.library.register_fake("univg_kernels::grpo_head")
