@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from univg_fast.model.families import Family, rope_positions
 from univg_fast.packing.layout import AttentionLayout, build_layout
+from univg_fast.packing.positions import ImageTokens, rope_positions
 from univg_fast.structs import Group
 
 
@@ -45,7 +45,7 @@ class Row:
         return replace(self, **moved)
 
 
-def build_row(groups: Sequence[Group], family: Family, indices: Sequence[int] = ()) -> Row:
+def build_row(groups: Sequence[Group], family: ImageTokens, indices: Sequence[int] = ()) -> Row:
     """Lay out `groups` one after the other. `indices` names the groups within their step, for scattering results."""
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
