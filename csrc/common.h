@@ -30,7 +30,8 @@ auto dispatch_float(const Tensor& t, const char* name, F&& f) {
     case ScalarType::Half: return f(torch::headeronly::Half{});
     default: break;
   }
-  STD_TORCH_CHECK(false, name, ": expected float64, float32, bfloat16 or float16, got ", torch::headeronly::toString(t.scalar_type()));
+  STD_TORCH_CHECK(false, name, ": expected float64, float32, bfloat16 or float16, got ",
+                  torch::headeronly::toString(t.scalar_type()));
 }
 
 template <class T>
@@ -45,8 +46,10 @@ constexpr ScalarType type_of() {
 template <class T>
 T* data(const Tensor& t, int64_t count, const char* name) {
   UNIVG_CHECK(t.is_cpu(), name, ": expected a CPU tensor");
-  UNIVG_CHECK(t.scalar_type() == type_of<T>(), name, ": expected ", torch::headeronly::toString(type_of<T>()), ", got ", torch::headeronly::toString(t.scalar_type()));
-  UNIVG_CHECK(t.is_contiguous() && t.numel() == count, name, ": expected ", count, " contiguous elements, got ", t.numel());
+  UNIVG_CHECK(t.scalar_type() == type_of<T>(), name, ": expected ", torch::headeronly::toString(type_of<T>()), ", got ",
+              torch::headeronly::toString(t.scalar_type()));
+  UNIVG_CHECK(t.is_contiguous() && t.numel() == count, name, ": expected ", count, " contiguous elements, got ",
+              t.numel());
   return static_cast<T*>(t.data_ptr());
 }
 

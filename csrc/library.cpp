@@ -23,7 +23,8 @@ STABLE_TORCH_LIBRARY(univg_kernels, m) {
       "policy_rows(Tensor logp, Tensor? entropy, Tensor advantage, Tensor phi, Tensor weight, Tensor? old_logp, "
       "Tensor? ref_logp, str loss_type, float epsilon_low, float epsilon_high, float delta, float beta) "
       "-> (Tensor loss, Tensor metrics, Tensor grad)");
-  m.def("ce_head_(Tensor(a!) logits, Tensor token_ids, Tensor row_weight) -> (Tensor loss, Tensor logp, Tensor active)");
+  m.def(
+      "ce_head_(Tensor(a!) logits, Tensor token_ids, Tensor row_weight) -> (Tensor loss, Tensor logp, Tensor active)");
   m.def(
       "group_advantage(Tensor rewards, Tensor cu_groups, str scale, float eps) "
       "-> (Tensor advantages, Tensor mean, Tensor std)");

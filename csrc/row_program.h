@@ -75,8 +75,8 @@ Term<acc_t> kl_term(acc_t logp, acc_t ref) {
 
 // One row: L_t = weight·(phi·policy + beta·kl).
 template <class acc_t>
-Coefficients<acc_t> policy_row(
-    int64_t t, acc_t logp, acc_t entropy, const PolicyInputs<acc_t>& in, const PolicySettings& s, RowRecord<acc_t>& out) {
+Coefficients<acc_t> policy_row(int64_t t, acc_t logp, acc_t entropy, const PolicyInputs<acc_t>& in,
+                               const PolicySettings& s, RowRecord<acc_t>& out) {
   const acc_t weight = in.weight[t], advantage = in.advantage[t];
   const acc_t difference = in.old_logp ? logp - in.old_logp[t] : acc_t(0);
   const acc_t ratio = std::exp(difference), seen = std::min(ratio, acc_t(s.delta));

@@ -31,11 +31,12 @@ Tensor box_iou(const Tensor& boxes1, const Tensor& boxes2, bool pairwise, bool g
     Tensor out = pairwise ? make<acc_t>(boxes1, {n, m}) : make<acc_t>(boxes1, {n});
     auto* o = static_cast<acc_t*>(out.data_ptr());
     const int64_t columns = pairwise ? m : 1;
-    torch::stable::parallel_for(0, n, std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t j = 0; j < columns; ++j)
-          o[i * columns + j] = overlap(a + 4 * i, b + 4 * (pairwise ? j : i), giou, univg_r1);
-    });
+    torch::stable::parallel_for(
+        0, n, std::max<int64_t>(1, 16384 / std::max<int64_t>(columns, 1)), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i)
+            for (int64_t j = 0; j < columns; ++j)
+              o[i * columns + j] = overlap(a + 4 * i, b + 4 * (pairwise ? j : i), giou, univg_r1);
+        });
     return out;
   });
 }

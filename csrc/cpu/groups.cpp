@@ -12,7 +12,8 @@ void for_each_group(const Tensor& cu_groups, int64_t items, const F& f) {
   const int64_t count = cu_groups.numel() - 1;
   const int64_t* cu = data<int64_t>(cu_groups, count + 1, "cu_groups");
   for (int64_t k = 0; k < count; ++k) {
-    UNIVG_CHECK(0 <= cu[k] && cu[k] <= cu[k + 1] && cu[k + 1] <= items, "cu_groups: expected offsets that never fall, up to ", items);
+    UNIVG_CHECK(0 <= cu[k] && cu[k] <= cu[k + 1] && cu[k + 1] <= items,
+                "cu_groups: expected offsets that never fall, up to ", items);
     f(k, cu[k], cu[k + 1]);
   }
 }
@@ -35,14 +36,15 @@ struct Spread {
   double centred(double x) const { return (x - shift) - mean_offset; }
 };
 
-std::tuple<Tensor, Tensor, Tensor> group_advantage(
-    const Tensor& rewards, const Tensor& cu_groups, const std::string& scale, double eps) {
+std::tuple<Tensor, Tensor, Tensor> group_advantage(const Tensor& rewards, const Tensor& cu_groups,
+                                                   const std::string& scale, double eps) {
   return dispatch_float(rewards, "group_advantage", [&](auto tag) -> std::tuple<Tensor, Tensor, Tensor> {
     using acc_t = acc_type<decltype(tag)>;
     const int64_t b = rewards.numel(), k = cu_groups.numel() - 1;
     const auto* r = data<acc_t>(rewards, b, "rewards");
     Tensor advantages = make<acc_t>(rewards, {b}), mean = make<acc_t>(rewards, {k}), std = make<acc_t>(rewards, {k});
-    auto *a = data<acc_t>(advantages, b, "advantages"), *m = data<acc_t>(mean, k, "mean"), *s = data<acc_t>(std, k, "std");
+    auto *a = data<acc_t>(advantages, b, "advantages"), *m = data<acc_t>(mean, k, "mean"),
+         *s = data<acc_t>(std, k, "std");
     const double batch_std = Spread<acc_t>(r, 0, b).std;
     for_each_group(cu_groups, b, [&](int64_t g, int64_t begin, int64_t end) {
       const Spread<acc_t> spread(r, begin, end);

@@ -12,7 +12,8 @@ std::tuple<Tensor, Tensor, Tensor> logprob(const Tensor& logits, const Tensor& t
     Tensor logp = make<acc_t>(logits, {n}), entropy = make<acc_t>(logits, {n}), lse = make<acc_t>(logits, {n});
     auto *lp = data<acc_t>(logp, n, "logp"), *h = data<acc_t>(entropy, n, "entropy"), *l = data<acc_t>(lse, n, "lse");
     for_each_row<scalar_t>(
-        logits, nullptr, data<int64_t>(token_ids, n, "token_ids"), temperature, "logprob", [](int64_t) { return false; },
+        logits, nullptr, data<int64_t>(token_ids, n, "token_ids"), temperature, "logprob",
+        [](int64_t) { return false; },
         [&](int64_t t, const RowStats<acc_t>& s) {
           lp[t] = s.logp, h[t] = s.entropy, l[t] = s.lse;
           return Coefficients<acc_t>{};
@@ -21,8 +22,8 @@ std::tuple<Tensor, Tensor, Tensor> logprob(const Tensor& logits, const Tensor& t
   });
 }
 
-void backward_into(const Tensor& out, const Tensor& logits, const Tensor& token_ids, const Tensor& lse, const Tensor& entropy,
-                   const Tensor& grad_logp, const Tensor& grad_entropy, double temperature) {
+void backward_into(const Tensor& out, const Tensor& logits, const Tensor& token_ids, const Tensor& lse,
+                   const Tensor& entropy, const Tensor& grad_logp, const Tensor& grad_entropy, double temperature) {
   dispatch_float(logits, "logprob_backward", [&](auto tag) {
     using scalar_t = decltype(tag);
     using acc_t = acc_type<scalar_t>;

@@ -14,10 +14,10 @@ PolicyInputs<acc_t> inputs(int64_t n, const Tensor& advantage, const Tensor& phi
 }
 
 // Loss, metrics, logp and active rows of the logits; gradients into `out` unless it is null.
-std::tuple<Tensor, Tensor, Tensor, Tensor> run_head(
-    const Tensor& logits, const Tensor* out, const Tensor& token_ids, const Tensor& advantage, const Tensor& phi,
-    const Tensor& weight, const MaybeTensor& old_logp, const MaybeTensor& ref_logp, double temperature,
-    const PolicySettings& settings) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> run_head(const Tensor& logits, const Tensor* out, const Tensor& token_ids,
+                                                    const Tensor& advantage, const Tensor& phi, const Tensor& weight,
+                                                    const MaybeTensor& old_logp, const MaybeTensor& ref_logp,
+                                                    double temperature, const PolicySettings& settings) {
   return dispatch_float(logits, "grpo_head", [&](auto tag) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using scalar_t = decltype(tag);
     using acc_t = acc_type<scalar_t>;
@@ -43,10 +43,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_head(
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grpo_head(
-    const Tensor& logits, const Tensor& token_ids, const Tensor& advantage, const Tensor& phi, const Tensor& weight,
-    const MaybeTensor& old_logp, const MaybeTensor& ref_logp, const std::string& loss_type, double epsilon_low,
-    double epsilon_high, double delta, double beta, double temperature, bool with_grad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grpo_head(const Tensor& logits, const Tensor& token_ids,
+                                                             const Tensor& advantage, const Tensor& phi,
+                                                             const Tensor& weight, const MaybeTensor& old_logp,
+                                                             const MaybeTensor& ref_logp, const std::string& loss_type,
+                                                             double epsilon_low, double epsilon_high, double delta,
+                                                             double beta, double temperature, bool with_grad) {
   const PolicySettings settings{parse_loss_type(loss_type), epsilon_low, epsilon_high, delta, beta};
   Tensor grad = with_grad ? torch::stable::new_empty(logits, logits.sizes()) : make<float>(logits, {0});
   auto [loss, metrics, logp, active] = run_head(logits, with_grad ? &grad : nullptr, token_ids, advantage, phi, weight,
@@ -54,18 +56,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grpo_head(
   return {loss, metrics, logp, active, grad};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> grpo_head_(
-    const Tensor& logits, const Tensor& token_ids, const Tensor& advantage, const Tensor& phi, const Tensor& weight,
-    const MaybeTensor& old_logp, const MaybeTensor& ref_logp, const std::string& loss_type, double epsilon_low,
-    double epsilon_high, double delta, double beta, double temperature) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> grpo_head_(const Tensor& logits, const Tensor& token_ids,
+                                                      const Tensor& advantage, const Tensor& phi, const Tensor& weight,
+                                                      const MaybeTensor& old_logp, const MaybeTensor& ref_logp,
+                                                      const std::string& loss_type, double epsilon_low,
+                                                      double epsilon_high, double delta, double beta,
+                                                      double temperature) {
   const PolicySettings settings{parse_loss_type(loss_type), epsilon_low, epsilon_high, delta, beta};
   return run_head(logits, &logits, token_ids, advantage, phi, weight, old_logp, ref_logp, temperature, settings);
 }
 
-std::tuple<Tensor, Tensor, Tensor> policy_rows(
-    const Tensor& logp, const MaybeTensor& entropy, const Tensor& advantage, const Tensor& phi, const Tensor& weight,
-    const MaybeTensor& old_logp, const MaybeTensor& ref_logp, const std::string& loss_type, double epsilon_low,
-    double epsilon_high, double delta, double beta) {
+std::tuple<Tensor, Tensor, Tensor> policy_rows(const Tensor& logp, const MaybeTensor& entropy, const Tensor& advantage,
+                                               const Tensor& phi, const Tensor& weight, const MaybeTensor& old_logp,
+                                               const MaybeTensor& ref_logp, const std::string& loss_type,
+                                               double epsilon_low, double epsilon_high, double delta, double beta) {
   const PolicySettings settings{parse_loss_type(loss_type), epsilon_low, epsilon_high, delta, beta};
   return dispatch_float(logp, "policy_rows", [&](auto tag) -> std::tuple<Tensor, Tensor, Tensor> {
     using acc_t = acc_type<decltype(tag)>;

@@ -95,8 +95,8 @@ UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id,
   }
   const double log_sum = std::log(sum);
   const acc_t x_id = load(z + id) * inverse_t;  // rounded like `maximum`, so that a row of one column has log p = 0
-  return {static_cast<acc_t>(double(x_id) - double(maximum) - log_sum),
-          static_cast<acc_t>(log_sum - weighted / sum), static_cast<acc_t>(double(maximum) + log_sum)};
+  return {static_cast<acc_t>(double(x_id) - double(maximum) - log_sum), static_cast<acc_t>(log_sum - weighted / sum),
+          static_cast<acc_t>(double(maximum) + log_sum)};
 }
 
 template <class scalar_t, class acc_t>
@@ -130,7 +130,7 @@ static int cpu_level() {
                                : (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0);
   return level;
 }
-#define UNIVG_DEFINE(result, name, body, scalar_t, params, args)  \
+#define UNIVG_DEFINE(result, name, body, scalar_t, params, args)        \
   UNIVG_AVX512 static result name##_avx512 params { return body args; } \
   UNIVG_AVX2 static result name##_avx2 params { return body args; }     \
   static result name##_base params { return body args; }                \
@@ -146,12 +146,12 @@ static int cpu_level() {
   result name params { return body args; }
 #endif
 
-#define UNIVG_DEFINE_ROW_HEAD(scalar_t, acc_t)                                                                 \
-  UNIVG_DEFINE(RowStats<acc_t>, row_stats, stats, scalar_t,                                                    \
-               (const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t), (z, vocab, id, inverse_t))     \
-  UNIVG_DEFINE(void, row_grad, grad, scalar_t,                                                                 \
-               (scalar_t * out, const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t, acc_t lse,      \
-                acc_t entropy, acc_t a, acc_t b),                                                              \
+#define UNIVG_DEFINE_ROW_HEAD(scalar_t, acc_t)                                                             \
+  UNIVG_DEFINE(RowStats<acc_t>, row_stats, stats, scalar_t,                                                \
+               (const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t), (z, vocab, id, inverse_t)) \
+  UNIVG_DEFINE(void, row_grad, grad, scalar_t,                                                             \
+               (scalar_t * out, const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t, acc_t lse,  \
+                acc_t entropy, acc_t a, acc_t b),                                                          \
                (out, z, vocab, id, inverse_t, lse, entropy, a, b))
 
 UNIVG_DEFINE_ROW_HEAD(double, double)

@@ -14,11 +14,11 @@ struct RowStats {
   acc_t logp, entropy, lse;  // log p_y, H (nats), log sum_j exp(z_j / T)
 };
 
-#define UNIVG_DECLARE_ROW_HEAD(scalar_t, acc_t)                                                        \
-  RowStats<acc_t> row_stats(const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_temperature);  \
-  /* `out` may be z itself. */                                                                         \
-  void row_grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_temperature, \
-                acc_t lse, acc_t entropy, acc_t a, acc_t b);
+#define UNIVG_DECLARE_ROW_HEAD(scalar_t, acc_t)                                                                    \
+  RowStats<acc_t> row_stats(const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_temperature);              \
+  /* `out` may be z itself. */                                                                                     \
+  void row_grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_temperature, acc_t lse, \
+                acc_t entropy, acc_t a, acc_t b);
 
 UNIVG_DECLARE_ROW_HEAD(double, double)
 UNIVG_DECLARE_ROW_HEAD(float, float)

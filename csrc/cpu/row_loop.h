@@ -15,7 +15,8 @@ struct LogitsView {
 
 // Logits [N, V] on the CPU, columns contiguous, rows at any distance that keeps them apart.
 inline LogitsView view_logits(const Tensor& logits, const char* op) {
-  UNIVG_CHECK(logits.is_cpu() && logits.dim() == 2, op, ": logits: expected a CPU tensor [N, V], got ", logits.dim(), " dimensions");
+  UNIVG_CHECK(logits.is_cpu() && logits.dim() == 2, op, ": logits: expected a CPU tensor [N, V], got ", logits.dim(),
+              " dimensions");
   const int64_t n = logits.size(0), v = logits.size(1);
   UNIVG_CHECK(v > 0 && (v == 1 || logits.stride(1) == 1) && (n <= 1 || logits.stride(0) >= v), op,
               ": logits: expected rows of contiguous columns that do not overlap; call .contiguous() first");

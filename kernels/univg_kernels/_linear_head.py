@@ -22,10 +22,10 @@ class LinearGrads(NamedTuple):
     bias: Tensor | None  # [V]
 
 
-def default_chunk_rows(num_rows: int) -> int:
+def default_chunk_rows(num_rows: int, vocab: int) -> int:
     """Rows of logits held at a time: a tenth of all, but not fewer than keep the products efficient (each chunk
-    reads and writes the whole weight gradient), nor more than help."""
-    return min(2048, max(256, num_rows // 10))
+    reads and writes the whole weight gradient), nor more than help. A small vocabulary needs no chunks."""
+    return max(min(2048, max(256, num_rows // 10)), 2**23 // vocab)
 
 
 def run_linear_head(
@@ -45,7 +45,7 @@ def run_linear_head(
     """
     hidden, weight = hidden.detach(), weight.detach()
     n = hidden.shape[0]
-    chunk = min(chunk_rows or default_chunk_rows(n), max(n, 1))
+    chunk = min(chunk_rows or default_chunk_rows(n, weight.shape[0]), max(n, 1))
     logits = hidden.new_empty(chunk, weight.shape[0])
     sums = _GradientSums(hidden, weight, bias, needs, several=chunk < n)
     waiting: list[Tensor] = []  # numbers of the rows at the top of the buffer

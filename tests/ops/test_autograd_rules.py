@@ -9,6 +9,7 @@ import torch
 import univg_kernels as uk
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from univg_kernels import _linear_head
 
 
 def policy_arguments(case) -> dict[str, Any]:
@@ -149,9 +150,10 @@ class Products(TorchDispatchMode):
         ("all inactive", 1),
     ],
 )
-def test_number_of_products(make_case, setting: str, products: float) -> None:
+def test_number_of_products(make_case, setting: str, products: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three for a step, two for a frozen side, one without gradients; rows without a gradient leave the
     backward two."""
+    monkeypatch.setattr(_linear_head, "default_chunk_rows", lambda num_rows, vocab: 256)
     case = make_case(seed=7, lengths=(200, 200, 200, 200), groups=(4,), vocab=30, masked=False, old=False, ref=False)
     advantages = torch.tensor({"half inactive": [1.0, 0, -1, 0], "all inactive": [0.0] * 4}.get(setting, [1.0] * 4))
     hidden = case.hidden.clone().requires_grad_(setting != "frozen hidden")

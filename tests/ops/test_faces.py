@@ -6,15 +6,21 @@ import pytest
 import torch
 import univg_kernels as uk
 from torch import Tensor
+from univg_kernels import _linear_head
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = {
     "mixed": dict(lengths=(3, 0, 5, 1, 4, 2), groups=(3, 1, 2), vocab=50),
     "one row, one token to choose": dict(lengths=(1,), groups=(1,), vocab=1),
     "vocabulary larger than a block, not a multiple": dict(lengths=(4, 3), groups=(2,), vocab=2500),
-    "more rows than a chunk": dict(lengths=(150, 100, 50), groups=(3,), vocab=40),
+    "several chunks of the linear head": dict(lengths=(50, 30, 20), groups=(3,), vocab=40),
 }
 NAMES = {"grpo_loss": ["logits"], "linear_grpo_loss": ["hidden", "weight", "bias"], "policy_loss": ["logp"]}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_linear_head, "default_chunk_rows", lambda num_rows, vocab: 32)
 
 
 def run(case, op: str, config: uk.GrpoConfig, backend: str) -> tuple[uk.GrpoOutput, tuple[Tensor, ...]]:
@@ -174,3 +180,16 @@ def test_result_does_not_depend_on_the_number_of_threads(make_case) -> None:
         torch.set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_num_responses_may_lie_on_the_device(make_case, backend: uk.Backend) -> None:
+    """A count summed over ranks is a tensor: no copy to the host is asked for."""
+    case = make_case(seed=14)
+    (logits,), kwargs = case.arguments("grpo_loss")
+    number, tensor = (
+        uk.grpo_loss(logits, backend=backend, num_responses=n, **kwargs).loss for n in (7, torch.tensor(7))
+    )
+    default = uk.grpo_loss(logits, backend=backend, **kwargs).loss
+    torch.testing.assert_close(number, tensor)
+    torch.testing.assert_close(default * (len(case.cu_seqlens) - 1), number * 7)
