@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from univg_fast.config import Config
 from univg_fast.data.builtin import write_builtin
 from univg_fast.data.prompts import corpus
 from univg_fast.data.samples import Processor, make_processor, make_sample
-from univg_fast.data.scan import scan, write_report
+from univg_fast.data.scan import Report, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import load_model
 from univg_fast.model.load import CONFIGS, builtin_configs
 from univg_fast.structs import Record, Sample
 from univg_fast.train import distributed
 
+TOLD = 20  # bad records of a use that the console names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -47,7 +49,18 @@ def prepare(config: Config, run_dir: Path) -> Inputs:
             raise ValueError(f"data.{stage}: expected at least one file for stage {stage}, got none")
     if distributed.is_main():
         write_report(run_dir / "data_report.json", reports)
+        for use, report in reports.items():
+            tell(use, report)
     return Inputs(records, make_run_processor(config, records))
+
+
+def tell(use: str, report: Report) -> None:
+    """A line on what was found, and the first of the bad records by file and line."""
+    print(f"data.{use}: {report.summary()}", flush=True)
+    for entry in report.bad[:TOLD]:
+        print(f"skipped {entry.message}", file=sys.stderr, flush=True)
+    if len(report.bad) > TOLD:
+        print(f"... and {len(report.bad) - TOLD} more, all of them in data_report.json", file=sys.stderr, flush=True)
 
 
 def data_files(config: Config, run_dir: Path) -> dict[str, list[str]]:

@@ -1,0 +1,68 @@
+"""The whole run: evaluate, train the configured stages, evaluate after each, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+
+from univg_fast.config import Config, to_yaml
+from univg_fast.evaluate.metrics import results_table
+from univg_fast.evaluate.run import evaluate
+from univg_fast.model import PackedModel
+from univg_fast.report import write_report
+from univg_fast.train import distributed
+from univg_fast.train.environment import describe
+from univg_fast.train.metrics import console, eval_progress
+from univg_fast.train.setup import Inputs, load_policy, prepare
+from univg_fast.train.stage import run_stage
+
+
+def main(config: Config) -> None:
+    """The whole run. Collective."""
+    device = distributed.init()
+    transformers.utils.logging.disable_progress_bar()  # ours is the only one
+    torch.manual_seed(config.run.seed)
+    run_dir = Path(config.run.dir)
+    if distributed.is_main():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(to_yaml(config))
+        (run_dir / "env.json").write_text(json.dumps(describe(), indent=1) + "\n")
+        print(to_yaml(config), flush=True)
+    inputs = prepare(config, run_dir)
+    model = config.model.path
+    held_out("before", model, config, inputs, run_dir, device)
+    for stage in config.stages:
+        trained = run_stage(stage, config, inputs, model, run_dir, device)
+        if trained is None:
+            if distributed.is_main():
+                print(f"stopped at run.max_steps={config.run.max_steps}; without it the same command goes on")
+            break
+        model = str(trained)
+        held_out(stage, model, config, inputs, run_dir, device)
+    if distributed.is_main():
+        finish(config, run_dir)
+
+
+def held_out(
+    name: str, path: str, config: Config, inputs: Inputs, run_dir: Path, device: torch.device
+) -> None:
+    """Evaluate the model at `path` on the held-out records, unless that result is there already. Collective."""
+    out = run_dir / "eval" / name
+    done = config.run.resume != "never" and out.with_suffix(".json").is_file()
+    if not inputs.records["eval"] or distributed.broadcast_object(done):
+        return
+    model = PackedModel(load_policy(config, inputs.processor, path, device)).eval()
+    with eval_progress(name) as progress:
+        evaluate(model, inputs.processor, inputs.records["eval"], config.evaluate, out, progress)
+
+
+def finish(config: Config, run_dir: Path) -> None:
+    """The final table and the report."""
+    results = [run_dir / "eval" / f"{name}.json" for name in ("before", *config.stages)]
+    summaries = [json.loads(path.read_text()) for path in results if path.is_file()]
+    if summaries:
+        console().print(results_table({s["name"]: s for s in summaries}))
+    print(f"report: {write_report(run_dir)}", flush=True)
