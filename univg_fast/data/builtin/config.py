@@ -21,6 +21,7 @@ class BuiltinConfig:
 
     seed: int = 0
     tasks: tuple[str, ...] = ("group_grounding", "refer_grounding")  # in turn; twice named, twice as often
+    sft_tasks: tuple[str, ...] = ()  # the tasks of the stage-1 file, where they are others; empty: `tasks`
     image_size: int = 112  # side, px
     lattice: int = 4  # cells per side
     frame: int = 0  # width of a white frame around every image, px: shows a small model where the edges are
@@ -38,10 +39,11 @@ class BuiltinConfig:
     num_eval: int = 400
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "object_cells", "images_per_sample", "distractors"):
+        for name in ("tasks", "sft_tasks", "object_cells", "images_per_sample", "distractors"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # YAML and JSON give lists
-        unknown = [task for task in self.tasks if task not in TASKS]
-        _require(bool(self.tasks) and not unknown, "tasks", f"some of {', '.join(TASKS)}", self.tasks)
+        known = f"some of {', '.join(TASKS)}"
+        _require(bool(self.tasks) and set(self.tasks) <= set(TASKS), "tasks", known, self.tasks)
+        _require(set(self.sft_tasks) <= set(TASKS), "sft_tasks", known, self.sft_tasks)
         _require(self.lattice >= 1, "lattice", "at least 1", self.lattice)
         _require(0 <= 8 * self.frame <= self.image_size, "frame", "0 to image_size / 8", self.frame)
         _require(

@@ -23,8 +23,9 @@ def drafts(config: BuiltinConfig, split: str) -> Any:
     stream = SPLITS.index(split)
     side = (config.lattice + config.max_shift) * config.cell
     crops = make_crops(np.random.default_rng([config.seed, stream]), config.crops, side, config.background)
+    tasks = config.sft_tasks if split == "sft" and config.sft_tasks else config.tasks
     for i in range(getattr(config, f"num_{split}")):
-        task = config.tasks[i % len(config.tasks)]
+        task = tasks[i % len(tasks)]
         yield task, MAKERS[task](Scene(np.random.default_rng([config.seed, stream, i]), config, crops))
 
 

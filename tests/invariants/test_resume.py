@@ -1,0 +1,40 @@
+"""A run that was stopped and started again ends with the numbers and weights of one that was not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+NUMBERS = ("loss", "grad_norm", "learning_rate", "reward", "kl", "completions/mean_length")
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_equals_uninterrupted(
+    trainer: Callable[..., Any], warm: Path, tmp_path: Path
+) -> None:
+    settings = {"model__path": str(warm), "sft__max_steps": "3"}
+    whole = trainer(tmp_path / "whole", **settings)
+    trainer(tmp_path / "parts", **settings, run__max_steps="2")  # stops in stage 1
+    trainer(tmp_path / "parts", **settings, run__max_steps="2", grpo__max_steps="3")  # still there: nothing to do
+    parts = trainer(tmp_path / "parts", **settings)
+    assert "resumed sft at step 2" in parts.output
+    for stage in ("sft", "grpo"):
+        got, want = parts.metrics(stage), whole.metrics(stage)
+        assert [row["step"] for row in got] == [row["step"] for row in want] == [1, 2, 3]
+        for a, b in zip(got, want, strict=True):
+            assert {k: a[k] for k in NUMBERS if k in a} == {k: b[k] for k in NUMBERS if k in b}
+        weights = [load_file(run.folder / "hf" / stage / "model.safetensors") for run in (parts, whole)]
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_a_finished_run_is_not_trained_again(trainer: Callable[..., Any], warm: Path, tmp_path: Path) -> None:
+    settings = {"model__path": str(warm), "sft__max_steps": "2", "stages": "[sft]"}
+    first = trainer(tmp_path, **settings)
+    again = trainer(tmp_path, **settings)
+    assert "sft 1/2" in first.output and "sft 1/2" not in again.output
+    assert again.metrics("sft") == first.metrics("sft")
