@@ -1,84 +1,17 @@
-"""A small run of the real command, for the tests that compare whole runs."""
+"""What the comparisons of whole runs share; the command itself is run by ../conftest.py."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-BUILTIN = {
-    "image_size": 84,
-    "lattice": 3,
-    "frame": 4,
-    "object_cells": [1],
-    "distractors": [1, 1],
-    "num_colours": 3,
-    "num_shapes": 2,
-    "images_per_sample": [2, 3],
-    "num_sft": 16,
-    "num_grpo": 12,
-    "num_eval": 6,
-    "crops": 16,
-}
-SMALL = {
-    "model.freeze_vision_tower": "false",
-    "data.prompt_template": "short",
-    **{f"data.builtin.{key}": json.dumps(value) for key, value in BUILTIN.items()},
-    "pack.budget_tokens": "512",
-    "sft.max_steps": "60",
-    "sft.per_step_samples": "8",
-    "sft.learning_rate": "2e-3",
-    "grpo.max_steps": "3",
-    "grpo.num_generations": "4",
-    "grpo.prompts_per_step": "6",
-    "grpo.max_completion_length": "48",
-    "grpo.learning_rate": "1e-4",
-    "evaluate.max_completion_length": "48",
-    "save.steps": "0",
-}
-
-
-class Run:
-    """One finished run: its folder, what it printed, and its metrics."""
-
-    def __init__(self, folder: Path, output: str, code: int) -> None:
-        self.folder, self.output, self.code = folder, output, code
-
-    def metrics(self, stage: str) -> list[dict[str, Any]]:
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return [row for row in map(json.loads, lines) if row["stage"] == stage]
-
-
-def train(folder: Path, ranks: int = 1, check: bool = True, **settings: str) -> Run:
-    """`torchrun -m univg_fast.train` with the small settings; `settings` have __ for the dot."""
-    given = SMALL | {"run.dir": str(folder)} | {k.replace("__", "."): v for k, v in settings.items()}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
-    command += ["-m", "univg_fast.train", "--config", "demo", *(f"--{k}={v}" for k, v in given.items())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
-    run = Run(folder, done.stdout + done.stderr, done.returncode)
-    assert not check or run.code == 0, run.output[-4000:]
-    return run
-
 
 @pytest.fixture(scope="session")
-def trainer() -> Callable[..., Run]:
-    return train
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm(trainer: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that has learned the answer's form, so that its samples get different rewards."""
     folder = tmp_path_factory.mktemp("warm")
-    train(folder, stages="[sft]")
+    trainer(folder, stages="[sft]")
     return folder / "hf" / "sft"

@@ -1,0 +1,105 @@
+"""Running the real command in processes of its own, for the tests of whole runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILTIN = {
+    "image_size": 84,
+    "lattice": 3,
+    "frame": 4,
+    "object_cells": [1],
+    "distractors": [1, 1],
+    "num_colours": 3,
+    "num_shapes": 2,
+    "images_per_sample": [2, 3],
+    "num_sft": 16,
+    "num_grpo": 12,
+    "num_eval": 6,
+    "crops": 16,
+}
+SMALL = {
+    "model.freeze_vision_tower": "false",
+    "data.prompt_template": "short",
+    **{f"data.builtin.{key}": json.dumps(value) for key, value in BUILTIN.items()},
+    "pack.budget_tokens": "512",
+    "sft.max_steps": "60",
+    "sft.per_step_samples": "8",
+    "sft.learning_rate": "2e-3",
+    "grpo.max_steps": "3",
+    "grpo.num_generations": "4",
+    "grpo.prompts_per_step": "6",
+    "grpo.max_completion_length": "48",
+    "grpo.learning_rate": "1e-4",
+    "evaluate.max_completion_length": "48",
+    "save.steps": "0",
+}
+
+
+class Run:
+    """One finished run: its folder, what it printed, and its metrics."""
+
+    def __init__(self, folder: Path, output: str, code: int) -> None:
+        self.folder, self.output, self.code = folder, output, code
+
+    def metrics(self, stage: str) -> list[dict[str, Any]]:
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if row["stage"] == stage]
+
+
+def launch_command(*arguments: str, ranks: int = 0, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    """`-m univg_fast.train ARGUMENTS` on the CPU: with plain python, or under torchrun if `ranks` is given."""
+    command = [sys.executable]
+    if ranks:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", port]
+    command += ["-m", "univg_fast.train", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:  # a hang is a failure, and its ranks must not live on
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(f"still running after {timeout} s\n{out[-2000:]}\n{err[-4000:]}")
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def train(folder: Path, ranks: int = 1, check: bool = True, **settings: str) -> Run:
+    """The demo recipe with the small settings, under torchrun; `settings` have __ for the dot."""
+    given = SMALL | {"run.dir": str(folder)} | {k.replace("__", "."): v for k, v in settings.items()}
+    done = launch_command("--config", "demo", *(f"--{k}={v}" for k, v in given.items()), ranks=ranks)
+    run = Run(folder, done.stdout + done.stderr, done.returncode)
+    assert not check or run.code == 0, run.output[-4000:]
+    return run
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Callable[..., subprocess.CompletedProcess[str]]:
+    return launch_command
+
+
+@pytest.fixture(scope="session")
+def trainer() -> Callable[..., Run]:
+    return train
