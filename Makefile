@@ -31,4 +31,4 @@ format: setup
 	$(RUN) ruff check --fix .
 
 bench: setup
-	$(RUN) bench.ops $(ARGS)
+	.venv/bin/python bench/ops.py $(ARGS)
