@@ -20,7 +20,8 @@ class Record:
     """One entry of a data file, checked but with nothing decoded.
 
     `question` holds no `<image>` marks and no answer-format suffix. `response` is the stage-1 target text; it is None
-    in stage-2 files. `target_image` is the 0-based index of the image that holds `box`; None where the file does not say.
+    in stage-2 files. `target_image` is the 0-based index of the image that
+    holds `box`; None where the file does not say.
     """
 
     uid: str
@@ -58,7 +59,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled response. `logprobs` are those of the sampling distribution's model at temperature 1, [R] float32."""
+    """One sampled response. `logprobs` [R] float32: of the model at the sampling temperature, before bans."""
 
     token_ids: np.ndarray  # [R] int64, includes the stop token if there is one
     logprobs: np.ndarray

@@ -14,9 +14,7 @@ NUMBERS = ("loss", "grad_norm", "learning_rate", "reward", "kl", "completions/me
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_equals_uninterrupted(
-    trainer: Callable[..., Any], warm: Path, tmp_path: Path
-) -> None:
+def test_stopped_and_resumed_equals_uninterrupted(trainer: Callable[..., Any], warm: Path, tmp_path: Path) -> None:
     settings = {"model__path": str(warm), "sft__max_steps": "3"}
     whole = trainer(tmp_path / "whole", **settings)
     trainer(tmp_path / "parts", **settings, run__max_steps="2")  # stops in stage 1

@@ -99,9 +99,7 @@ def test_groups_do_not_leak(perturb: int) -> None:
     groups = [random_group(rng, grids, lengths) for grids, lengths in CASES["different images and lengths"]]
     before = logprobs(model, build_row(groups, model.family))
     changed = replace(groups[perturb].sample, pixel_values=groups[perturb].sample.pixel_values + 1)
-    row = build_row(
-        [replace(g, sample=changed) if i == perturb else g for i, g in enumerate(groups)], model.family
-    )
+    row = build_row([replace(g, sample=changed) if i == perturb else g for i, g in enumerate(groups)], model.family)
     after = logprobs(model, row)
     for index in range(len(groups)):
         first, last = (int(row.cu_seqlens[int(row.cu_groups[index + k])]) for k in (0, 1))

@@ -67,13 +67,9 @@ def hf_greedy(model: PackedModel, sample: Sample, length: int) -> np.ndarray:
     return out[0, ids.shape[1] :].numpy()
 
 
-def test_greedy_equals_generate(
-    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
-) -> None:
+def test_greedy_equals_generate(model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]) -> None:
     engine = LocalEngine(model, tokenizer, stop_token_id=NO_STOP)
-    for sample, (completion,) in zip(
-        samples, engine.generate(samples, 1, Sampling(24, temperature=0)), strict=True
-    ):
+    for sample, (completion,) in zip(samples, engine.generate(samples, 1, Sampling(24, temperature=0)), strict=True):
         assert completion.token_ids.tolist() == hf_greedy(model, sample, 24).tolist()
 
 

@@ -79,9 +79,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--config", help=f"a YAML file, or a recipe: {', '.join(recipe_names())}")
     for key, leaf in LEAVES.items():
-        parser.add_argument(
-            f"--{key}", type=leaf.kind, default=leaf.default, help=leaf.help.replace("%", "%%")
-        )
+        parser.add_argument(f"--{key}", type=leaf.kind, default=leaf.default, help=leaf.help.replace("%", "%%"))
     return parser
 
 
@@ -131,9 +129,7 @@ def _build(cls: type, prefix: str, values: dict[str, Any]) -> Any:
 
 def _wrong(key: str, item: Given) -> str:
     kind, value = LEAVES[key].kind, item.value
-    message = (
-        f"{item.where}: {key}: expected {type_name(kind)}, got {'null' if value is None else repr(value)}"
-    )
+    message = f"{item.where}: {key}: expected {type_name(kind)}, got {'null' if value is None else repr(value)}"
     if typing.get_origin(kind) is typing.Literal and isinstance(value, str):
         message += nearest(value, typing.get_args(kind))
     if typing.get_origin(kind) is tuple and isinstance(value, str) and not value.startswith("["):

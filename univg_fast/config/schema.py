@@ -29,20 +29,14 @@ def filled(default: dict[str, Any]) -> Any:
 class RunConfig:
     dir: str = "runs/run"  # the run folder: everything a run writes lies in it
     seed: int = num(42, ge=0)  # order of data, sampling, the built-in data
-    resume: str = (
-        "auto"  # auto (newest complete checkpoint, if any), never, or the path of a checkpoint folder
-    )
-    max_steps: int | None = num(
-        None, gt=0
-    )  # stop early after so many optimizer steps; schedules stay as they are
+    resume: str = "auto"  # auto (newest complete checkpoint, if any), never, or the path of a checkpoint folder
+    max_steps: int | None = num(None, gt=0)  # stop early after so many optimizer steps; schedules stay as they are
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     path: str = "qwen2_vl_tiny"  # a local Hugging Face folder, or the name of a small built-in config
-    torch_dtype: Literal["float32", "bfloat16"] = (
-        "float32"  # of the weights that compute; the optimizer's stay float32
-    )
+    torch_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights that compute; the optimizer's stay float32
     attn_implementation: str = "auto"  # auto, or a name that transformers knows
     freeze_vision_tower: bool = True  # also freezes the merger: only the language model trains
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
@@ -59,11 +53,9 @@ class DataConfig:
     min_pixels: int = num(3136, gt=0)  # of one image after resizing
     max_pixels: int = num(401408, gt=0)  # of one image after resizing
     max_bad_fraction: float = num(0.01, ge=0, le=1)  # more bad records than this stop the run
-    num_workers: int = num(0, ge=0)  # processes that decode images; 0: in the trainer's own
+    num_workers: int = num(0, ge=0)  # threads that decode images ahead of the step; 0: one
     prompt_template: Literal["qwen2_vl", "short"] = "qwen2_vl"  # short: no system turn, no format instruction
-    max_length: int = num(
-        8192, gt=0
-    )  # longest prompt + response in tokens; longer records are skipped and counted
+    max_length: int = num(8192, gt=0)  # longest prompt + response in tokens; longer records are skipped and counted
 
 
 @dataclass(frozen=True)
@@ -107,9 +99,7 @@ class GrpoStageConfig(OptimConfig):
     epsilon_high: float = num(0.2, ge=0)  # and above 1 + epsilon_high
     loss_type: Literal["grpo"] = "grpo"  # mean over a response's tokens, then over responses
     scale_rewards: bool = True  # divide the advantage by the group's standard deviation (+ 1e-4)
-    difficulty: Literal["exp", "power", "log", "none"] = (
-        "exp"  # the weight phi(mIoU) of a group's policy term
-    )
+    difficulty: Literal["exp", "power", "log", "none"] = "exp"  # the weight phi(mIoU) of a group's policy term
 
 
 @dataclass(frozen=True)

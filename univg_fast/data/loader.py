@@ -25,9 +25,7 @@ def epoch_order(number: int, seed: int, epoch: int) -> np.ndarray:
 def batch_indices(number: int, batch_size: int, seed: int, step: int) -> list[int]:
     """Record indices of a step's global batch: the epochs' orders, end to end, cut into batches."""
     first = step * batch_size
-    return [
-        int(epoch_order(number, seed, at // number)[at % number]) for at in range(first, first + batch_size)
-    ]
+    return [int(epoch_order(number, seed, at // number)[at % number]) for at in range(first, first + batch_size)]
 
 
 class SampleLoader:
@@ -52,9 +50,7 @@ class SampleLoader:
         cache_bytes: int = 256 << 20,
     ):
         if not records:
-            raise ValueError(
-                "data: there is no record to train on; look at data_report.json for what was skipped"
-            )
+            raise ValueError("data: there is no record to train on; look at data_report.json for what was skipped")
         if batch_size < world_size:
             raise ValueError(
                 f"a global batch of {batch_size} records leaves some of the {world_size} ranks without any"
@@ -68,9 +64,7 @@ class SampleLoader:
 
     def indices(self, step: int) -> list[int]:
         """This rank's record indices of a step."""
-        return batch_indices(len(self.records), self.batch_size, self.seed, step)[
-            self.rank :: self.world_size
-        ]
+        return batch_indices(len(self.records), self.batch_size, self.seed, step)[self.rank :: self.world_size]
 
     def batch(self, step: int) -> tuple[list[Sample], list[BadRecord]]:
         """This rank's samples of a step, and the records that gave none."""

@@ -37,9 +37,7 @@ def prompt_text(record: Record, template: str = "qwen2_vl") -> str:
 def response_text(record: Record) -> str:
     """The stage-1 target with the token that ends a turn. ValueError where the record has none."""
     if record.response is None:
-        raise ValueError(
-            f"{record.source}: stage 1 needs a response, and this record has none (a stage-2 file?)"
-        )
+        raise ValueError(f"{record.source}: stage 1 needs a response, and this record has none (a stage-2 file?)")
     return record.response + END
 
 

@@ -26,9 +26,7 @@ STAGE2_KEYS = {"question", "answer"}
 KNOWN = STAGE1_KEYS | STAGE2_KEYS | {"id", "images", "image", "task", "target_image", "cot"}
 
 
-def read_records(
-    path: str | Path, image_root: str | Path | None = None
-) -> tuple[list[Record], list[BadRecord]]:
+def read_records(path: str | Path, image_root: str | Path | None = None) -> tuple[list[Record], list[BadRecord]]:
     """Read one file. Relative image paths start at `image_root`, or at the file's folder.
 
     Every image is opened far enough to read its header; a damaged body shows when it is decoded. Each
@@ -87,9 +85,7 @@ def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
         box = _response_box(response, cot)
     target = row.get("target_image")
     if target is not None and not (_is_int(target) and 0 <= target < len(images)):
-        raise Refused(
-            "schema", f"target_image: expected an index from 0 to {len(images) - 1}, got {_brief(target)}"
-        )
+        raise Refused("schema", f"target_image: expected an index from 0 to {len(images) - 1}, got {_brief(target)}")
     return Record(
         uid=str(row.get("id", default_uid)),
         source=source,
@@ -107,11 +103,7 @@ def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
 def _images(row: dict[str, Any], root: Path) -> list[str]:
     images = row.get("images", row.get("image"))
     images = [images] if isinstance(images, str) else images
-    if (
-        not isinstance(images, list)
-        or not images
-        or not all(isinstance(image, str) and image for image in images)
-    ):
+    if not isinstance(images, list) or not images or not all(isinstance(image, str) and image for image in images):
         raise Refused("schema", f"images: expected a list of paths with at least one, got {_brief(images)}")
     return [str((root / image).absolute()) for image in images]
 
@@ -124,9 +116,7 @@ def _turns(turns: Any) -> tuple[str, str]:
     said = said[1:] if said and said[0][0] == "system" else said
     speakers = [speaker for speaker, _ in said]
     if len(said) != 2 or speakers[0] not in HUMAN or speakers[1] not in MODEL:
-        raise Refused(
-            "schema", f"conversations: expected one human turn and one gpt turn, got {_brief(speakers)}"
-        )
+        raise Refused("schema", f"conversations: expected one human turn and one gpt turn, got {_brief(speakers)}")
     texts = [text for _, text in said]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise Refused("schema", "conversations: expected non-empty texts")
@@ -153,11 +143,7 @@ def _response_box(response: str, cot: bool) -> Box | None:
 
 
 def _box(value: Any, name: str) -> Box:
-    if (
-        not isinstance(value, list)
-        or len(value) != 4
-        or not all(_is_int(v) or isinstance(v, float) for v in value)
-    ):
+    if not isinstance(value, list) or len(value) != 4 or not all(_is_int(v) or isinstance(v, float) for v in value):
         raise Refused("box", f"{name}: expected [x1, y1, x2, y2], got {_brief(value)}")
     if not all(v == v and abs(v) != float("inf") and v == int(v) and 0 <= v <= 1000 for v in value):
         raise Refused(

@@ -43,9 +43,7 @@ def make_processor(
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     if prompt_template not in TEMPLATES:
-        raise ValueError(
-            f"data.prompt_template: expected one of {', '.join(TEMPLATES)}, got {prompt_template!r}"
-        )
+        raise ValueError(f"data.prompt_template: expected one of {', '.join(TEMPLATES)}, got {prompt_template!r}")
     image_processor = Qwen2VLImageProcessorPil(
         size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
         patch_size=patch_size,

@@ -36,9 +36,7 @@ WORDS = r"</?think>|</?answer>|\p{N}| ?\p{L}+|\s+|[^\s\p{L}\p{N}]"
 DIGITS = r"\p{N}"
 
 
-def build_tokenizer(
-    texts: Iterable[str], vocab_size: int = 512, cohesion: float = 0.5
-) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: Iterable[str], vocab_size: int = 512, cohesion: float = 0.5) -> PreTrainedTokenizerFast:
     """Learn a tokenizer of at most `vocab_size` tokens, specials included; the same texts give the same one.
 
     `cohesion`: two neighbouring pieces become one if they stand together in at least this fraction of the
@@ -47,9 +45,7 @@ def build_tokenizer(
     """
     least = 256 + len(SPECIAL_TOKENS)
     if vocab_size < least:
-        raise ValueError(
-            f"vocab_size: expected at least {least} (bytes and special tokens), got {vocab_size}"
-        )
+        raise ValueError(f"vocab_size: expected at least {least} (bytes and special tokens), got {vocab_size}")
     texts = list(texts)
     room = vocab_size - len(SPECIAL_TOKENS)
     vocab, merges = _word_merges(texts, room)
@@ -133,9 +129,7 @@ def _best_pair(runs: Counter[tuple[str, ...]], cohesion: float, least: int) -> t
         for pair, number in pairs.items()
         if number >= least and number >= cohesion * max(singles[pair[0]], singles[pair[1]])
     ]
-    return (
-        max(tight)[1] if tight else None
-    )  # ties: the later in the alphabet, so that the result is deterministic
+    return max(tight)[1] if tight else None  # ties: the later in the alphabet, so that the result is deterministic
 
 
 def _join(pieces: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:

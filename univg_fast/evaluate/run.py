@@ -41,9 +41,7 @@ def evaluate(
         samples, refused = decode(share[at : at + config.prompts_per_batch], processor)
         bad += refused
         completions = engine.generate(samples, 1, Sampling(config.max_completion_length, temperature=0.0))
-        rows += [
-            answer_row(s, c[0].text, len(c[0].token_ids)) for s, c in zip(samples, completions, strict=True)
-        ]
+        rows += [answer_row(s, c[0].text, len(c[0].token_ids)) for s, c in zip(samples, completions, strict=True)]
         rows += [missing_row(r, chosen) for r in refused]
         if progress:
             progress(min(at + config.prompts_per_batch, len(share)), len(share))
@@ -91,7 +89,7 @@ def answer_row(sample: Sample, text: str, tokens: int) -> dict[str, Any]:
         "gt": record.box,
         "text": text,
         "box": box,
-        "iou": iou(box, record.box),
+        "iou": iou(box, record.box) if record.box is not None else 0.0,
         "format": float(has_format(text, cot=record.cot)),
         "tokens": tokens,
     }

@@ -19,7 +19,7 @@ TEXT, VISION = "univg_shared_prefix", "univg_images"
 
 
 def shared_prefix_attention(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,  # [1, heads, T, D]
     key: torch.Tensor,  # [1, kv_heads, T, D]
     value: torch.Tensor,
@@ -50,9 +50,7 @@ def _bucket(bucket: Bucket, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, s
         return x.index_select(1, index.reshape(-1)).view(x.shape[0], *index.shape, -1).movedim(0, -3)
 
     kp, vp = take(k, bucket.prompts), take(v, bucket.prompts)
-    out = F.scaled_dot_product_attention(
-        take(q, bucket.prompts), kp, vp, is_causal=True, scale=scaling, enable_gqa=gqa
-    )
+    out = F.scaled_dot_product_attention(take(q, bucket.prompts), kp, vp, is_causal=True, scale=scaling, enable_gqa=gqa)
     prompt = out.transpose(1, 2).reshape(num * length, *_heads(q))
     if bucket.responses is None:
         return prompt
@@ -88,7 +86,7 @@ def image_attention(
     image_runs: tuple[tuple[int, int], ...] = (),
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Full attention inside each image; equal-sized images are one batched call. Returns ([1, patches, heads, D], None)."""
+    """Full attention inside each image; equal-sized images are one batched call. -> [1, patches, heads, D]."""
     heads, dim = query.shape[1], query.shape[3]
     outputs = []
     splits = [x[0].split([n * length for n, length in image_runs], dim=1) for x in (query, key, value)]

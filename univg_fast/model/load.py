@@ -10,7 +10,13 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 from univg_fast.model.attention import TEXT, VISION
 
@@ -70,11 +76,14 @@ def small_config(name: str, vocab: dict[str, int]) -> PretrainedConfig:
     }
     missing = [token for token in ids.values() if token not in vocab]
     if missing:
-        raise ValueError(f"model.path={name}: the tokenizer lacks {missing}; a built-in config needs Qwen2-VL's special tokens")
+        raise ValueError(
+            f"model.path={name}: the tokenizer lacks {missing}; a built-in config needs Qwen2-VL's special tokens"
+        )
     raw["text_config"] |= {
         "vocab_size": len(vocab),
         "bos_token_id": vocab["<|endoftext|>"],
         "eos_token_id": vocab["<|im_end|>"],
         "pad_token_id": vocab["<|endoftext|>"],
     }
-    return CLASSES[raw["model_type"]][0](**raw, **{key: vocab[token] for key, token in ids.items()})
+    raw |= {key: vocab[token] for key, token in ids.items()}
+    return CLASSES[raw["model_type"]][0](**raw)

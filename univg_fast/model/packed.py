@@ -21,7 +21,9 @@ Head = Callable[[torch.Tensor, torch.Tensor], Any]  # (hidden [N, H], lm_head we
 class PackedModel(nn.Module):
     """A transformers vision-language model, driven by packed rows. `model` stays reachable and unchanged."""
 
-    def __init__(self, model: nn.Module) -> None:
+    model: Any  # a transformers model: its attributes are not known to a type checker
+
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.family = family_of(model.config)

@@ -8,6 +8,7 @@ harmless: it comes after every real token of its response in causal order, and i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +31,12 @@ class AttentionLayout:
     inverse: torch.Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> AttentionLayout:
-        def move(x: torch.Tensor | None) -> torch.Tensor | None:
+        def move(x: Any) -> Any:
             return None if x is None else x.to(device, non_blocking=non_blocking)
 
-        moved = (replace(b, prompts=move(b.prompts), responses=move(b.responses), mask=move(b.mask)) for b in self.buckets)
+        moved = (
+            replace(b, prompts=move(b.prompts), responses=move(b.responses), mask=move(b.mask)) for b in self.buckets
+        )
         return AttentionLayout(tuple(moved), self.inverse.to(device, non_blocking=non_blocking))
 
 
@@ -45,7 +48,7 @@ def build_layout(spans: list[tuple[int, int, list[int]]]) -> AttentionLayout:
     total = sum(prompt + sum(responses) for _, prompt, responses in spans)
     inverse = np.empty(total, np.int64)
     buckets, done = [], 0
-    for (prompt, num), members in by_shape.items():
+    for (prompt, _), members in by_shape.items():
         starts = np.array([start for start, _ in members])
         prompts = starts[:, None] + np.arange(prompt)
         inverse[prompts] = done + np.arange(prompts.size).reshape(prompts.shape)

@@ -94,4 +94,3 @@ def build_row(groups: Sequence[Group], family: ImageTokens, indices: Sequence[in
 def _prompt_mask(span: tuple[int, int, list[int]]) -> np.ndarray:
     _, prompt, responses = span
     return np.concatenate([np.ones(prompt, bool), np.zeros(sum(responses), bool)])
-

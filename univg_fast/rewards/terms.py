@@ -40,9 +40,7 @@ def iou_term(answers: Answers) -> np.ndarray:
     total = np.zeros(len(answers.boxes), np.float64)
     for record in answers.records:
         if record.box is None:
-            raise ValueError(
-                f"reward iou: the record {record.uid} ({record.source}) has no box to compare with"
-            )
+            raise ValueError(f"reward iou: the record {record.uid} ({record.source}) has no box to compare with")
     rows = [i for i, box in enumerate(answers.boxes) if box is not None]
     if rows:
         # float64: a box of 10^9 is legal in a completion, and its area must not be rounded
@@ -68,15 +66,11 @@ def score(texts: Sequence[str], records: Sequence[Record], weights: Mapping[str,
     """
     unknown = [name for name in weights if name not in TERMS]
     if unknown or not weights:
-        raise ValueError(
-            f"rewards.terms: expected some of {', '.join(TERMS)}, got {', '.join(weights) or 'none'}"
-        )
+        raise ValueError(f"rewards.terms: expected some of {', '.join(TERMS)}, got {', '.join(weights) or 'none'}")
     if len(texts) != len(records):
         raise ValueError(f"score: expected a record for each of the {len(texts)} texts, got {len(records)}")
     boxes = [answer_box(text, cot=record.cot) for text, record in zip(texts, records, strict=True)]
     answers = Answers(texts, records, boxes)
     parts = {name: TERMS[name](answers) for name in weights}
     total = sum((weight * parts[name] for name, weight in weights.items()), np.zeros(len(texts)))
-    return Scores(
-        total.astype(np.float32), {name: part.astype(np.float32) for name, part in parts.items()}, boxes
-    )
+    return Scores(total.astype(np.float32), {name: part.astype(np.float32) for name, part in parts.items()}, boxes)

@@ -21,7 +21,9 @@ STOP_CHECK_EVERY = 8  # tokens between two looks at "has everyone finished": eac
 class LocalEngine:
     """Generates with the training model's own weights; nothing to synchronise."""
 
-    def __init__(self, model: PackedModel, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None = None) -> None:
+    def __init__(
+        self, model: PackedModel, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None = None
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
 
@@ -47,7 +49,10 @@ class LocalEngine:
         model, language = self.model.model, self.model.model.model.language_model
         prefill = Prefill(row.layout)
         hidden = language(
-            inputs_embeds=self.model.embed(row, features), position_ids=row.position_ids, layout=prefill, use_cache=False
+            inputs_embeds=self.model.embed(row, features),
+            position_ids=row.position_ids,
+            layout=prefill,
+            use_cache=False,
         ).last_hidden_state[0]
         lengths = [len(s.prompt_ids) for s in samples]
         last = torch.tensor(lengths).cumsum(0).to(hidden.device) - 1
@@ -92,7 +97,7 @@ class LocalEngine:
         for ids, logp in zip(tokens, logprobs, strict=True):
             stops = np.flatnonzero(ids == self.stop)
             length = int(stops[0]) + 1 if len(stops) else len(ids)
-            text = self.tokenizer.decode(ids[: length - bool(len(stops))], skip_special_tokens=False)
+            text = str(self.tokenizer.decode(ids[: length - bool(len(stops))], skip_special_tokens=False))
             completions.append(
                 Completion(ids[:length].copy(), logp[:length].copy(), "stop" if len(stops) else "length", text)
             )

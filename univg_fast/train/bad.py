@@ -25,7 +25,7 @@ class BadRecords:
                 print(f"rank {distributed.rank()}: skipped {record.message}", file=sys.stderr, flush=True)
 
     def count(self, bad: float, seen: float) -> None:
-        """Add a step's counts over all ranks. ValueError above the bound, once 100 records or a whole step were seen."""
+        """Add a step's counts over all ranks. ValueError above the bound (of 100 records at least)."""
         self.bad, self.seen = self.bad + bad, self.seen + seen
         if self.bad > self.max_fraction * max(self.seen, 100):
             raise ValueError(

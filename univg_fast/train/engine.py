@@ -57,9 +57,7 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
         raise ValueError(f"trainable parameters: expected all float32 or all bfloat16, got {names}")
     (dtype,) = dtypes
     if dtype == torch.bfloat16 and deepspeed.zero_stage == 0:
-        raise ValueError(
-            "deepspeed.zero_stage: expected 1, 2 or 3 with bfloat16 (0 would accumulate in bfloat16)"
-        )
+        raise ValueError("deepspeed.zero_stage: expected 1, 2 or 3 with bfloat16 (0 would accumulate in bfloat16)")
     betas = (optim.adam_beta1, optim.adam_beta2)
     optimizer = torch.optim.AdamW(groups, optim.learning_rate, betas, optim.adam_epsilon, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
@@ -89,9 +87,7 @@ def train_step(engine: Any, losses: Iterable[torch.Tensor]) -> StepResult:
         engine.backward(loss * scale, scale_wrt_gas=False)
         kept.append(loss.detach())
     if not kept:
-        raise ValueError(
-            f"rank {distributed.rank()}: a step needs a row on every rank; pad with one of weight 0"
-        )
+        raise ValueError(f"rank {distributed.rank()}: a step needs a row on every rank; pad with one of weight 0")
     engine.step()
     total, norm = float(torch.stack(kept).sum()), float(engine.get_global_grad_norm())
     return StepResult(total, norm, engine.was_step_applied(), learning_rate)
@@ -106,9 +102,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     for is_matrix in (True, False):
         room = 0
         for parameter in module.parameters():
-            shape = getattr(
-                parameter, "ds_shape", parameter.shape
-            )  # under zero.Init the tensor itself is empty
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # under zero.Init the tensor itself is empty
             if not parameter.requires_grad or (len(shape) >= 2) != is_matrix:
                 continue
             if room <= 0:
@@ -162,9 +156,7 @@ def _overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         held = merged.get(key)
-        merged[key] = (
-            _overlay(held, value) if isinstance(held, dict) and isinstance(value, Mapping) else value
-        )
+        merged[key] = _overlay(held, value) if isinstance(held, dict) and isinstance(value, Mapping) else value
     return merged
 
 

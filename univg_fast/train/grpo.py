@@ -90,9 +90,7 @@ class GrpoStep:
             responses = max(distributed.reduce_floats(count)["responses"], 1.0)
         features = self._features(rows)
         with self.phases("ref"):
-            targets = [
-                self._targets(row, scored, feature) for row, feature in zip(rows, features, strict=True)
-            ]
+            targets = [self._targets(row, scored, feature) for row, feature in zip(rows, features, strict=True)]
         losses: list[float] = []
         first: list[GrpoOutput] = []
         for iteration in range(self.config.grpo.num_iterations):
@@ -135,9 +133,7 @@ class GrpoStep:
                 accuracy=torch.from_numpy(scores.parts[self.config.rewards.difficulty_from]),
                 config=self.loss,
             )
-        return Scored(
-            samples, completions, scores, stats.advantages, stats.phi, stats.accuracy_mean, stats.std, bad
-        )
+        return Scored(samples, completions, scores, stats.advantages, stats.phi, stats.accuracy_mean, stats.std, bad)
 
     def _features(self, rows: Sequence[Row]) -> list[torch.Tensor | None]:
         """Image features of each row, made once for reference and update where the tower is frozen."""
@@ -155,9 +151,7 @@ class GrpoStep:
         )
         if self.reference is not None:
             with torch.no_grad():
-                targets.ref_logp = self.reference(
-                    row, logprob_head(row, self.config.grpo.temperature), features
-                )
+                targets.ref_logp = self.reference(row, logprob_head(row, self.config.grpo.temperature), features)
         return targets
 
     def _losses(

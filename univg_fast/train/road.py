@@ -46,9 +46,7 @@ def main(config: Config) -> None:
         finish(config, run_dir)
 
 
-def held_out(
-    name: str, path: str, config: Config, inputs: Inputs, run_dir: Path, device: torch.device
-) -> None:
+def held_out(name: str, path: str, config: Config, inputs: Inputs, run_dir: Path, device: torch.device) -> None:
     """Evaluate the model at `path` on the held-out records, unless that result is there already. Collective."""
     out = run_dir / "eval" / name
     done = config.run.resume != "never" and out.with_suffix(".json").is_file()

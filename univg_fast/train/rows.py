@@ -20,16 +20,14 @@ def group_length(group: Group) -> int:
     return len(group.sample.prompt_ids) + sum(len(r) for r in group.responses)
 
 
-def pack_groups(
-    groups: Sequence[Group], family: Family, budget_tokens: int, device: torch.device
-) -> list[Row]:
+def pack_groups(groups: Sequence[Group], family: Family, budget_tokens: int, device: torch.device) -> list[Row]:
     """Rows of whole groups; `Row.groups` are indices into `groups`."""
     plan = plan_rows([group_length(g) for g in groups], budget_tokens)
     return [build_row([groups[i] for i in indices], family, indices).to(device) for indices in plan]
 
 
 def rows_needed(count: int, zero_stage: int) -> int:
-    """Backward passes this rank must make: one at least, and as many as every other rank where ZeRO communicates in each."""
+    """Backward passes of this rank: at least one, and as many as any rank's where ZeRO communicates in each."""
     return max(1, distributed.equal_row_count(count) if zero_stage >= 2 else count)
 
 

@@ -81,9 +81,7 @@ def data_files(config: Config, run_dir: Path) -> dict[str, list[str]]:
             "eval": [str(folder / "eval.json")],
         }
 
-    paths = distributed.all_or_none(
-        "writing the built-in data", lambda: write() if distributed.is_main() else {}
-    )
+    paths = distributed.all_or_none("writing the built-in data", lambda: write() if distributed.is_main() else {})
     return distributed.broadcast_object(paths)
 
 
@@ -110,12 +108,9 @@ def make_run_processor(config: Config, records: dict[str, list[Record]]) -> Proc
 
 def load_policy(config: Config, processor: Processor, path: str, device: torch.device) -> Any:
     """The transformers model at `path` on `device`, its vision tower frozen if the config says so."""
-    model = load_model(
-        path,
-        DTYPES[config.model.torch_dtype],
-        vocab=processor.tokenizer.get_vocab(),
-        seed=config.run.seed + config.model.init_seed,
-    ).to(device)
+    vocab, seed = processor.tokenizer.get_vocab(), config.run.seed + config.model.init_seed
+    model: Any = load_model(path, DTYPES[config.model.torch_dtype], vocab=vocab, seed=seed)
+    model.to(device)
     if config.model.freeze_vision_tower:
         model.model.visual.requires_grad_(False)
     if config.model.gradient_checkpointing:
@@ -131,6 +126,4 @@ def first_sample(records: list[Record], processor: Processor, with_response: boo
             return make_sample(record, processor, with_response)
         except ValueError as error:
             problem = error
-    raise ValueError(
-        f"data: none of the first {min(len(records), 100)} records can be decoded; the last: {problem}"
-    )
+    raise ValueError(f"data: none of the first {min(len(records), 100)} records can be decoded; the last: {problem}")

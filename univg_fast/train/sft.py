@@ -20,9 +20,7 @@ from univg_fast.train.rows import Phases, pack_groups, room, rows_needed
 class SftStep:
     """Call it with a step's number: (metrics, equal on all ranks; nothing; this rank's bad records)."""
 
-    def __init__(
-        self, config: Config, engine: Any, loader: SampleLoader, spare: Sample, phases: Phases
-    ) -> None:
+    def __init__(self, config: Config, engine: Any, loader: SampleLoader, spare: Sample, phases: Phases) -> None:
         self.config, self.engine, self.loader, self.phases = config, engine, loader, phases
         self.model = engine.module
         # stands in with weight 0 where this rank has fewer rows than the others

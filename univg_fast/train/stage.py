@@ -130,9 +130,7 @@ def resume(stage: str, config: Config, run_dir: Path, engine: Any) -> int:
 def save(stage: str, step: int, config: Config, run_dir: Path, engine: Any) -> None:
     """A checkpoint after `step` steps: the order of data and the samples drawn depend on (seed, step) alone."""
     state = {"step": step}
-    checkpoint.save(
-        run_dir / "ckpt", stage, step, engine, state, config_hash(config), config.save.total_limit
-    )
+    checkpoint.save(run_dir / "ckpt", stage, step, engine, state, config_hash(config), config.save.total_limit)
 
 
 def write_rollouts(run_dir: Path, stage: str, step: int, rows: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from univg_fast.model import PackedModel
 
 
 def plain_copy(module: PackedModel, zero_stage: int) -> PackedModel:
-    """What rollout reads: the module itself, or under ZeRO 3 a full copy without hooks. Call it before the engine is made.
+    """What rollout reads: the module itself, or under ZeRO 3 a full copy without hooks. To be made before the engine.
 
     Under ZeRO 3 every rank must run the same number of forward passes through the partitioned module, which sampling
     cannot promise; a copy is free of that. `refresh` brings it up to date.

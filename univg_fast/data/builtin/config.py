@@ -67,9 +67,7 @@ class BuiltinConfig:
         _require(0 <= low <= high, "distractors", "0 <= fewest <= most", self.distractors)
         _require(0 <= self.confusable <= 1, "confusable", "0 to 1", self.confusable)
         _require(0 <= self.background <= 1, "background", "0 to 1", self.background)
-        _require(
-            2 <= self.num_colours <= len(COLOURS), "num_colours", f"2 to {len(COLOURS)}", self.num_colours
-        )
+        _require(2 <= self.num_colours <= len(COLOURS), "num_colours", f"2 to {len(COLOURS)}", self.num_colours)
         _require(2 <= self.num_shapes <= len(SHAPES), "num_shapes", f"2 to {len(SHAPES)}", self.num_shapes)
         for name in ("num_sft", "num_grpo", "num_eval"):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))

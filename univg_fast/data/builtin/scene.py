@@ -43,9 +43,7 @@ class Scene:
 
     def backgrounds(self, number: int) -> list[np.ndarray]:
         shift = self.config.max_shift
-        return [
-            self.view(world, self.between(0, shift), self.between(0, shift)) for world in self.worlds(number)
-        ]
+        return [self.view(world, self.between(0, shift), self.between(0, shift)) for world in self.worlds(number)]
 
     def full(self) -> Window:
         return (0, 0, self.config.lattice, self.config.lattice)

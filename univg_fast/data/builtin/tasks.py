@@ -89,9 +89,7 @@ def region(scene: Scene) -> Draft:
         (image,) = scene.backgrounds(1)
         scene.paint(image, [replace(scene.object(), x=part.x, y=part.y, side=part.side)])
     cut = _cut(scene, image, part)
-    return Draft(
-        [image, cut], "Find image 2 in image 1.", "Image 2 is a part of image 1.", scene.box(part), 0
-    )
+    return Draft([image, cut], "Find image 2 in image 1.", "Image 2 is a part of image 1.", scene.box(part), 0)
 
 
 def object_tracking(scene: Scene) -> Draft:
@@ -99,9 +97,7 @@ def object_tracking(scene: Scene) -> Draft:
     config = scene.config
     number = scene.between(*config.images_per_sample)
     (world,) = scene.worlds(1)
-    corners = [
-        (scene.between(0, config.max_shift), scene.between(0, config.max_shift)) for _ in range(number)
-    ]
+    corners = [(scene.between(0, config.max_shift), scene.between(0, config.max_shift)) for _ in range(number)]
     while corners[-1] == corners[0]:  # or the given box would be the answer
         corners[-1] = (scene.between(0, config.max_shift), scene.between(0, config.max_shift))
     xs, ys = [x for x, _ in corners], [y for _, y in corners]
@@ -135,9 +131,7 @@ def _recolour(scene: Scene, item: Object) -> Object:
 
 def _cut(scene: Scene, image: np.ndarray, part: Object) -> np.ndarray:
     cell = scene.config.cell
-    return image[
-        part.y * cell : (part.y + part.side) * cell, part.x * cell : (part.x + part.side) * cell
-    ].copy()
+    return image[part.y * cell : (part.y + part.side) * cell, part.x * cell : (part.x + part.side) * cell].copy()
 
 
 def _difference(scene: Scene, image: np.ndarray, part: Object) -> float:
