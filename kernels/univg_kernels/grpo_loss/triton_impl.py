@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._autograd import attach_gradients, guard_overwritten, needs_grad
+from .._autograd import attach_gradients, needs_grad
 from .._rows import GrpoOutput, PolicyRows
 from .._triton.launch import check_dtype, launch, row_launch
 from .._triton.partials import empty_partials, reduce_partials, store_partials
@@ -111,6 +111,5 @@ def grpo_loss(
         assert gradient is not None
         if over:
             torch.autograd.graph.increment_version(gradient)  # Triton writes behind autograd's back
-            guard_overwritten("grpo_loss", logits, gradient)
         loss = attach_gradients("grpo_loss", loss, [logits], [gradient], scale_on_device)
     return GrpoOutput(loss, metrics, logp)
