@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -128,6 +129,13 @@ def test_every_room_has_its_place_and_every_place_its_room() -> None:
     assert homeless == [], "a new room needs an entry in LAYERS, and in CONTRIBUTING.md"
     lived_in = {room_of(name) for name in modules(TRAINER)}
     assert {room for layer in LAYERS for room in layer} <= lived_in
+
+
+def test_contributing_shows_these_layers() -> None:
+    """In the block named "layers", top to bottom; rooms of a line are separated by " · ", words follow two spaces."""
+    (picture,) = re.findall(r"^```layers\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+    told = [set(re.split(r" {2,}", line)[0].split(" · ")) for line in picture.splitlines()]
+    assert told == [set(layer) for layer in reversed(LAYERS)]
 
 
 @pytest.mark.parametrize("package", [TRAINER, KERNELS], ids=lambda p: p.name)

@@ -1,0 +1,172 @@
+"""README and CONTRIBUTING keep their word: commands exist, snippets run, examples are read, paths are there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from univg_fast.config import load_config, recipe_names
+from univg_fast.data.records import parse_record
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What is not checked here by itself, and where it is.
+ELSEWHERE = {
+    "pip install scikit-build-core cmake ninja": "names of pyproject.toml's build requirements",
+    "pip install --no-build-isolation .": "tests/ops/test_wheel.py",
+    "source .venv/bin/activate": "a part of venv",
+}
+FROM_A_RUN = "runs/"  # paths that a run makes
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block. `place` is "FILE:line" of its fence."""
+
+    place: str
+    language: str
+    text: str
+
+
+def read_blocks() -> list[Block]:
+    blocks = []
+    for name in DOCS:
+        content = (ROOT / name).read_text(encoding="utf-8")
+        for found in FENCE.finditer(content):
+            line = content.count("\n", 0, found.start()) + 1
+            blocks.append(Block(f"{name}:{line}", found[1], found[2]))
+    return blocks
+
+
+BLOCKS = read_blocks()
+
+
+def blocks(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(place, command) of every line of the shell blocks; continued lines joined, comments off."""
+    found = []
+    for block in blocks("bash"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            command = " ".join(re.sub(r"(^|\s)#.*$", "", line).split())
+            if command:
+                found.append((block.place, command))
+    return found
+
+
+def in_text_commands() -> list[tuple[str, str]]:
+    """Commands that stand in a sentence: `make …` and `python -m …`."""
+    found = []
+    for name in DOCS:
+        content = FENCE.sub("", (ROOT / name).read_text(encoding="utf-8"))
+        found += [(name, command) for command in re.findall(r"`((?:make |python -m )[^`]+)`", content)]
+    return found
+
+
+def test_no_block_escapes_the_checks() -> None:
+    assert {block.language for block in BLOCKS} == {"bash", "python", "json", "layers"}  # layers: tests/test_arrows.py
+    assert len(commands()) > 10 and len(in_text_commands()) > 2
+
+
+@pytest.mark.parametrize(("place", "command"), [*commands(), *in_text_commands()])
+def test_a_command_is_one_that_works(place: str, command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":
+        dry_run(words[1:])
+    elif "univg_fast.train" in words:  # the command itself runs in tests/test_bad_input.py and tests/invariants
+        check_training(words)
+    elif "pytest" in words:
+        check_pytest(words[words.index("pytest") + 1 :])
+    elif words[:3] == ["python", "-m", "univg_fast.report"]:  # its function: tests/report/test_page.py
+        done = subprocess.run([sys.executable, *words[1:3], "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert command in ELSEWHERE, f"{place}: test it here, or say in ELSEWHERE what does"
+
+
+def dry_run(arguments: list[str]) -> None:
+    """`make -n`: the target is there, so are the scripts that it would run, and the options reach what reads them."""
+    done = subprocess.run(["make", "--dry-run", "--always-make", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ".venv" in done.stdout
+    assert all((ROOT / script).is_file() for script in re.findall(r"\S+\.py\b", done.stdout))
+    options = shlex.split(next((a.removeprefix("ARGS=") for a in arguments if a.startswith("ARGS=")), ""))
+    if arguments[0] == "demo":
+        load_config(["--config", "demo", *options])
+    if arguments[0] == "bench":
+        known = subprocess.run([sys.executable, "bench/ops.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert known.returncode == 0, known.stderr
+        assert all(option in known.stdout for option in options if option.startswith("--"))
+
+
+def check_training(words: list[str]) -> None:
+    """Keys, values and recipe are accepted, before or without a run."""
+    arguments = words[words.index("univg_fast.train") + 1 :]
+    if arguments == ["--help"]:  # tests/train/test_config.py runs it
+        return
+    load_config(arguments)
+    assert arguments[arguments.index("--config") + 1] in recipe_names()
+    assert words[0] == "torchrun" and "--nproc_per_node" in words
+
+
+def check_pytest(arguments: list[str]) -> None:
+    for argument in arguments:
+        path, _, name = argument.partition("::")
+        assert (ROOT / path).is_file()
+        assert not name or f"def {name}(" in (ROOT / path).read_text()
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.place)
+def test_a_snippet_runs(block: Block) -> None:
+    done = subprocess.run([sys.executable, "-c", block.text], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "num_tokens" in done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=lambda block: block.place)
+def test_an_example_record_is_read(block: Block) -> None:
+    record = parse_record(json.loads(block.text), block.place, ROOT, "example")
+    assert record.box == (120, 44, 388, 510) and len(record.images) == 2 and record.task == "group_grounding"
+    assert (record.response is None) == ("answer" in json.loads(block.text))
+
+
+def named_paths() -> list[tuple[str, str]]:
+    """Paths in links and in `code` that look like files or folders of the repository."""
+    found = set()
+    top = "|".join(re.escape(p.name) for p in ROOT.iterdir() if not p.name.startswith(".") and p.name != "runs")
+    for name in DOCS:
+        content = FENCE.sub("", (ROOT / name).read_text(encoding="utf-8"))
+        linked = [target for target in re.findall(r"\]\(([^)#]+)\)", content) if "://" not in target]
+        coded = re.findall(rf"`((?:{top})/[\w./:]*)`", content)
+        found |= {(name, path) for path in (*linked, *coded) if "NAME" not in path}
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("name", "path"), named_paths())
+def test_a_named_path_exists(name: str, path: str) -> None:
+    path, _, test = path.partition("::")
+    assert (ROOT / path).exists(), f"{name} names {path}"
+    assert not test or f"def {test}(" in (ROOT / path).read_text()
+
+
+def test_named_recipes_exist() -> None:
+    """And every recipe is named."""
+    text = "".join((ROOT / name).read_text() for name in DOCS)
+    assert set(re.findall(r"--config (\w+)", text)) <= set(recipe_names())
+    assert all(f"`{name}`" in text for name in recipe_names())
+
+
+def test_the_changelog_begins_with_the_version_of_the_project() -> None:
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    entry = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert version is not None and entry is not None and entry[1] == version[1]
