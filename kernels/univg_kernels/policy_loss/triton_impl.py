@@ -91,7 +91,7 @@ def policy_rows_kernel(logp, entropy, gradient, logp_out, partials, N,
         if entropy is not None:
             h = tl.load(entropy + n, mask=keep, other=0.0)
         loss, a, kl, ratio, low, high = policy_row(
-            lp, difference, ref, advantage, phi_b, weight, epsilon_low, epsilon_high, delta, beta,
+            lp, difference, ref, tl.zeros_like(lp) + advantage, phi_b, weight, epsilon_low, epsilon_high, delta, beta,
             ref_logp is not None, LOSS_TYPE,
         )  # fmt: skip
         zero = tl.zeros_like(lp)

@@ -1,0 +1,33 @@
+"""Runs triton_suite.py where its kernels can run: in Triton's interpreter on the CPU, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is published for Linux only")
+SUITE = Path(__file__).with_name("triton_suite.py")
+
+
+def run_suite(interpret: bool) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    # The session's import path, as the suite must see this checkout (or the installed package) just as we do.
+    env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    if interpret:
+        env["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUITE)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=SUITE.parents[2])
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+
+
+def test_faces_in_the_interpreter() -> None:
+    run_suite(interpret=True)
+
+
+@pytest.mark.gpu
+def test_faces_on_the_gpu() -> None:
+    run_suite(interpret=False)
