@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from univg_fast.config import load_config, recipe_names
+from univg_fast.config.table import LEAVES
 from univg_fast.data.records import parse_record
 
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What is not checked here by itself, and where it is.
@@ -170,3 +173,14 @@ def test_the_changelog_begins_with_the_version_of_the_project() -> None:
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     entry = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert version is not None and entry is not None and entry[1] == version[1]
+
+
+def test_readme_names_the_keys_that_nothing_reads() -> None:
+    """Those and no others: outside of univg_fast/config every other key's name is read from some object."""
+    sources = [p for p in (ROOT / "univg_fast").rglob("*.py") if "config" not in p.relative_to(ROOT).parts]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sources]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    built_in = "data.builtin."  # some are read by a composed name
+    unread = {key for key in LEAVES if not key.startswith(built_in) and key.rpartition(".")[2] not in read}
+    admitted = re.search(r"^- Keys that change nothing yet: (.*)$", README, re.MULTILINE)
+    assert unread == (set(re.findall(r"`([\w.]+)`", admitted[1])) if admitted else set())

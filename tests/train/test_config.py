@@ -66,6 +66,8 @@ def test_optional_section_is_built_only_when_asked_for() -> None:
         built_in, num_sft=type(built_in)().num_sft
     )
     assert load_config(["--config=demo", "--data.builtin=null"]).data.builtin is None
+    assert load_config(["--config=demo"]).data.builtin != type(built_in)(), "the demo sets keys there"
+    assert load_config(["--config=demo", "--data.builtin={}"]).data.builtin == type(built_in)()
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -123,6 +123,8 @@ def override(key: str, text: str, given: dict[str, Given]) -> None:
     elif key in SECTIONS:
         if text.strip() not in ("{}", "null"):
             raise ConfigError(f"{where}: {key} is a section; set its keys one by one: {children(key)}")
+        for inside in [other for other in given if other.startswith(key + ".")]:
+            del given[inside]  # what the YAML set there goes with it
         given[key] = Given({} if text.strip() == "{}" else None, where)
     elif leaf is not None:
         held = given[leaf].value if leaf in given else LEAVES[leaf].default
