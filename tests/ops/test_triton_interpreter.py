@@ -1,4 +1,4 @@
-"""Runs triton_suite.py where its kernels can run: in Triton's interpreter on the CPU, and on a GPU where there is one."""
+"""Runs triton_suite.py where its kernels can run: in Triton's interpreter on the CPU, and on a GPU if there is one."""
 
 from __future__ import annotations
 

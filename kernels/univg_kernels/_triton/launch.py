@@ -27,10 +27,11 @@ def row_launch(vocab: int, itemsize: int) -> RowLaunch:
 
     At V = 152k: 2048 lanes on 32 warps, two loads of each thread a tile and the next tile behind it, 64 KiB in flight.
     The 1024 threads of up to 64 registers also keep a multiprocessor to one row: 132 rows of 304 KB are 40 MB, which
-    fit the 50 MB L2 cache of an H100 or H200 while the backward sweep follows the forward one.
+    fit the 50 MB L2 cache of an H100 or H200 while the backward sweep follows the forward one. Rows of a vocabulary
+    that is no multiple of VEC allow no wide loads; the narrow ones need more registers than 1024 threads have.
     """
     vec = 16 // itemsize
-    lanes = min(2048, max(32, triton.next_power_of_2(triton.cdiv(vocab, vec))))
+    lanes = min(2048 if vocab % vec == 0 else 1024, max(32, triton.next_power_of_2(triton.cdiv(vocab, vec))))
     return RowLaunch(lanes, vec, min(32, max(1, lanes // 64)))
 
 

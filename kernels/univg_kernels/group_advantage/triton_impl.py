@@ -45,9 +45,7 @@ def group_kernel(rewards, accuracy, cu_groups, advantages, phi, mean, std, accur
         tl.store(phi + i, tl.zeros([MEMBERS], dtype) + weight, mask=i < high)
 
 
-def group_advantage(
-    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
-) -> GroupAdvantage:
+def group_advantage(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig) -> GroupAdvantage:
     r = rewards.contiguous()
     k = cu_groups.numel() - 1
     advantages, phi = torch.empty_like(r), torch.empty_like(r)

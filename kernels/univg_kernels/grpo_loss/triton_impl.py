@@ -91,9 +91,7 @@ def launch_grpo_rows(
     )  # fmt: skip
 
 
-def grpo_loss(
-    logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool
-) -> GrpoOutput:
+def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool) -> GrpoOutput:
     check_dtype("grpo_loss", logits)
     (wanted,) = needs_grad(logits)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._autograd import attach_gradients, needs_grad
 from .._linear_head import run_linear_head
-from .._triton.launch import check_dtype, launch, row_launch, vector
+from .._triton.launch import check_dtype, launch, row_launch
 from .._triton.scale import scale_on_device
 from .._triton.softmax import LOG2E, fill_zeros, load_tile, sweep_backward, sweep_forward
 from ..selective_logprob.triton_impl import log_probability, target_logit
@@ -41,7 +41,7 @@ def linear_ce(
     inputs = (hidden, weight, bias)
     needs = needs_grad(*inputs)
     with torch.no_grad():
-        ids, rw = token_ids.contiguous(), vector(row_weight)
+        ids, rw = token_ids.contiguous(), row_weight.float().contiguous()
         logp = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
 
         def score(z: Tensor, start: int, stop: int) -> None:

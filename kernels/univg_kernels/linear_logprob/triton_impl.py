@@ -35,8 +35,8 @@ class _LinearLogprob(torch.autograd.Function):
         a, b = grad_logp.contiguous(), grad_entropy.contiguous()
 
         def score(z: Tensor, start: int, stop: int) -> None:
-            rows = (t[start:stop] for t in (ids, log2_sum, entropy, a, b))
-            launch_logprob_backward(z, z, *rows, ctx.temperature)
+            part = slice(start, stop)
+            launch_logprob_backward(z, z, ids[part], log2_sum[part], entropy[part], a[part], b[part], ctx.temperature)
 
         return (*run_linear_head(hidden, weight, bias, score, ctx.needs_input_grad[:3]), None, None)
 

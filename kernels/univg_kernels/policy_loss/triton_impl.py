@@ -20,8 +20,8 @@ from .._triton.scale import scale_on_device
 from ..config import GrpoConfig
 from ..group_advantage.triton_impl import group_advantage
 
-BLOCK = 1024
-WARPS = 4
+BLOCK = 512
+WARPS = 8
 
 
 def row_arguments(rows: PolicyRows, config: GrpoConfig) -> dict[str, Any]:

@@ -84,16 +84,21 @@ def launch_logprob_backward(
     )  # fmt: skip
 
 
+def _empty_rows(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    a, b, c = (logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
+    return a, b, c
+
+
 @torch.library.custom_op("univg_kernels::triton_logprob", mutates_args=())
 def triton_logprob(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    out = tuple(logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
+    out = _empty_rows(logits)
     launch_logprob(separate_rows(logits), token_ids.contiguous(), temperature, out)
     return out
 
 
 @triton_logprob.register_fake
 def _(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
+    return _empty_rows(logits)
 
 
 @torch.library.custom_op("univg_kernels::triton_logprob_backward", mutates_args=())
