@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from tiny import VOCAB, random_sample, tiny_model
 from transformers import PreTrainedTokenizerFast
 
 from univg_fast.data.tokenizer import build_tokenizer
@@ -17,9 +15,6 @@ from univg_fast.packing import build_row
 from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.rollout.sampling import keep_top
 from univg_fast.structs import Completion, Group, Sample
-
-sys.path.append(str(Path(__file__).parents[1] / "model"))
-from tiny import VOCAB, random_sample, tiny_model  # noqa: E402
 
 NO_STOP = len(VOCAB) + 1  # never sampled: every completion runs to max_new_tokens
 
