@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 import univg_fast
+from univg_fast.config import load_config
 from univg_fast.data.builtin import BuiltinConfig, write_builtin
+from univg_fast.train.setup import prepare
 
 TRAINER = Path(univg_fast.__file__).parent
 Launcher = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -196,3 +198,18 @@ def test_a_wrong_configuration(launcher: Launcher, tmp_path: Path, text: str, ar
     assert done.stderr == "error: " + message.format(file=path) + "\n"
     assert done.stdout == ""
     assert [p.name for p in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--model.path=nowhere", r"model\.path: expected a local folder .* qwen2_vl_tiny.*, got 'nowhere'"),
+        ("--rewards.terms.length=1", r"rewards\.terms: expected some of iou, format, got iou, format, length"),
+    ],
+)
+def test_what_a_late_stage_needs_is_refused_before_anything_is_made(
+    tmp_path: Path, argument: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(load_config(["--config", "demo", argument]), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -39,6 +39,14 @@ def check_version(have: str = transformers.__version__) -> None:
         )
 
 
+def check_path(path: str) -> None:
+    """ValueError unless `path` is a transformers folder or a built-in config's name. Nothing is ever downloaded."""
+    if path not in builtin_configs() and not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"model.path: expected a local folder with a config.json or one of {builtin_configs()}, got {path!r}"
+        )
+
+
 def load_model(
     path: str, dtype: torch.dtype = torch.float32, *, vocab: dict[str, int] | None = None, seed: int = 0
 ) -> PreTrainedModel:
@@ -55,10 +63,7 @@ def load_model(
             torch.manual_seed(seed)
             model = CLASSES[config.model_type][1]._from_config(config, attn_implementation=attention)
         return model.to(dtype)
-    if not (Path(path) / "config.json").is_file():
-        raise ValueError(
-            f"model.path: expected a local folder with a config.json or one of {builtin_configs()}, got {path!r}"
-        )
+    check_path(path)
     config = AutoConfig.from_pretrained(path)
     if config.model_type not in CLASSES:
         raise ValueError(f"model.path: {path} holds a {config.model_type!r} model; supported: {sorted(CLASSES)}")

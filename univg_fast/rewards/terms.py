@@ -59,14 +59,19 @@ def format_term(answers: Answers) -> np.ndarray:
 TERMS: dict[str, Callable[[Answers], np.ndarray]] = {"iou": iou_term, "format": format_term}
 
 
+def check_terms(weights: Mapping[str, float]) -> None:
+    """ValueError where a name is no reward term, or where there is none."""
+    unknown = [name for name in weights if name not in TERMS]
+    if unknown or not weights:
+        raise ValueError(f"rewards.terms: expected some of {', '.join(TERMS)}, got {', '.join(weights) or 'none'}")
+
+
 def score(texts: Sequence[str], records: Sequence[Record], weights: Mapping[str, float]) -> Scores:
     """Score B completions, each against its own record, by the terms that `weights` names.
 
     ValueError names an unknown term, or tells that the numbers of texts and records differ.
     """
-    unknown = [name for name in weights if name not in TERMS]
-    if unknown or not weights:
-        raise ValueError(f"rewards.terms: expected some of {', '.join(TERMS)}, got {', '.join(weights) or 'none'}")
+    check_terms(weights)
     if len(texts) != len(records):
         raise ValueError(f"score: expected a record for each of the {len(texts)} texts, got {len(records)}")
     boxes = [answer_box(text, cot=record.cot) for text, record in zip(texts, records, strict=True)]

@@ -18,7 +18,8 @@ from univg_fast.data.samples import Processor, make_processor, make_sample
 from univg_fast.data.scan import Report, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import load_model
-from univg_fast.model.load import CONFIGS, builtin_configs
+from univg_fast.model.load import CONFIGS, builtin_configs, check_path
+from univg_fast.rewards import check_terms
 from univg_fast.structs import Record, Sample
 from univg_fast.train import distributed
 
@@ -36,6 +37,9 @@ class Inputs:
 
 def prepare(config: Config, run_dir: Path) -> Inputs:
     """Read and check the data, and make the tokenizer and processor. Collective."""
+    check_path(config.model.path)  # what a late stage needs is asked for before the first one
+    if "grpo" in config.stages:
+        check_terms(config.rewards.terms)
     files = data_files(config, run_dir)
     records: dict[str, list[Record]] = {}
     reports = {}
