@@ -203,7 +203,7 @@ def test_a_wrong_configuration(launcher: Launcher, tmp_path: Path, text: str, ar
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--model.path=nowhere", r"model\.path: expected a local folder .* qwen2_vl_tiny.*, got 'nowhere'"),
+        ("--model.path=nowhere", r"model\.path: expected a local folder .*qwen2_vl_tiny.*, got 'nowhere'"),
         ("--rewards.terms.length=1", r"rewards\.terms: expected some of iou, format, got iou, format, length"),
     ],
 )
