@@ -28,7 +28,7 @@ def filled(default: dict[str, Any]) -> Any:
 @dataclass(frozen=True)
 class RunConfig:
     dir: str = "runs/run"  # the run folder: everything a run writes lies in it
-    seed: int = num(42, ge=0)  # order of data, sampling, the built-in data
+    seed: int = num(42, ge=0)  # order of data, sampling, initial weights; the built-in data has its own seed
     resume: str = "auto"  # auto (newest complete checkpoint, if any), never, or the path of a checkpoint folder
     max_steps: int | None = num(None, gt=0)  # stop early after so many optimizer steps; schedules stay as they are
 
