@@ -60,8 +60,8 @@ def run_grpo(dtype: torch.dtype, vocab: int, given: bool = False) -> None:
 
 def run_logprob(dtype: torch.dtype, vocab: int) -> None:
     z, ids, v = torch.empty(N, vocab, dtype=dtype), torch.zeros(N, dtype=torch.int64), torch.zeros(N)
-    logprob_face.launch_logprob(z, ids, 0.9, (v, v, v))
-    logprob_face.launch_logprob_backward(z, z, ids, v, v, v, v, 0.9)
+    logprob_face.triton_logprob(z, ids, 0.9)
+    logprob_face.triton_logprob_backward_(z, ids, v, v, v, v, 0.9)
 
 
 def run_ce(dtype: torch.dtype, vocab: int) -> None:

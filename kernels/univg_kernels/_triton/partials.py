@@ -32,7 +32,7 @@ def store_partials(partials, stride, n, loss, counted, kl, entropy, low, high, r
     tl.store(partials + 7 * stride + n, difference, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def reduce_kernel(partials, out, N, NUM_SUMS: tl.constexpr, BLOCK: tl.constexpr):
     """out[j]: sums of the partials up to NUM_SUMS (the loss is one more), then maxima (NaN kept) of the last two."""
     j = tl.program_id(0)
@@ -54,11 +54,22 @@ def empty_partials(num_rows: int, like: Tensor) -> Tensor:
     return torch.empty(PARTIALS, num_rows, dtype=torch.float32, device=like.device)
 
 
-def reduce_partials(partials: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss scalar, metrics [len(METRICS)]), fp32."""
+@torch.library.custom_op("univg_kernels::triton_reduce", mutates_args=())
+def triton_reduce(partials: Tensor) -> Tensor:
     out = torch.empty(1 + len(METRICS), dtype=torch.float32, device=partials.device)
     launch(
         reduce_kernel, len(METRICS) + 1, out, partials, out, partials.shape[1],
         NUM_SUMS=NUM_SUMS, BLOCK=REDUCE_BLOCK, num_warps=REDUCE_WARPS,
     )  # fmt: skip
+    return out
+
+
+@triton_reduce.register_fake
+def _(partials: Tensor) -> Tensor:
+    return partials.new_empty(1 + len(METRICS))
+
+
+def reduce_partials(partials: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss scalar, metrics [len(METRICS)]), fp32."""
+    out = triton_reduce(partials)
     return out[0], out[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,7 +18,7 @@ def _area(width, height):
     return tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "columns"])
 def box_iou_kernel(boxes1, boxes2, out, pairs, columns, PAIRWISE: tl.constexpr, GIOU: tl.constexpr,
                    UNIVG_R1: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Pair i is (i, i), or (i // columns, i % columns) if PAIRWISE."""
@@ -44,12 +45,25 @@ def box_iou_kernel(boxes1, boxes2, out, pairs, columns, PAIRWISE: tl.constexpr, 
     tl.store(out + i, iou, mask=inside)
 
 
-def box_iou(boxes1: Tensor, boxes2: Tensor, mode: str, kind: str, convention: str) -> Tensor:
-    a, b = boxes1.contiguous(), boxes2.contiguous()
-    pairwise = mode == "pairwise"
-    out = a.new_empty((a.shape[0], b.shape[0]) if pairwise else a.shape[0])
+def _empty(boxes1: Tensor, boxes2: Tensor, pairwise: bool) -> Tensor:
+    return boxes1.new_empty((boxes1.shape[0], boxes2.shape[0]) if pairwise else boxes1.shape[0])
+
+
+@torch.library.custom_op("univg_kernels::triton_box_iou", mutates_args=())
+def triton_box_iou(boxes1: Tensor, boxes2: Tensor, pairwise: bool, giou: bool, univg_r1: bool) -> Tensor:
+    out = _empty(boxes1, boxes2, pairwise)
     launch(
-        box_iou_kernel, triton.cdiv(out.numel(), BLOCK), out, a, b, out, out.numel(), max(b.shape[0], 1),
-        PAIRWISE=pairwise, GIOU=kind == "giou", UNIVG_R1=convention == "univg_r1", BLOCK=BLOCK, num_warps=WARPS,
+        box_iou_kernel, triton.cdiv(out.numel(), BLOCK), out, boxes1, boxes2, out, out.numel(),
+        max(boxes2.shape[0], 1), PAIRWISE=pairwise, GIOU=giou, UNIVG_R1=univg_r1, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return out
+
+
+@triton_box_iou.register_fake
+def _(boxes1: Tensor, boxes2: Tensor, pairwise: bool, giou: bool, univg_r1: bool) -> Tensor:
+    return _empty(boxes1, boxes2, pairwise)
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor, mode: str, kind: str, convention: str) -> Tensor:
+    flags = (mode == "pairwise", kind == "giou", convention == "univg_r1")
+    return triton_box_iou(boxes1.contiguous(), boxes2.contiguous(), *flags)

@@ -21,11 +21,21 @@ def difficulty_kernel(miou, out, K, power, KIND: tl.constexpr, BLOCK: tl.constex
     tl.store(out + i, difficulty(m, power, KIND), mask=i < K)
 
 
-def difficulty_weight(miou: Tensor, kind: str, power: float, normalize: bool) -> Tensor:
-    m = miou.contiguous()
-    out = torch.empty_like(m)
+@torch.library.custom_op("univg_kernels::triton_difficulty", mutates_args=())
+def triton_difficulty(miou: Tensor, kind: str, power: float) -> Tensor:
+    out = torch.empty_like(miou)
     launch(
-        difficulty_kernel, triton.cdiv(m.numel(), BLOCK), m, m, out, m.numel(), float(power),
+        difficulty_kernel, triton.cdiv(miou.numel(), BLOCK), miou, miou, out, miou.numel(), power,
         KIND=kind, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
+    return out
+
+
+@triton_difficulty.register_fake
+def _(miou: Tensor, kind: str, power: float) -> Tensor:
+    return torch.empty_like(miou)
+
+
+def difficulty_weight(miou: Tensor, kind: str, power: float, normalize: bool) -> Tensor:
+    out = triton_difficulty(miou.contiguous(), kind, float(power))
     return out / out.mean() if normalize and out.numel() else out

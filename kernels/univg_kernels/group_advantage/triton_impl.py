@@ -45,16 +45,42 @@ def group_kernel(rewards, accuracy, cu_groups, advantages, phi, mean, std, accur
         tl.store(phi + i, tl.zeros([MEMBERS], dtype) + weight, mask=i < high)
 
 
-def group_advantage(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig) -> GroupAdvantage:
-    r = rewards.contiguous()
-    k = cu_groups.numel() - 1
-    advantages, phi = torch.empty_like(r), torch.empty_like(r)
-    mean, std, accuracy_mean = r.new_empty(3, k).unbind(0)
+Stats = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _empty_stats(rewards: Tensor, cu_groups: Tensor) -> Stats:
+    b, k = rewards.numel(), cu_groups.numel() - 1
+    advantages, phi, mean, std, accuracy_mean = (rewards.new_empty(n) for n in (b, b, k, k, k))
+    return advantages, phi, mean, std, accuracy_mean
+
+
+@torch.library.custom_op("univg_kernels::triton_group_advantage", mutates_args=())
+def triton_group_advantage(
+    rewards: Tensor, accuracy: Tensor | None, cu_groups: Tensor,
+    scale_rewards: str, advantage_eps: float, difficulty: str, power: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    out = _empty_stats(rewards, cu_groups)
     launch(
-        group_kernel, k, r, r, vector(accuracy, r.dtype), cu_groups.contiguous(), advantages, phi, mean, std,
-        accuracy_mean, r.numel(), float(config.advantage_eps), float(config.difficulty_power),
-        SCALE=config.scale_rewards, DIFFICULTY=config.difficulty, num_warps=WARPS,
+        group_kernel, cu_groups.numel() - 1, rewards, rewards, accuracy, cu_groups, *out, rewards.numel(),
+        advantage_eps, power, SCALE=scale_rewards, DIFFICULTY=difficulty, num_warps=WARPS,
     )  # fmt: skip
-    if accuracy is not None and config.normalize_difficulty and k:
-        phi = phi / difficulty_weight(accuracy_mean, config.difficulty, config.difficulty_power, False).mean()
+    return out
+
+
+@triton_group_advantage.register_fake
+def _(
+    rewards: Tensor, accuracy: Tensor | None, cu_groups: Tensor,
+    scale_rewards: str, advantage_eps: float, difficulty: str, power: float,
+) -> Stats:  # fmt: skip
+    return _empty_stats(rewards, cu_groups)
+
+
+def group_advantage(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig) -> GroupAdvantage:
+    r, kind, power = rewards.contiguous(), config.difficulty, float(config.difficulty_power)
+    advantages, phi, mean, std, accuracy_mean = triton_group_advantage(
+        r, vector(accuracy, r.dtype), cu_groups.contiguous(), config.scale_rewards, float(config.advantage_eps),
+        kind, power,
+    )  # fmt: skip
+    if accuracy is not None and config.normalize_difficulty and mean.numel():
+        phi = phi / difficulty_weight(accuracy_mean, kind, power, False).mean()
     return GroupAdvantage(advantages, phi, mean, std, accuracy_mean)

@@ -3,6 +3,7 @@ loss is the same kernel on a chunk."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from .._triton.row_program import policy_row
 from .._triton.scale import scale_on_device
 from .._triton.softmax import LOG2E, fill_zeros, load_tile, sweep_backward, sweep_forward
 from ..config import GrpoConfig
-from ..policy_loss.triton_impl import row_arguments
+from ..policy_loss.triton_impl import kernel_arguments, row_arguments
 from ..selective_logprob.triton_impl import log_probability, separate_rows, target_logit
 
 
@@ -77,11 +78,10 @@ def grpo_rows_kernel(logits, stride, gradient, gradient_stride, token_ids, logp,
             fill_zeros(gradient + program.to(tl.int64) * gradient_stride, V, LANES, VEC)
 
 
-def launch_grpo_rows(
+def _launch(
     logits: Tensor, gradient: Tensor | None, token_ids: Tensor, logp: Tensor, partials: Tensor, row_start: int,
     temperature: float, arguments: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Score the rows [row_start, row_start + len(logits)) into logp [N], partials [_, N] and gradient."""
     count, v = logits.shape
     launch(
         grpo_rows_kernel, count, logits, logits, logits.stride(0),
@@ -91,23 +91,45 @@ def launch_grpo_rows(
     )  # fmt: skip
 
 
+@torch.library.custom_op("univg_kernels::triton_grpo_rows", mutates_args=("gradient", "logp", "partials"))
+def triton_grpo_rows(
+    logits: Tensor, gradient: Tensor | None, token_ids: Tensor, logp: Tensor, partials: Tensor, row_start: int,
+    temperature: float, tensors: Sequence[Tensor | None], floats: Sequence[float], scale_rewards: str,
+    difficulty: str, loss_type: str,
+) -> None:  # fmt: skip
+    """Score the rows [row_start, row_start + len(logits)) into logp [N], partials [_, N] and gradient."""
+    arguments = kernel_arguments(tensors, floats, scale_rewards, difficulty, loss_type)
+    _launch(logits, gradient, token_ids, logp, partials, row_start, temperature, arguments)
+
+
+@torch.library.custom_op("univg_kernels::triton_grpo_rows_", mutates_args=("logits", "logp", "partials"))
+def triton_grpo_rows_(
+    logits: Tensor, token_ids: Tensor, logp: Tensor, partials: Tensor, row_start: int,
+    temperature: float, tensors: Sequence[Tensor | None], floats: Sequence[float], scale_rewards: str,
+    difficulty: str, loss_type: str,
+) -> None:  # fmt: skip
+    """The same; the gradient takes the place of the logits."""
+    arguments = kernel_arguments(tensors, floats, scale_rewards, difficulty, loss_type)
+    _launch(logits, logits, token_ids, logp, partials, row_start, temperature, arguments)
+
+
 def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool) -> GrpoOutput:
     check_dtype("grpo_loss", logits)
     (wanted,) = needs_grad(logits)
     with torch.no_grad():
-        z = separate_rows(logits.detach())
-        over = inplace and wanted and z.data_ptr() == logits.data_ptr()
-        gradient = None
-        if wanted:
-            gradient = z if over or z.data_ptr() != logits.data_ptr() else torch.empty_like(z)
+        z, ids = separate_rows(logits.detach()), token_ids.contiguous()
         logp = z.new_empty(z.shape[0], dtype=torch.float32)
         partials = empty_partials(z.shape[0], z)
-        arguments = row_arguments(rows, config)
-        launch_grpo_rows(z, gradient, token_ids.contiguous(), logp, partials, 0, float(config.temperature), arguments)
+        settings = (0, float(config.temperature), *row_arguments(rows, config))
+        # torch.compile has its own ways of saving memory, and no addresses.
+        gradient: Tensor | None
+        if inplace and wanted and not torch.compiler.is_compiling() and z.data_ptr() == logits.data_ptr():
+            gradient = z
+            triton_grpo_rows_(z, ids, logp, partials, *settings)
+        else:
+            gradient = torch.empty_like(z, memory_format=torch.contiguous_format) if wanted else None
+            triton_grpo_rows(z, gradient, ids, logp, partials, *settings)
         loss, metrics = reduce_partials(partials)
     if wanted:
-        assert gradient is not None
-        if over:
-            torch.autograd.graph.increment_version(gradient)  # Triton writes behind autograd's back
         loss = attach_gradients("grpo_loss", loss, [logits], [gradient], scale_on_device)
     return GrpoOutput(loss, metrics, logp)

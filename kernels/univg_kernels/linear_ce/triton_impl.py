@@ -12,13 +12,13 @@ from .._linear_head import run_linear_head
 from .._triton.launch import check_dtype, launch, row_launch
 from .._triton.scale import scale_on_device
 from .._triton.softmax import LOG2E, fill_zeros, load_tile, sweep_backward, sweep_forward
-from ..selective_logprob.triton_impl import log_probability, target_logit
+from ..selective_logprob.triton_impl import log_probability, target_logit, triton_logprob
 
 
 @triton.jit
-def ce_rows_kernel(logits, stride, token_ids, row_weight, logp, V, WANT_GRAD: tl.constexpr,
+def ce_rows_kernel(logits, stride, token_ids, row_weight, logp, V,
                    LANES: tl.constexpr, VEC: tl.constexpr):  # fmt: skip
-    """logp of each row; with WANT_GRAD its logits become its gradient."""
+    """logp of each row, whose logits become their gradient."""
     n = tl.program_id(0)
     row = logits + n.to(tl.int64) * stride
     first = load_tile(row, 0, V, LANES, VEC)
@@ -27,11 +27,26 @@ def ce_rows_kernel(logits, stride, token_ids, row_weight, logp, V, WANT_GRAD: tl
     weight = tl.load(row_weight + n)
     top, log2_mass, entropy = sweep_forward(row, first, V, LOG2E, LANES, VEC)
     tl.store(logp + n, log_probability(z, LOG2E, top, log2_mass))
-    if WANT_GRAD:
-        if weight == 0.0:
-            fill_zeros(row, V, LANES, VEC)
-        else:
-            sweep_backward(row, row, target, V, LOG2E, top + log2_mass, -weight, 0.0, entropy, 1.0, False, LANES, VEC)
+    if weight == 0.0:
+        fill_zeros(row, V, LANES, VEC)
+    else:
+        sweep_backward(row, row, target, V, LOG2E, top + log2_mass, -weight, 0.0, entropy, 1.0, False, LANES, VEC)
+
+
+@torch.library.custom_op("univg_kernels::triton_ce_rows_", mutates_args=("logits",))
+def triton_ce_rows_(logits: Tensor, token_ids: Tensor, row_weight: Tensor) -> Tensor:
+    n, v = logits.shape
+    logp = logits.new_empty(n, dtype=torch.float32)
+    launch(
+        ce_rows_kernel, n, logits, logits, logits.stride(0), token_ids, row_weight, logp, v,
+        **row_launch(v, logits.element_size())._asdict(),
+    )  # fmt: skip
+    return logp
+
+
+@triton_ce_rows_.register_fake
+def _(logits: Tensor, token_ids: Tensor, row_weight: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.float32)
 
 
 def linear_ce(
@@ -46,10 +61,10 @@ def linear_ce(
 
         def score(z: Tensor, start: int, stop: int) -> None:
             part = slice(start, stop)
-            launch(
-                ce_rows_kernel, z.shape[0], z, z, z.stride(0), ids[part], rw[part], logp[part], z.shape[1],
-                WANT_GRAD=any(needs), **row_launch(z.shape[1], z.element_size())._asdict(),
-            )  # fmt: skip
+            if any(needs):
+                logp[part] = triton_ce_rows_(z, ids[part], rw[part])
+            else:
+                logp[part] = triton_logprob(z, ids[part], 1.0)[0]
 
         grads = run_linear_head(hidden, weight, bias, score, needs)
         # A weight of 0 switches a row off, whatever its logits are.

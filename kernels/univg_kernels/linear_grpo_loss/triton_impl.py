@@ -12,7 +12,7 @@ from .._triton.launch import check_dtype
 from .._triton.partials import empty_partials, reduce_partials
 from .._triton.scale import scale_on_device
 from ..config import GrpoConfig
-from ..grpo_loss.triton_impl import launch_grpo_rows
+from ..grpo_loss.triton_impl import triton_grpo_rows, triton_grpo_rows_
 from ..policy_loss.triton_impl import row_arguments
 
 
@@ -23,15 +23,17 @@ def linear_grpo_loss(
     inputs = (hidden, weight, bias)
     needs = needs_grad(*inputs)
     with torch.no_grad():
-        arguments, ids = row_arguments(rows, config), token_ids.contiguous()
+        settings, ids = (float(config.temperature), *row_arguments(rows, config)), token_ids.contiguous()
         logp = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
         partials = empty_partials(hidden.shape[0], hidden)
 
         def score(z: Tensor, start: int, stop: int) -> None:
             # None: all rows go on to the backward products. Leaving the zero rows out would mean to wait for the
             # device to know which they are.
-            gradient = z if any(needs) else None
-            launch_grpo_rows(z, gradient, ids, logp, partials, start, float(config.temperature), arguments)
+            if any(needs):
+                triton_grpo_rows_(z, ids, logp, partials, start, *settings)
+            else:
+                triton_grpo_rows(z, None, ids, logp, partials, start, *settings)
 
         grads = run_linear_head(hidden, weight, bias, score, needs)
         loss, metrics = reduce_partials(partials)

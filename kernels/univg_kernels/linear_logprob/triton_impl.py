@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._linear_head import run_linear_head
 from .._triton.launch import check_dtype
-from ..selective_logprob.triton_impl import launch_logprob, launch_logprob_backward
+from ..selective_logprob.triton_impl import triton_logprob, triton_logprob_backward_
 
 
 class _LinearLogprob(torch.autograd.Function):
@@ -21,7 +21,7 @@ class _LinearLogprob(torch.autograd.Function):
 
         def score(z: Tensor, start: int, stop: int) -> None:
             part = slice(start, stop)
-            launch_logprob(z, ids[part], temperature, (logp[part], entropy[part], log2_sum[part]))
+            logp[part], entropy[part], log2_sum[part] = triton_logprob(z, ids[part], temperature)
 
         run_linear_head(hidden, weight, bias, score, (False, False, False))
         ctx.save_for_backward(hidden, weight, bias, ids, log2_sum, entropy)
@@ -36,7 +36,7 @@ class _LinearLogprob(torch.autograd.Function):
 
         def score(z: Tensor, start: int, stop: int) -> None:
             part = slice(start, stop)
-            launch_logprob_backward(z, z, ids[part], log2_sum[part], entropy[part], a[part], b[part], ctx.temperature)
+            triton_logprob_backward_(z, ids[part], log2_sum[part], entropy[part], a[part], b[part], ctx.temperature)
 
         return (*run_linear_head(hidden, weight, bias, score, ctx.needs_input_grad[:3]), None, None)
 

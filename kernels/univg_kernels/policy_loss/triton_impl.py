@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,8 +25,24 @@ BLOCK = 512
 WARPS = 8
 
 
-def row_arguments(rows: PolicyRows, config: GrpoConfig) -> dict[str, Any]:
-    """Keyword arguments of a policy kernel that say what its rows are worth."""
+class RowArguments(NamedTuple):
+    """What the rows are worth, in the shape that a registered op can take; `kernel_arguments` names the parts."""
+
+    tensors: list[Tensor | None]
+    floats: list[float]
+    scale_rewards: str
+    difficulty: str
+    loss_type: str
+
+
+TENSORS = (
+    "cu_seqlens", "rewards", "accuracy", "cu_groups", "advantages", "phi", "mask", "old_logp", "ref_logp",
+    "num_responses_tensor",
+)  # fmt: skip
+FLOATS = ("num_responses", "advantage_eps", "difficulty_power", "epsilon_low", "epsilon_high", "delta", "beta")
+
+
+def row_arguments(rows: PolicyRows, config: GrpoConfig) -> RowArguments:
     advantages, phi, rewards = vector(rows.advantages), vector(rows.phi), vector(rows.rewards)
     accuracy, cu_groups = vector(rows.accuracy), rows.cu_groups
     if rewards is not None and (config.scale_rewards == "batch" or config.normalize_difficulty):
@@ -34,29 +51,32 @@ def row_arguments(rows: PolicyRows, config: GrpoConfig) -> dict[str, Any]:
         stats = group_advantage(rewards, cu_groups, accuracy, config)
         advantages, phi, rewards, accuracy, cu_groups = stats.advantages, stats.phi, None, None, None
     count = rows.num_responses
-    return dict(
-        cu_seqlens=rows.cu_seqlens.contiguous(),
-        rewards=rewards,
-        accuracy=accuracy,
-        cu_groups=None if cu_groups is None else cu_groups.contiguous(),
-        num_groups=0 if cu_groups is None else cu_groups.numel() - 1,
-        advantages=advantages,
-        phi=phi,
-        mask=None if rows.mask is None else rows.mask.contiguous(),
-        old_logp=vector(rows.old_logp),
-        ref_logp=vector(rows.ref_logp),
-        num_responses=1.0 if isinstance(count, Tensor) else float(count),
-        num_responses_tensor=count if isinstance(count, Tensor) else None,
-        advantage_eps=float(config.advantage_eps),
-        difficulty_power=float(config.difficulty_power),
-        epsilon_low=float(config.epsilon_low),
-        epsilon_high=float(config.epsilon_high),
-        delta=math.inf if config.delta is None else float(config.delta),
-        beta=float(config.beta),
-        SCALE=config.scale_rewards,
-        DIFFICULTY=config.difficulty,
-        LOSS_TYPE=config.loss_type,
+    old, ref = vector(rows.old_logp), vector(rows.ref_logp)
+    maybe = (rows.cu_seqlens, rewards, accuracy, cu_groups, advantages, phi, rows.mask, old, ref)
+    tensors = [None if t is None else t.contiguous() for t in maybe]
+    tensors.append(count if isinstance(count, Tensor) else None)
+    number = 1.0 if isinstance(count, Tensor) else float(count)
+    delta = math.inf if config.delta is None else config.delta
+    scalars = (
+        config.advantage_eps,
+        config.difficulty_power,
+        config.epsilon_low,
+        config.epsilon_high,
+        delta,
+        config.beta,
     )
+    floats = [number, *(float(x) for x in scalars)]
+    return RowArguments(tensors, floats, config.scale_rewards, config.difficulty, config.loss_type)
+
+
+def kernel_arguments(
+    tensors: Sequence[Tensor | None], floats: Sequence[float], scale_rewards: str, difficulty: str, loss_type: str
+) -> dict[str, Any]:
+    """Keyword arguments of a policy kernel, from the parts of RowArguments."""
+    named: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True)) | dict(zip(FLOATS, floats, strict=True))
+    cu_groups = named["cu_groups"]
+    named["num_groups"] = 0 if cu_groups is None else cu_groups.numel() - 1
+    return named | {"SCALE": scale_rewards, "DIFFICULTY": difficulty, "LOSS_TYPE": loss_type}
 
 
 @triton.jit(do_not_specialize=["N", "num_groups"])
@@ -104,18 +124,27 @@ def policy_rows_kernel(logp, entropy, gradient, logp_out, partials, N,
         )  # fmt: skip
 
 
+@torch.library.custom_op("univg_kernels::triton_policy_rows", mutates_args=("gradient", "out", "partials"))
+def triton_policy_rows(
+    logp: Tensor, entropy: Tensor | None, gradient: Tensor, out: Tensor, partials: Tensor,
+    tensors: Sequence[Tensor | None], floats: Sequence[float], scale_rewards: str, difficulty: str, loss_type: str,
+) -> None:  # fmt: skip
+    arguments = kernel_arguments(tensors, floats, scale_rewards, difficulty, loss_type)
+    launch(
+        policy_rows_kernel, arguments["cu_seqlens"].numel() - 1, logp, logp, entropy, gradient, out, partials,
+        logp.numel(), **arguments, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip
+
+
 @torch.no_grad()
 def _forward(
     logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_dtype("policy_loss", logp)
-    lp = logp.contiguous()
+    lp = logp.detach().contiguous()
     gradient, out = torch.empty_like(lp), torch.empty_like(lp, dtype=torch.float32)
     partials = empty_partials(lp.numel(), lp)
-    launch(
-        policy_rows_kernel, rows.cu_seqlens.numel() - 1, lp, lp, vector(entropy), gradient, out, partials, lp.numel(),
-        **row_arguments(rows, config), BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip
+    triton_policy_rows(lp, vector(entropy), gradient, out, partials, *row_arguments(rows, config))
     loss, metrics = reduce_partials(partials)
     return loss, metrics, gradient, out
 

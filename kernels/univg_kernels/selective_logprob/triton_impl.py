@@ -64,22 +64,14 @@ def separate_rows(logits: Tensor) -> Tensor:
     return logits if fits else logits.contiguous()
 
 
-def launch_logprob(logits: Tensor, token_ids: Tensor, temperature: float, out: tuple[Tensor, Tensor, Tensor]) -> None:
-    """out = (logp, entropy, log2 of the softmax's denominator), [N] fp32 each."""
-    n, v = logits.shape
-    constants = row_launch(v, logits.element_size())._asdict()
-    launch(logprob_kernel, n, logits, logits, logits.stride(0), token_ids, *out, v, temperature, **constants)
-
-
-def launch_logprob_backward(
+def _launch_backward(
     logits: Tensor, gradient: Tensor, token_ids: Tensor, log2_sum: Tensor, entropy: Tensor,
     grad_logp: Tensor, grad_entropy: Tensor, temperature: float,
 ) -> None:  # fmt: skip
-    """`gradient` may be `logits`."""
     n, v = logits.shape
     launch(
-        logprob_backward_kernel, n, logits, logits, logits.stride(0), gradient, gradient.stride(0), token_ids,
-        log2_sum, entropy, grad_logp, grad_entropy, v, temperature,
+        logprob_backward_kernel, n, logits, logits, logits.stride(0), gradient, gradient.stride(0),
+        token_ids.contiguous(), log2_sum, entropy, grad_logp.contiguous(), grad_entropy.contiguous(), v, temperature,
         **row_launch(v, logits.element_size())._asdict(),
     )  # fmt: skip
 
@@ -91,8 +83,10 @@ def _empty_rows(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("univg_kernels::triton_logprob", mutates_args=())
 def triton_logprob(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    out = _empty_rows(logits)
-    launch_logprob(separate_rows(logits), token_ids.contiguous(), temperature, out)
+    """(logp, entropy, log2 of the softmax's denominator), [N] fp32 each."""
+    (n, v), z, out = logits.shape, separate_rows(logits), _empty_rows(logits)
+    constants = row_launch(v, logits.element_size())._asdict()
+    launch(logprob_kernel, n, z, z, z.stride(0), token_ids.contiguous(), *out, v, temperature, **constants)
     return out
 
 
@@ -107,11 +101,18 @@ def triton_logprob_backward(
     grad_logp: Tensor, grad_entropy: Tensor, temperature: float,
 ) -> Tensor:  # fmt: skip
     gradient = logits.new_empty(logits.shape)
-    launch_logprob_backward(
-        separate_rows(logits), gradient, token_ids.contiguous(), log2_sum, entropy,
-        grad_logp.contiguous(), grad_entropy.contiguous(), temperature,
-    )  # fmt: skip
+    z = separate_rows(logits)
+    _launch_backward(z, gradient, token_ids, log2_sum, entropy, grad_logp, grad_entropy, temperature)
     return gradient
+
+
+@torch.library.custom_op("univg_kernels::triton_logprob_backward_", mutates_args=("logits",))
+def triton_logprob_backward_(
+    logits: Tensor, token_ids: Tensor, log2_sum: Tensor, entropy: Tensor,
+    grad_logp: Tensor, grad_entropy: Tensor, temperature: float,
+) -> None:  # fmt: skip
+    """The same for a chunk with separate rows; the gradient takes the place of the logits."""
+    _launch_backward(logits, logits, token_ids, log2_sum, entropy, grad_logp, grad_entropy, temperature)
 
 
 @triton_logprob_backward.register_fake
