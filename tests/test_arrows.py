@@ -21,7 +21,7 @@ KERNELS = ROOT / "kernels" / "univg_kernels"
 # Bottom to top. A room imports from itself and from layers below its own. The longest name that fits is a module's
 # room, so that a single module may lie lower than the rest of its folder.
 LAYERS = (
-    ("structs", "train.distributed"),
+    ("structs", "distributed"),
     ("rewards", "packing"),
     ("data", "model"),
     ("config", "loss", "rollout"),
@@ -31,7 +31,7 @@ LAYERS = (
 )
 # Heavy or optional packages, and the only rooms that know them.
 ONLY_IN = {
-    "deepspeed": {"train", "train.distributed"},
+    "deepspeed": {"train", "distributed"},
     "jsonargparse": {"config"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
@@ -168,9 +168,9 @@ def house(tmp_path: Path) -> Path:
         "model/families.py": "",
         "packing/rows.py": "from univg_fast.model.families import Family\nRow = 0\n",
         "rewards/parse.py": "def late():\n    from univg_fast import train\n",
-        "evaluate/run.py": "from univg_fast.train import distributed\n",
+        "evaluate/run.py": "from univg_fast import distributed\n",
         "train/__init__.py": "",
-        "train/distributed.py": "import torch\n",
+        "distributed.py": "import torch\n",
     }
     for name, text in files.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from univg_fast.data.scan import scan, write_report
+from univg_fast.data.scan import require, scan, write_report
 
 
 def mixed(folder):
@@ -20,18 +20,18 @@ def mixed(folder):
 
 def test_counts_below_the_bound(folder):
     path = mixed(folder)
-    records, report = scan([path], max_bad_fraction=0.4)
+    records, report = scan([path])
     assert [record.source for record in records] == [f"{path}:{line}" for line in (1, 3, 5)]
     assert report.kinds == {"box": 1, "json": 1} and report.tasks == {"one": 2, "two": 1}
     assert report.bad_fraction == 0.4 and report.files == {str(path): 5}
     assert report.summary() == "3 records of 2 tasks from 1 files, 2 bad records skipped (box 1, json 1)"
-    assert scan([path], max_bad_fraction=0.4) == (records, report)
+    assert scan([path]) == (records, report)
 
 
 def test_above_the_bound_it_stops_with_counts_places_and_the_key(folder):
     path = mixed(folder)
     with pytest.raises(ValueError) as caught:
-        scan([path], max_bad_fraction=0.39)
+        require(scan([path])[1], 0.39)
     message = str(caught.value)
     assert f"2 of 5 records in {path} are bad (40.0%, more than data.max_bad_fraction=0.39)" in message
     assert re.search(r"box: 1\n +json: 1", message)
@@ -41,14 +41,14 @@ def test_above_the_bound_it_stops_with_counts_places_and_the_key(folder):
 def test_many_bad_records_are_quoted_in_part(folder):
     path = folder.jsonl(*["{"] * 20)
     with pytest.raises(ValueError, match="and 15 more"):
-        scan([path])
+        require(scan([path])[1], 0.01)
 
 
 def test_no_good_record_stops_whatever_the_bound(folder):
     with pytest.raises(ValueError, match="no good one is left"):
-        scan([folder.jsonl("{")], max_bad_fraction=1.0)
+        require(scan([folder.jsonl("{")])[1], 1.0)
     with pytest.raises(ValueError, match="no good one is left"):
-        scan([folder.write("empty.jsonl", "")])
+        require(scan([folder.write("empty.jsonl", "")])[1], 0.01)
 
 
 def test_several_files_keep_their_order(folder):
@@ -61,7 +61,7 @@ def test_several_files_keep_their_order(folder):
 
 def test_the_written_report(folder, tmp_path):
     path = mixed(folder)
-    _, report = scan([path], max_bad_fraction=0.5)
+    _, report = scan([path])
     write_report(tmp_path / "data_report.json", {"grpo": report})
     content = json.loads((tmp_path / "data_report.json").read_text())["grpo"]
     assert content["good"] == 3 and content["kinds"] == {"box": 1, "json": 1}

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from engine_problem import OPTIM, TinyLM, batch
 
+from univg_fast import distributed
 from univg_fast.config import DeepSpeedConfig
-from univg_fast.train import checkpoint, distributed, engine
+from univg_fast.train import checkpoint, engine
 
 STEPS, SAVED_AT = 5, 2
 ROOT = Path()  # set in main

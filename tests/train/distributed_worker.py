@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from univg_fast.train import distributed
+from univg_fast import distributed
 
 
 def collectives() -> None:

@@ -37,7 +37,6 @@ class RunConfig:
 class ModelConfig:
     path: str = "qwen2_vl_tiny"  # a local Hugging Face folder, or the name of a small built-in config
     torch_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights that compute; the optimizer's stay float32
-    attn_implementation: str = "auto"  # auto, or a name that transformers knows
     freeze_vision_tower: bool = True  # also freezes the merger: only the language model trains
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     init_seed: int = num(0, ge=0)  # weights of a built-in config that has no checkpoint
@@ -61,7 +60,6 @@ class DataConfig:
 @dataclass(frozen=True)
 class PackConfig:
     budget_tokens: int = num(16384, gt=0)  # length of a packed row
-    window: int = num(512, gt=0)  # samples that the packer sees at once
 
 
 @dataclass(frozen=True)

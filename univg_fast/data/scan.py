@@ -41,13 +41,10 @@ class Report:
         return f"{self.good} records of {len(self.tasks)} tasks from {len(self.files)} files, {skipped}"
 
 
-def scan(
-    paths: Sequence[str | Path], image_root: str | Path | None = None, max_bad_fraction: float = 0.01
-) -> tuple[list[Record], Report]:
+def scan(paths: Sequence[str | Path], image_root: str | Path | None = None) -> tuple[list[Record], Report]:
     """Read all files. The same files give the same result on every rank; nothing depends on rank or time.
 
-    ValueError if more than `max_bad_fraction` of the entries are bad, if there is no good one, or for a
-    missing file.
+    ValueError for a missing file only: `require` says whether the report is good enough to train on.
     """
     records: list[Record] = []
     bad: list[BadRecord] = []
@@ -58,10 +55,13 @@ def scan(
         bad += bad_here
         files[str(path)] = len(good_here) + len(bad_here)
     tasks = dict(sorted(Counter(record.task for record in records).items()))
-    report = Report(files, tasks, len(records), tuple(bad))
-    if report.bad_fraction > max_bad_fraction or not records:
+    return records, Report(files, tasks, len(records), tuple(bad))
+
+
+def require(report: Report, max_bad_fraction: float) -> None:
+    """ValueError if more than `max_bad_fraction` of the entries are bad, or if there is no good one."""
+    if report.bad_fraction > max_bad_fraction or not report.good:
         raise ValueError(_complaint(report, max_bad_fraction))
-    return records, report
 
 
 def write_report(path: str | Path, reports: dict[str, Report]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from univg_fast import distributed
 from univg_fast.config import EvaluateConfig
 from univg_fast.data.samples import Processor, SampleError, make_sample
 from univg_fast.evaluate.metrics import iou, summarize
@@ -15,7 +16,6 @@ from univg_fast.model import PackedModel
 from univg_fast.rewards import answer_box, has_format
 from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.structs import BadRecord, Record, Sample
-from univg_fast.train import distributed
 
 
 def evaluate(

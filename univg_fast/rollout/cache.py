@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from univg_fast.model.attention import shared_prefix_attention
@@ -67,9 +65,3 @@ class DecodeCache:
         keys[:, :, self.step : self.step + 1] = k
         values[:, :, self.step : self.step + 1] = v
         return keys[:, :, : self.step + 1], values[:, :, : self.step + 1]
-
-
-def kv_bytes(config: Any, tokens: int, bytes_per_value: int) -> int:
-    """Bytes of keys and values of `tokens` tokens over all layers."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * tokens * bytes_per_value

@@ -19,7 +19,7 @@ if __name__ == "__main__":
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     # Late: torch, transformers and deepspeed take seconds to import, and a mistyped key should not wait for them.
-    from univg_fast.train import distributed
+    from univg_fast import distributed
     from univg_fast.train.road import main
 
     distributed.run(lambda: main(given))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from univg_fast import distributed
 from univg_fast.structs import BadRecord
-from univg_fast.train import distributed
 
 
 class BadRecords:

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 import torch
 
-from univg_fast.train import distributed
+from univg_fast import distributed
 from univg_fast.train.random_state import random_state, set_random_state
 
 MANIFEST = "manifest.json"

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from univg_fast.train import distributed
+from univg_fast import distributed
 
 # metric, its short name, how to write it; in the order of the line
 _WORDS: tuple[tuple[str, str, str], ...] = (

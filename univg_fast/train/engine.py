@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from univg_fast import distributed
 from univg_fast.config import DeepSpeedConfig, OptimConfig
-from univg_fast.train import distributed
 
 GROUP_ELEMENTS = 500_000_000  # parameters of one optimizer group
 

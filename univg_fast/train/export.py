@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from univg_fast import distributed
 from univg_fast.data.samples import Processor
-from univg_fast.train import distributed
 
 
 def export(engine: Any, processor: Processor, folder: Path) -> None:

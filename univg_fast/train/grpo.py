@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from univg_kernels import GrpoConfig, GrpoOutput, group_advantage
 
+from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.data.loader import SampleLoader
 from univg_fast.loss import grpo_head, logprob_head
@@ -23,7 +24,6 @@ from univg_fast.packing import Row, build_row
 from univg_fast.rewards import Scores, score
 from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.structs import BadRecord, Completion, Group, Sample
-from univg_fast.train import distributed
 from univg_fast.train.engine import train_step
 from univg_fast.train.grpo_log import reduce_metrics, rollout_rows
 from univg_fast.train.rows import Phases, pack_groups, rows_needed

@@ -10,9 +10,9 @@ import torch
 from univg_kernels import GrpoOutput, combine_metrics, summarize
 from univg_kernels.metrics import METRICS, NUM_SUMS
 
+from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.packing import Row
-from univg_fast.train import distributed
 from univg_fast.train.rows import room
 
 if TYPE_CHECKING:

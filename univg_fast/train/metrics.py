@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from univg_fast import distributed
 from univg_fast.config import LogConfig
-from univg_fast.train import distributed
 from univg_fast.train.console import Display, console, eval_progress, numbers
 
 __all__ = ["MetricsLogger", "console", "eval_progress", "trim_metrics"]

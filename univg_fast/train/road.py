@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 import transformers
 
+from univg_fast import distributed
 from univg_fast.config import Config, to_yaml
 from univg_fast.evaluate.metrics import results_table
 from univg_fast.evaluate.run import evaluate
 from univg_fast.model import PackedModel
 from univg_fast.report import write_report
-from univg_fast.train import distributed
 from univg_fast.train.environment import describe
 from univg_fast.train.metrics import console, eval_progress
 from univg_fast.train.setup import Inputs, load_policy, prepare

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from univg_fast import distributed
 from univg_fast.model import Family
 from univg_fast.packing import Row, build_row, plan_rows
 from univg_fast.structs import Group
-from univg_fast.train import distributed
 
 Phases = Callable[[str], AbstractContextManager[None]]  # names and times a part of a step
 

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.data.builtin import write_builtin
 from univg_fast.data.prompts import corpus
 from univg_fast.data.samples import Processor, make_processor, make_sample
-from univg_fast.data.scan import Report, scan, write_report
+from univg_fast.data.scan import Report, require, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import load_model
 from univg_fast.model.load import CONFIGS, builtin_configs, check_path
 from univg_fast.rewards import check_terms
 from univg_fast.structs import Record, Sample
-from univg_fast.train import distributed
 
 TOLD = 20  # bad records of a use that the console names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,21 +40,24 @@ def prepare(config: Config, run_dir: Path) -> Inputs:
     check_path(config.model.path)  # what a late stage needs is asked for before the first one
     if "grpo" in config.stages:
         check_terms(config.rewards.terms)
+    for stage, key in (("sft", "per_step_samples"), ("grpo", "prompts_per_step")):
+        size = getattr(getattr(config, stage), key)
+        if stage in config.stages and size < distributed.world_size():
+            raise ValueError(
+                f"{stage}.{key}: expected at least one for each of {distributed.world_size()} ranks, got {size}"
+            )
     files = data_files(config, run_dir)
-    records: dict[str, list[Record]] = {}
-    reports = {}
-    for use, paths in files.items():
-        if not paths:
-            records[use] = []
-            continue
-        records[use], reports[use] = scan(paths, config.data.image_root, config.data.max_bad_fraction)
     for stage in config.stages:
-        if not records[stage]:
+        if not files[stage]:
             raise ValueError(f"data.{stage}: expected at least one file for stage {stage}, got none")
-    if distributed.is_main():
-        write_report(run_dir / "data_report.json", reports)
-        for use, report in reports.items():
+    found = {use: scan(paths, config.data.image_root) for use, paths in files.items() if paths}
+    if distributed.is_main():  # before anything is refused: the report says what to repair
+        write_report(run_dir / "data_report.json", {use: report for use, (_, report) in found.items()})
+        for use, (_, report) in found.items():
             tell(use, report)
+    for _, report in found.values():
+        require(report, config.data.max_bad_fraction)
+    records = {use: found[use][0] if use in found else [] for use in files}
     return Inputs(records, make_run_processor(config, records))
 
 
@@ -70,7 +73,8 @@ def tell(use: str, report: Report) -> None:
 def data_files(config: Config, run_dir: Path) -> dict[str, list[str]]:
     """Paths of the data files by use; the built-in data set is written by rank 0 if it is asked for."""
     if config.data.builtin is None:
-        return {"sft": [*config.data.sft], "grpo": [*config.data.grpo], "eval": [*config.data.eval]}
+        given = {"sft": [*config.data.sft], "grpo": [*config.data.grpo], "eval": [*config.data.eval]}
+        return {use: paths if use in (*config.stages, "eval") else [] for use, paths in given.items()}
     builtin = config.data.builtin
     folder = run_dir / "data"
 

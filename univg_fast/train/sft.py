@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.data.loader import SampleLoader
 from univg_fast.loss import sft_head
 from univg_fast.packing import Row, build_row
 from univg_fast.structs import BadRecord, Group, Sample
-from univg_fast.train import distributed
 from univg_fast.train.engine import train_step
 from univg_fast.train.rows import Phases, pack_groups, room, rows_needed
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from univg_fast import distributed
 from univg_fast.config import Config, config_hash
 from univg_fast.data.loader import SampleLoader
 from univg_fast.model import PackedModel
 from univg_fast.rollout import LocalEngine
-from univg_fast.train import checkpoint, distributed
+from univg_fast.train import checkpoint
 from univg_fast.train.bad import BadRecords
 from univg_fast.train.engine import make_engine, release
 from univg_fast.train.export import export
