@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -120,6 +121,7 @@ def test_heads_do_not_spill_and_read_a_row_once_a_sweep(aot, tmp_path: Path, nam
     assert binary.loads_of("bf16") == ["2048x8"] * TILE_LOADS[name]
     wide = binary.ptx.count("ld.global.v4.b32")
     assert wide == 2 * TILE_LOADS[name], f"{wide} 16-byte loads, two for each tile expected"
+    assert re.search(r"muli .* : i64", binary.ttgir), "rows are found by 64-bit offsets: N·V passes 2^31 at 14,000 rows"
     narrow = binary.ptx.count("ld.global.b16")  # the target's logit
     assert narrow == (0 if name == "logprob_backward_kernel" else 1)
 

@@ -231,6 +231,23 @@ def test_rows_of_a_wider_matrix() -> None:
     torch.testing.assert_close(got, uk.selective_logprob(wide[:, 3:43], ids, backend="reference"))
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_loss_of_a_wider_matrix(inplace: bool) -> None:
+    """Logits and gradient have strides of their own; in place, the columns beside the slice are left alone."""
+    wide = torch.randn(4, 64, device=DEVICE, requires_grad=True)
+    ids, cu = torch.tensor([0, 39, 5, 7], device=DEVICE), torch.tensor([0, 1, 4], device=DEVICE)
+    kwargs = dict(token_ids=ids, cu_seqlens=cu, advantages=torch.tensor([1.0, -2.0], device=DEVICE))
+    whole = wide * 1.0
+    before = whole.detach().clone()
+    logits = whole[:, 3:43]
+    (grad,) = torch.autograd.grad(uk.grpo_loss(logits, inplace=inplace, backend="triton", **kwargs).loss, logits)
+    (want,) = torch.autograd.grad(uk.grpo_loss(logits := wide[:, 3:43], backend="reference", **kwargs).loss, logits)
+    torch.testing.assert_close(grad, want)
+    untouched = torch.ones(64, dtype=torch.bool, device=DEVICE)
+    untouched[3:43] = not inplace
+    assert torch.equal(whole.detach()[:, untouched], before[:, untouched])
+
+
 def test_registered_ops_keep_their_promises() -> None:
     """Schemas tell the truth about what is written; fakes have the shapes of the real thing; autograd agrees."""
     from univg_kernels.box_iou.triton_impl import triton_box_iou
