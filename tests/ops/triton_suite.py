@@ -171,6 +171,17 @@ def test_masked_rows_are_not_read_and_get_zeros(make_case) -> None:
     assert bool((grad[~mask] == 0).all()) and bool((grad[mask] != 0).any())
 
 
+def test_in_place_on_flattened_logits() -> None:
+    """What models hand out is [B, L, V]: its view as rows is overwritten, and the gradient flows on."""
+    z = torch.randn(2, 3, 20, device=DEVICE, requires_grad=True)
+    ids, cu = torch.arange(6, device=DEVICE), torch.tensor([0, 3, 6], device=DEVICE)
+    kwargs = dict(token_ids=ids, cu_seqlens=cu, advantages=torch.tensor([1.0, -1.0], device=DEVICE))
+    got, want = (
+        torch.autograd.grad(uk.grpo_loss((z * 2.0).flatten(0, 1), backend=face, **kwargs).loss, z)[0] for face in FACES
+    )
+    torch.testing.assert_close(got, want)
+
+
 def test_in_place_overwriting_is_told_to_autograd() -> None:
     """Something that saved the logits before must raise, not use the gradient in their place."""
     z = torch.randn(3, 20, device=DEVICE, requires_grad=True)

@@ -113,6 +113,19 @@ def triton_grpo_rows_(
     _launch(logits, logits, token_ids, logp, partials, row_start, temperature, arguments)
 
 
+def _tell_autograd(logits: Tensor) -> Tensor:
+    """Count the overwriting of `logits`, so that what had saved them before raises; give back what they hold now.
+
+    Not for a view, such as [B, L, V] flattened to rows: autograd would then replace the view's backward by a general
+    one that makes and fills another [B, L, V], and torch's register_hook crashes on such a view. Its other uses that
+    send a gradient to the view itself are still caught by attach_gradients.
+    """
+    gradient = logits.detach()
+    if not logits._is_view():
+        torch.autograd.graph.increment_version(gradient)
+    return gradient
+
+
 def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool) -> GrpoOutput:
     check_dtype("grpo_loss", logits)
     (wanted,) = needs_grad(logits)
@@ -124,8 +137,9 @@ def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoC
         # torch.compile has its own ways of saving memory, and no addresses.
         gradient: Tensor | None
         if inplace and wanted and not torch.compiler.is_compiling() and z.data_ptr() == logits.data_ptr():
-            gradient = z
-            triton_grpo_rows_(z, ids, logp, partials, *settings)
+            # .data: the op must not count the overwriting, that is done by _tell_autograd.
+            triton_grpo_rows_(logits.data, ids, logp, partials, *settings)
+            gradient = _tell_autograd(logits)
         else:
             gradient = torch.empty_like(z, memory_format=torch.contiguous_format) if wanted else None
             triton_grpo_rows(z, gradient, ids, logp, partials, *settings)
