@@ -10,7 +10,7 @@ setup: $(STAMP)
 
 # torch first: a package that merely asks for torch would bring another build of it
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	test -x .venv/bin/pip || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	$(PIP) torch numpy setuptools wheel scikit-build-core cmake ninja
 	$(PIP) --no-build-isolation -e ".[train,dev]"
 	touch $@

@@ -44,4 +44,6 @@ def test_same_losses(
         assert len(got) == len(want) == 3
         for a, b in zip(got, want, strict=True):
             for key in COMPARED[stage]:
-                assert a[key] == pytest.approx(b[key], rel=1e-5, abs=1e-5), f"{stage} step {a['step']}: {key}"
+                # AdamW's first steps are nearly the sign of a gradient: rounding of tiny ones shows in later gradients
+                bound = 1e-4 if key == "grad_norm" else 1e-5
+                assert a[key] == pytest.approx(b[key], rel=bound, abs=1e-5), f"{stage} step {a['step']}: {key}"

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from engine_problem import OPTIM, STEPS, TinyLM, batch
 
-from univg_fast import distributed, engine
+from univg_fast import distributed
 from univg_fast.config import DeepSpeedConfig
+from univg_fast.train import engine
 
 SHARD_EVERYTHING = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 

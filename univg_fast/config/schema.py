@@ -54,7 +54,7 @@ class DataConfig:
     max_bad_fraction: float = num(0.01, ge=0, le=1)  # more bad records than this stop the run
     num_workers: int = num(0, ge=0)  # threads that decode images ahead of the step; 0: one
     prompt_template: Literal["qwen2_vl", "short"] = "qwen2_vl"  # short: no system turn, no format instruction
-    max_length: int = num(8192, gt=0)  # longest prompt + response in tokens; longer records are skipped and counted
+    max_length: int = num(8192, gt=0)  # tokens of a prompt (stage 1: and its response); longer: skipped, counted
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class DeepSpeedConfig:
 
 @dataclass(frozen=True)
 class SaveConfig:
-    steps: int = num(200, ge=0)  # a checkpoint every so many steps; 0: only at a stage's end
+    steps: int = num(200, ge=0)  # a checkpoint every so many steps; 0: only where run.max_steps stops a stage
     total_limit: int = num(2, gt=0)  # complete checkpoints kept
 
 

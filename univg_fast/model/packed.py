@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.models.qwen2_vl.modeling_qwen2_vl import get_vision_position_ids
 
 from univg_fast.model.families import family_of, image_layout
 from univg_fast.packing.rows import Row
@@ -48,6 +49,8 @@ class PackedModel(nn.Module):
         features = visual(
             pixel_values.to(visual.dtype),
             grid_thw=image_grid_thw[order],
+            # made on the host, where the grid stays
+            position_ids=get_vision_position_ids(image_grid_thw[order], self.family.merge_size).to(pixel_values.device),
             cu_seqlens=total,
             max_seqlen=len(pixel_values),
             image_runs=runs,

@@ -38,7 +38,9 @@ def uniforms(seed: int, uids: Sequence[str], num_generations: int, length: int) 
         for j in range(num_generations):
             digest = hashlib.blake2b(f"{seed}/{uid}/{j}".encode(), digest_size=16).digest()
             rows.append(np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(length))
-    return torch.from_numpy(np.asarray(rows, np.float32).reshape(len(uids) * num_generations, length))
+    below_one = np.nextafter(np.float32(1), np.float32(0))  # rounding to float32 can give 1
+    numbers = np.minimum(np.asarray(rows, np.float32), below_one)
+    return torch.from_numpy(numbers.reshape(len(uids) * num_generations, length))
 
 
 def keep_top(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:

@@ -33,9 +33,11 @@ def export(engine: Any, processor: Processor, folder: Path) -> None:
 
 
 def full_state(engine: Any) -> dict[str, torch.Tensor]:
-    """The model's whole state dict on the host; under ZeRO 3 on rank 0 only. Collective."""
+    """The model's whole state dict on rank 0's host, {} elsewhere. Collective."""
     model, state = engine.module.model, {}
     if engine.zero_optimization_stage() < 3:
+        if not distributed.is_main():
+            return {}
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
     import deepspeed
 

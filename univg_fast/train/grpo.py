@@ -24,7 +24,7 @@ from univg_fast.packing import Row, build_row
 from univg_fast.rewards import Scores, score
 from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.structs import BadRecord, Completion, Group, Sample
-from univg_fast.train.engine import train_step
+from univg_fast.train.engine import StepResult, train_step
 from univg_fast.train.grpo_log import reduce_metrics, rollout_rows
 from univg_fast.train.rows import Phases, pack_groups, rows_needed
 from univg_fast.train.zero import refresh
@@ -42,6 +42,7 @@ class Scored:
     miou: torch.Tensor  # [S]: the group means that phi was made of
     reward_std: torch.Tensor  # [S]
     bad: list[BadRecord]
+    features: list[torch.Tensor] | None  # [image tokens, H] of each sample, where the tower is frozen
 
 
 def loss_config(config: Config) -> GrpoConfig:
@@ -77,6 +78,8 @@ class GrpoStep:
         self.loss = loss_config(config)
         stop = np.array([rollout.stop], np.int64)
         self.spare = build_row([Group(spare, (stop,))], self.model.family).to(self.model.device)
+        encoded = self._encode([spare])
+        self.spare_features = encoded[0] if encoded else None
 
     def __call__(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]], list[BadRecord]]:
         scored = self._rollout(step)
@@ -88,24 +91,26 @@ class GrpoStep:
             rows = pack_groups(groups, self.model.family, self.config.pack.budget_tokens, self.model.device)
             count = {"responses": float(sum(len(g.responses) for g in groups))}
             responses = max(distributed.reduce_floats(count)["responses"], 1.0)
-        features = self._features(rows)
+        features = [
+            None if scored.features is None else torch.cat([scored.features[i] for i in r.groups]) for r in rows
+        ]
         with self.phases("ref"):
             targets = [self._targets(row, scored, feature) for row, feature in zip(rows, features, strict=True)]
-        losses: list[float] = []
-        first: list[GrpoOutput] = []
+        results: list[StepResult] = []
+        every: list[list[GrpoOutput]] = []  # of each iteration, of each row
         for iteration in range(self.config.grpo.num_iterations):
             with self.phases("update"):
                 outputs: list[GrpoOutput] = []
                 result = train_step(self.engine, self._losses(rows, targets, features, responses, outputs))
-            losses.append(result.loss)
-            first = first or outputs
+            results.append(result)
+            every.append(outputs)
             if iteration == 0:  # later iterations measure their ratio against the policy that sampled
                 for target, output in zip(targets, outputs, strict=False):
                     target.old_logp = output.logp
-        metrics = reduce_metrics(scored, rows, first, self.config)
-        metrics["loss"] = distributed.reduce_floats({"loss": sum(losses) / len(losses)})["loss"]
+        metrics = reduce_metrics(scored, rows, every, self.config)
+        metrics["loss"] = distributed.reduce_floats({"loss": sum(r.loss for r in results) / len(results)})["loss"]
         metrics |= {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
-        metrics["skipped"] = float(not result.applied)
+        metrics["skipped"] = float(not all(r.applied for r in results))
         return metrics, rollout_rows(scored, step + 1), scored.bad
 
     def _rollout(self, step: int) -> Scored:
@@ -121,7 +126,9 @@ class GrpoStep:
                 top_p=config.top_p,
                 seed=self.config.run.seed * 1_000_003 + step,
             )
-            completions = self.rollout.generate(samples, config.num_generations, sampling)
+            features = self._encode(samples)
+            together = torch.cat(features) if features else None
+            completions = self.rollout.generate(samples, config.num_generations, sampling, together)
         with self.phases("reward"):
             texts = [c.text for group in completions for c in group]
             records = [s.record for s in samples for _ in range(config.num_generations)]
@@ -133,14 +140,22 @@ class GrpoStep:
                 accuracy=torch.from_numpy(scores.parts[self.config.rewards.difficulty_from]),
                 config=self.loss,
             )
-        return Scored(samples, completions, scores, stats.advantages, stats.phi, stats.accuracy_mean, stats.std, bad)
+        return Scored(
+            samples, completions, scores, stats.advantages, stats.phi, stats.accuracy_mean, stats.std, bad, features
+        )
 
-    def _features(self, rows: Sequence[Row]) -> list[torch.Tensor | None]:
-        """Image features of each row, made once for reference and update where the tower is frozen."""
+    def _encode(self, samples: Sequence[Sample]) -> list[torch.Tensor] | None:
+        """Each sample's image features, made once for rollout, reference and update; None where the tower trains."""
         if not self.config.model.freeze_vision_tower:
-            return [None] * len(rows)
-        with self.phases("ref"), torch.no_grad():
-            return [self.rollout.model.encode_images(row.pixel_values, row.image_grid_thw) for row in rows]
+            return None
+        if not samples:
+            return []
+        pixels = torch.from_numpy(np.concatenate([s.pixel_values for s in samples])).to(self.model.device)
+        grids = torch.from_numpy(np.concatenate([s.image_grid_thw for s in samples]))
+        merge = self.model.family.merge_size**2
+        with torch.no_grad():
+            features = self.rollout.model.encode_images(pixels, grids)
+        return list(features.split([int(s.image_grid_thw.prod(-1).sum()) // merge for s in samples]))
 
     def _targets(self, row: Row, scored: Scored, features: torch.Tensor | None) -> RowTargets:
         """The row's responses' advantages and phi, and the reference's log-probs."""
@@ -170,4 +185,5 @@ class GrpoStep:
                 yield output.loss
             else:  # another rank has more rows: take part with weight 0
                 nothing = RowTargets(*torch.zeros(2, 1, device=self.model.device))
-                yield self.engine(self.spare, grpo_head(self.spare, nothing, 1.0, self.loss)).loss * 0.0
+                head = grpo_head(self.spare, nothing, 1.0, self.loss)
+                yield self.engine(self.spare, head, self.spare_features).loss * 0.0

@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 
 def reduce_metrics(
-    scored: Scored, rows: Sequence[Row], outputs: Sequence[GrpoOutput], config: Config
+    scored: Scored, rows: Sequence[Row], outputs: Sequence[Sequence[GrpoOutput]], config: Config
 ) -> dict[str, float]:
-    """The step's metrics over all ranks, from this rank's part; one collective."""
+    """The step's metrics over all ranks, from this rank's part; one collective.
+
+    `outputs`: of each iteration, of each row.
+    """
     total = scored.scores.total
     lengths = [len(c.token_ids) for group in scored.completions for c in group]
     clipped = [c.finish == "length" for group in scored.completions for c in group]
@@ -42,10 +45,12 @@ def reduce_metrics(
         "bad_records": float(len(scored.bad)),
     }
     sums |= {f"rewards/{name}": float(part.sum()) for name, part in scored.scores.parts.items()}
-    vector = combine_metrics(*(o.metrics for o in outputs)).tolist() if outputs else [0.0] * len(METRICS)
+    vector = (
+        combine_metrics(*(o.metrics for rows_ in outputs for o in rows_)).tolist() if rows else [0.0] * len(METRICS)
+    )
     sums |= {f"kernel/{name}": x for name, x in zip(METRICS[:NUM_SUMS], vector, strict=False)}
     maxima = {f"kernel/{name}": x for name, x in zip(METRICS[NUM_SUMS:], vector[NUM_SUMS:], strict=True)}
-    maxima["gap"] = logprob_gap(scored, rows, outputs)
+    maxima["gap"] = logprob_gap(scored, rows, outputs[0])
     all_ = distributed.reduce_floats(sums, maxima)
     prompts, responses = max(all_["prompts"], 1.0), max(all_["responses"], 1.0)
     metrics = summarize(torch.tensor([all_[f"kernel/{name}"] for name in METRICS]))

@@ -40,8 +40,9 @@ def run_stage(
     total = total_steps(stage, config, len(inputs.records[stage]))
     last = min(total, config.run.max_steps or total)
     model = PackedModel(load_policy(config, inputs.processor, start, device)).train()
-    sampler = plain_copy(model, config.deepspeed.zero_stage)
-    engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total)
+    sampler = plain_copy(model, config.deepspeed.zero_stage) if stage == "grpo" else model
+    updates = 1 if stage == "sft" else config.grpo.num_iterations  # optimizer steps of one step of the loader
+    engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total * updates)
     declare_head(model, config.deepspeed.zero_stage)
     first = resume(stage, config, run_dir, engine)
     bad = BadRecords(config.data.max_bad_fraction)
