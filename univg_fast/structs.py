@@ -25,7 +25,7 @@ class Record:
     """
 
     uid: str
-    source: str  # "path:line" (or "path[index]" in a JSON list): where a person finds it
+    source: str  # "path:line", and [index] where a line holds several: where a person finds it
     images: tuple[str, ...]  # absolute paths
     question: str
     box: Box | None = None

@@ -66,3 +66,18 @@ def test_the_written_report(folder, tmp_path):
     content = json.loads((tmp_path / "data_report.json").read_text())["grpo"]
     assert content["good"] == 3 and content["kinds"] == {"box": 1, "json": 1}
     assert content["bad"][1]["source"] == f"{path}:4" and content["bad_fraction"] == 0.4
+
+
+def test_a_record_without_what_its_stage_needs_is_bad(folder):
+    path = folder.jsonl(folder.stage2(), folder.stage2())
+    records, report = scan([path], needs="response")
+    assert not records and report.kinds == {"schema": 2}
+    assert f"{path}:2: expected a response" in report.bad[1].message
+
+
+def test_records_on_one_line_and_files_of_one_name_have_ids_of_their_own(folder):
+    rows = [folder.stage2() for _ in range(3)]
+    path = folder.write("rows.json", json.dumps(rows))
+    records, _ = scan([path, path])
+    assert len({record.uid for record in records}) == 6
+    assert [record.source for record in records[:3]] == [f"{path}:1[{i}]" for i in range(3)]

@@ -8,6 +8,7 @@ Stage 1 (sharegpt): {"id", "images", "conversations": [{"from": "human", "value"
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,12 @@ def read_records(path: str | Path, image_root: str | Path | None = None) -> tupl
     """
     path = Path(path)
     root = Path(image_root) if image_root is not None else path.parent
-    entries = [_entry(row, path, root) for row in read_rows(path)]
+    rows = list(read_rows(path))
+    on_line = Counter(row[0] for row in rows if isinstance(row, tuple))
+    entries = []
+    for index, row in enumerate(rows):  # a list written on one line: only the index tells its elements apart
+        mark = f"[{index}]" if isinstance(row, tuple) and on_line[row[0]] > 1 else ""
+        entries.append(_entry(row, path, root, mark))
     problems = probe_all(image for entry in entries if isinstance(entry, Record) for image in entry.images)
     records: list[Record] = []
     bad: list[BadRecord] = []
@@ -48,13 +54,13 @@ def read_records(path: str | Path, image_root: str | Path | None = None) -> tupl
     return records, bad
 
 
-def _entry(row: tuple[int, Any] | BadRecord, path: Path, root: Path) -> Record | BadRecord:
+def _entry(row: tuple[int, Any] | BadRecord, path: Path, root: Path, mark: str) -> Record | BadRecord:
     if isinstance(row, BadRecord):
         return row
     line, value = row
-    source = f"{path}:{line}"
+    source = f"{path}:{line}{mark}"
     try:
-        return parse_record(value, source, root, f"{path.stem}:{line}")
+        return parse_record(value, source, root, f"{path.stem}:{line}{mark}")
     except Refused as error:
         return error.bad_record(source)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from univg_fast.structs import BadRecord, Record
@@ -41,17 +41,29 @@ class Report:
         return f"{self.good} records of {len(self.tasks)} tasks from {len(self.files)} files, {skipped}"
 
 
-def scan(paths: Sequence[str | Path], image_root: str | Path | None = None) -> tuple[list[Record], Report]:
+def scan(
+    paths: Sequence[str | Path], image_root: str | Path | None = None, needs: str | None = None
+) -> tuple[list[Record], Report]:
     """Read all files. The same files give the same result on every rank; nothing depends on rank or time.
 
+    A record without `needs` ("box" or "response") is bad here, and not at the step that would use it. Ids are unique:
+    one that came before gets "@" and a number.
     ValueError for a missing file only: `require` says whether the report is good enough to train on.
     """
     records: list[Record] = []
     bad: list[BadRecord] = []
     files: dict[str, int] = {}
+    seen: Counter[str] = Counter()
     for path in paths:
         good_here, bad_here = read_records(path, image_root)
-        records += good_here
+        for record in good_here:
+            if needs is not None and getattr(record, needs) is None:
+                problem = f"{record.source}: expected a {needs}, which this stage needs; the record has none"
+                bad.append(BadRecord(record.source, "schema", problem))
+                continue
+            seen[record.uid] += 1
+            again = seen[record.uid] > 1
+            records.append(replace(record, uid=f"{record.uid}@{seen[record.uid]}") if again else record)
         bad += bad_here
         files[str(path)] = len(good_here) + len(bad_here)
     tasks = dict(sorted(Counter(record.task for record in records).items()))

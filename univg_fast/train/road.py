@@ -16,6 +16,7 @@ from univg_fast.model import PackedModel
 from univg_fast.report import write_report
 from univg_fast.train.environment import describe
 from univg_fast.train.metrics import console, eval_progress
+from univg_fast.train.previous import settle
 from univg_fast.train.setup import Inputs, load_policy, prepare
 from univg_fast.train.stage import run_stage
 
@@ -26,8 +27,8 @@ def main(config: Config) -> None:
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
     torch.manual_seed(config.run.seed)
     run_dir = Path(config.run.dir)
+    distributed.all_or_none("run.dir", lambda: settle(config, run_dir) if distributed.is_main() else None)
     if distributed.is_main():
-        run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(to_yaml(config))
         (run_dir / "env.json").write_text(json.dumps(describe(), indent=1) + "\n")
         print(to_yaml(config), flush=True)

@@ -23,6 +23,7 @@ from univg_fast.model.load import CONFIGS, builtin_configs, check_path
 from univg_fast.rewards import check_terms
 from univg_fast.structs import Record, Sample
 
+NEEDS = {"sft": "response", "grpo": "box", "eval": "box"}  # what a record of each use must have
 TOLD = 20  # bad records of a use that the console names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -50,7 +51,7 @@ def prepare(config: Config, run_dir: Path) -> Inputs:
     for stage in config.stages:
         if not files[stage]:
             raise ValueError(f"data.{stage}: expected at least one file for stage {stage}, got none")
-    found = {use: scan(paths, config.data.image_root) for use, paths in files.items() if paths}
+    found = {use: scan(paths, config.data.image_root, NEEDS[use]) for use, paths in files.items() if paths}
     if distributed.is_main():  # before anything is refused: the report says what to repair
         write_report(run_dir / "data_report.json", {use: report for use, (_, report) in found.items()})
         for use, (_, report) in found.items():

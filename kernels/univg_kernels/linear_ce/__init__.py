@@ -21,7 +21,8 @@ def linear_ce(
     """Cross entropy of hidden @ weight.T + bias, loss = sum_t row_weight_t · (-log p(token_t)).
 
     The gradients are made in the forward pass, chunk by chunk: three products, never the logits [N, V]; rows of
-    weight 0 are left out of the two backward products. The first backward pass hands the gradients over; a second
+    weight 0 are left out of the two backward products (on the CPU; not yet on CUDA).
+    The first backward pass hands the gradients over; a second
     one through the same result raises RuntimeError.
 
     Args:

@@ -32,7 +32,8 @@ def linear_grpo_loss(
     """`grpo_loss` of hidden @ weight.T + bias, never holding the logits [N, V].
 
     The gradients are made in the forward pass, chunk by chunk: three products; rows without a gradient (masked,
-    clipped, zero advantage without KL) are left out of the two backward ones. No weight gradient is made for a
+    clipped, zero advantage without KL) are left out of the two
+    backward ones (on the CPU; not yet on CUDA). No weight gradient is made for a
     weight that does not require one, and none at all under torch.no_grad(). The first backward pass hands the
     gradients over; a second one through the same result raises RuntimeError.
 
