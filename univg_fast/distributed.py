@@ -170,17 +170,11 @@ def _fail(error: Exception) -> NoReturn:
     if first is not None and not first.startswith(mine + ":"):
         same = first.endswith(f": {type(error).__name__}: {error}")  # all ranks refuse the same thing
         _leave("" if same else f"{mine} stops because another rank failed first: {first}", is_culprit=False)
-    if isinstance(error, ValueError) and _refused_by_us(error):
+    if isinstance(error, ValueError):
         # before the group exists the ranks cannot agree on who speaks
         _leave(f"error: {error}" if dist.is_initialized() or os.environ.get("RANK", "0") == "0" else "")
     traceback.print_exception(error)
     _leave(f"{mine} failed: {type(error).__name__}: {error}")
-
-
-def _refused_by_us(error: Exception) -> bool:
-    """Whether this project's own code raised it: a user's mistake, which a traceback would only hide."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and any(name in frames[-1].filename for name in ("univg_fast", "univg_kernels"))
 
 
 def _leave(last_words: str, is_culprit: bool = True) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def prepare(config: Config, run_dir: Path) -> Inputs:
         if not files[stage]:
             raise ValueError(f"data.{stage}: expected at least one file for stage {stage}, got none")
     found = {use: scan(paths, config.data.image_root, NEEDS[use]) for use, paths in files.items() if paths}
+    agree([record.source for records, _ in found.values() for record in records])
     if distributed.is_main():  # before anything is refused: the report says what to repair
         write_report(run_dir / "data_report.json", {use: report for use, (_, report) in found.items()})
         for use, (_, report) in found.items():
@@ -60,6 +62,14 @@ def prepare(config: Config, run_dir: Path) -> Inputs:
         require(report, config.data.max_bad_fraction)
     records = {use: found[use][0] if use in found else [] for use in files}
     return Inputs(records, make_run_processor(config, records))
+
+
+def agree(sources: list[str]) -> None:
+    """RankError unless every rank read the same records: they would train on different batches, and one would hang."""
+    found = distributed.gather_objects((len(sources), hashlib.sha256("\n".join(sources).encode()).hexdigest()))
+    if len(set(found)) > 1:
+        counts = ", ".join(f"rank {rank}: {count}" for rank, (count, _) in enumerate(found))
+        raise distributed.RankError(f"data: the ranks read different records ({counts}); do all see the same files?")
 
 
 def tell(use: str, report: Report) -> None:
