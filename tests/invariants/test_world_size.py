@@ -20,7 +20,7 @@ def one_rank(trainer: Callable[..., Any], warm: Path, tmp_path_factory: pytest.T
     return run(trainer, warm, tmp_path_factory.mktemp("one"), ranks=1, zero_stage=0)
 
 
-# AdamW's first steps are nearly the sign of a gradient: the rounding of tiny ones becomes steps, and those other samples.
+# AdamW's first steps are nearly the sign of a gradient: the rounding of tiny ones becomes steps, then other samples.
 # With this epsilon a step is proportional to its gradient, and equal runs stay equal.
 SMOOTH = {"sft__adam_epsilon": "1e-3", "grpo__adam_epsilon": "1e-3", "grpo__learning_rate": "1e-3"}
 
