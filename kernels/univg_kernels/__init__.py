@@ -4,7 +4,7 @@ Every op has one door here and up to three faces behind it (`reference`, `cpp`, 
 """
 
 from ._dispatch import Backend, resolve
-from ._rows import GroupAdvantage, GrpoOutput
+from ._rows import GroupAdvantage, GrpoOutput, RowArguments
 from .box_iou import box_iou
 from .config import GrpoConfig
 from .difficulty_weight import difficulty_weight
@@ -23,6 +23,7 @@ __all__ = [
     "GroupAdvantage",
     "GrpoConfig",
     "GrpoOutput",
+    "RowArguments",
     "box_iou",
     "combine_metrics",
     "difficulty_weight",

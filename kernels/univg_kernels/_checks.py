@@ -81,11 +81,14 @@ def check_logits(op: str, logits: object) -> Tensor:
     return z
 
 
-def check_linear(op: str, hidden: object, weight: object, bias: object) -> tuple[Tensor, Tensor, Tensor | None]:
-    h = check_tensor(op, "hidden", hidden, (None, None), FLOATS, remedy="pick the scored rows first: [N, H]")
+def check_linear(
+    op: str, hidden: object, weight: object, bias: object, prefix: str = ""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`prefix` names the arguments of a second head."""
+    h = check_tensor(op, f"{prefix}hidden", hidden, (None, None), FLOATS, remedy="pick the scored rows first: [N, H]")
     w = check_tensor(
         op,
-        "weight",
+        f"{prefix}weight",
         weight,
         (None, h.shape[1]),
         (h.dtype,),
@@ -94,11 +97,23 @@ def check_linear(op: str, hidden: object, weight: object, bias: object) -> tuple
     )
     if w.shape[0] == 0:
         raise ValueError(
-            f"{op}: weight must have at least one row, got {list(w.shape)}; under ZeRO-3 gather it first "
+            f"{op}: {prefix}weight must have at least one row, got {list(w.shape)}; under ZeRO-3 gather it first "
             "with deepspeed.zero.GatheredParameters"
         )
-    b = None if bias is None else check_tensor(op, "bias", bias, (w.shape[0],), (h.dtype,), h.device)
+    b = None if bias is None else check_tensor(op, f"{prefix}bias", bias, (w.shape[0],), (h.dtype,), h.device)
     return h, w, b
+
+
+def check_weight_grad(op: str, weight_grad: object, weight: Tensor) -> None:
+    if weight_grad is None:
+        return
+    dtypes = tuple({weight.dtype, torch.float32} if weight.dtype.itemsize < 8 else {weight.dtype})
+    g = check_tensor(op, "weight_grad", weight_grad, tuple(weight.shape), dtypes, weight.device)
+    if g.requires_grad or not g.is_contiguous():
+        raise ValueError(
+            f"{op}: weight_grad must be a contiguous buffer that requires no gradient, got strides {list(g.stride())} "
+            f"and requires_grad={g.requires_grad}; make it with torch.zeros_like(weight, dtype=torch.float32)"
+        )
 
 
 def check_positive(op: str, name: str, value: float) -> float:

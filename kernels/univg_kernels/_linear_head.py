@@ -6,7 +6,7 @@ The one loop of `linear_grpo_loss`, `linear_ce` and `linear_logprob`; what a row
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,43 @@ from torch import Tensor
 RowHead = Callable[[Tensor, int, int], Tensor | None]
 """(logits [stop - start, V], start, stop): score these rows. Where gradients are wanted, overwrite the logits with
 d loss/d logits (zeros for a row without one) and return which rows have one, bool [stop - start], or None for all."""
+
+
+class ReferenceHead(NamedTuple):
+    """The reference policy, not differentiated: hidden [N, H'], weight [V, H'], bias [V] or None."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+class LinearPolicy(NamedTuple):
+    """The checked inputs of `linear_grpo_loss`: hidden [N, H], weight [V, H], bias [V] or None, token_ids [N]."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    token_ids: Tensor
+    reference: ReferenceHead | None
+    weight_grad: Tensor | None  # [V, H]: takes the weight's gradient
+
+
+class _IntoWeightGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, weight_grad: Tensor) -> Tensor:
+        ctx.weight_grad = weight_grad
+        return weight.view_as(weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        ctx.weight_grad.add_(grad)
+        return None, None
+
+
+def into_weight_grad(weight: Tensor, weight_grad: Tensor | None) -> Tensor:
+    """`weight`, whose gradient is added to `weight_grad` where that is given. For the reference faces."""
+    return weight if weight_grad is None else _IntoWeightGrad.apply(weight, weight_grad)
 
 
 class LinearGrads(NamedTuple):

@@ -5,14 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_SUMS = ("num_tokens", "kl_sum", "entropy_sum", "clip_low_sum", "clip_high_sum", "ratio_sum")
-_MAXIMA = ("ratio_max", "logp_diff_max")
+_SUMS = (
+    "num_tokens",
+    "kl_sum",
+    "entropy_sum",
+    "clip_low_sum",
+    "clip_high_sum",
+    "ratio_sum",
+    "sampling_ratio_sum",
+    "dropped_sum",
+)
+_MAXIMA = ("ratio_max", "logp_diff_max", "sampling_ratio_max", "sampling_logp_diff_max")
 METRICS: tuple[str, ...] = _SUMS + _MAXIMA
 """Names of the entries of `GrpoOutput.metrics`, all over rows where the mask is True.
 
-num_tokens: rows · kl_sum: k3 · entropy_sum: nats · clip_low_sum, clip_high_sum: rows whose clip took effect
-(ratio < 1 - epsilon_low with A < 0; ratio > 1 + epsilon_high with A > 0) · ratio_sum, ratio_max: exp(logp - old_logp) ·
-logp_diff_max: max |logp - old_logp|. Maxima are 0 when there is no row.
+num_tokens: rows · kl_sum: the KL term before beta and the importance ratio · entropy_sum: nats · clip_low_sum,
+clip_high_sum: rows whose clip took effect (ratio below its bound with A < 0, above it with A > 0; 0 for losses without a
+clip) · ratio_sum, ratio_max: exp(log-ratio) at its level · logp_diff_max: max |logp - old_logp| · sampling_ratio_sum,
+sampling_ratio_max: the importance ratio that weighs the policy term, 1 where there is none · dropped_sum: rows whose
+policy term a mask removed (importance ratio 0, off-policy, low entropy) · sampling_logp_diff_max:
+max |old_logp - sampling_logp|. Maxima are 0 when there is no row.
 """
 NUM_SUMS = len(_SUMS)
 
@@ -37,4 +49,8 @@ def summarize(metrics: Tensor) -> dict[str, float]:
         "importance_sampling_ratio/mean": m["ratio_sum"] / n,
         "importance_sampling_ratio/max": m["ratio_max"],
         "sampling/logp_difference/max": m["logp_diff_max"],
+        "sampling/importance_sampling_ratio/mean": m["sampling_ratio_sum"] / n,
+        "sampling/importance_sampling_ratio/max": m["sampling_ratio_max"],
+        "sampling/sampling_logp_difference/max": m["sampling_logp_diff_max"],
+        "dropped_ratio": m["dropped_sum"] / n,
     }

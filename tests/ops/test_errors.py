@@ -52,7 +52,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (dict(old_logp=torch.zeros(B)), r"old_logp must be of shape \[6\], got \[3\]; one value per row"),
     (dict(ref_logp=torch.zeros(N, dtype=torch.int64)), "ref_logp must be float64"),
     (dict(mask=torch.ones(N)), "mask must be bool, got float32"),
-    (dict(num_responses=0), "num_responses must be a finite number > 0, got 0"),
+    (dict(denominator=0), "denominator must be a finite number > 0, got 0"),
     (dict(backend="cuda"), "backend must be one of 'auto', 'triton', 'cpp', 'reference', got 'cuda'"),
 ]
 

@@ -26,7 +26,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(case, op: str, config: uk.GrpoConfig, backend: str) -> tuple[uk.GrpoOutput, tuple[Tensor, ...]]:
     inputs, kwargs = case.arguments(op)
     named = dict(zip(NAMES[op], inputs, strict=True))
-    out = getattr(uk, op)(**named, config=config, num_responses=3.5, backend=backend, **kwargs)
+    out = getattr(uk, op)(**named, config=config, denominator=3.5, backend=backend, **kwargs)
     # A power of two scales a half-precision gradient without a second rounding.
     return out, torch.autograd.grad(out.loss * 2.0, inputs)
 
@@ -183,12 +183,12 @@ def test_result_does_not_depend_on_the_number_of_threads(make_case) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_num_responses_may_lie_on_the_device(make_case, backend: uk.Backend) -> None:
+def test_denominator_may_lie_on_the_device(make_case, backend: uk.Backend) -> None:
     """A count summed over ranks is a tensor: no copy to the host is asked for."""
     case = make_case(seed=14)
     (logits,), kwargs = case.arguments("grpo_loss")
     number, tensor = (
-        uk.grpo_loss(logits, backend=backend, num_responses=n, **kwargs).loss for n in (7, torch.tensor(7))
+        uk.grpo_loss(logits, backend=backend, denominator=n, **kwargs).loss for n in (7, torch.tensor(7))
     )
     default = uk.grpo_loss(logits, backend=backend, **kwargs).loss
     torch.testing.assert_close(number, tensor)

@@ -99,7 +99,7 @@ def test_micro_batches_add_up(p: dict[str, Any], seed: int) -> None:
         per_token = {k: rows[k][t] for k in ("old_logp", "ref_logp", "mask") if k in rows}
         per_response = {k: v[first:last] for k, v in factors.items()}
         out = uk.grpo_loss(
-            z, p["token_ids"][t], cu[first : last + 1] - cu[first], num_responses=max(b, 1), inplace=False,
+            z, p["token_ids"][t], cu[first : last + 1] - cu[first], denominator=max(b, 1), inplace=False,
             config=p["config"], **per_token, **per_response,
         )  # fmt: skip
         return out, torch.autograd.grad(out.loss, z)[0]

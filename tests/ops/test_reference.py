@@ -77,7 +77,7 @@ def written_out(case, config: uk.GrpoConfig, logits: Tensor, num_responses: floa
 def test_loss_and_gradient_equal_the_formula(make_case, config: uk.GrpoConfig, options: dict) -> None:
     case = make_case(seed=3, temperature=config.temperature, **options)
     (logits,), kwargs = case.arguments("grpo_loss")
-    out = uk.grpo_loss(logits, config=config, num_responses=11.0, backend="reference", **kwargs)
+    out = uk.grpo_loss(logits, config=config, denominator=11.0, backend="reference", **kwargs)
     (grad,) = torch.autograd.grad(out.loss, logits)
     same = logits.detach().clone().requires_grad_()
     want = written_out(case, config, same, 11.0)

@@ -67,7 +67,7 @@ def run(case: Any, op: str, config: uk.GrpoConfig, backend: uk.Backend) -> tuple
     named = dict(zip(NAMES[op], inputs, strict=True))
     if op == "policy_loss":
         kwargs["entropy"] = inputs[0].detach() * -2
-    out = getattr(uk, op)(**named, config=config, num_responses=3.5, backend=backend, **kwargs)
+    out = getattr(uk, op)(**named, config=config, denominator=3.5, backend=backend, **kwargs)
     return out, torch.autograd.grad(out.loss * 2.0, inputs)
 
 

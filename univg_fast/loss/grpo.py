@@ -34,7 +34,7 @@ def grpo_head(row: Row, targets: RowTargets, num_responses: float, config: GrpoC
             phi=targets.phi,
             old_logp=targets.old_logp,
             ref_logp=targets.ref_logp,
-            num_responses=num_responses,
+            denominator=num_responses,
             config=config,
         )
 

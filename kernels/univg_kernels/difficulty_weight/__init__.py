@@ -7,7 +7,7 @@ from torch import Tensor
 from .._checks import FLOATS, check_positive, check_tensor
 from .._dispatch import Backend, face
 from .._rows import math_dtype
-from ..config import SUPPORTED, check_choice
+from ..config import CHOICES, check_choice
 
 
 def difficulty_weight(
@@ -26,7 +26,7 @@ def difficulty_weight(
     Source: UniVG-R1, https://github.com/AMAP-ML/UniVG-R1 (the normalisation is ours).
     """
     m = check_tensor("difficulty_weight", "miou", miou, (None,), FLOATS)
-    check_choice("difficulty_weight", "kind", kind, SUPPORTED["difficulty"])
+    check_choice("difficulty_weight", "kind", kind, CHOICES["difficulty"])
     check_positive("difficulty_weight", "power", power)
     impl = face("difficulty_weight", m.device, backend)
     return impl.difficulty_weight(m.detach().to(math_dtype(m)), kind, float(power), normalize)

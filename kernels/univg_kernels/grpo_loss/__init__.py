@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from .._checks import check_ids, check_logits
 from .._dispatch import Backend, face
-from .._rows import GrpoOutput, check_rows
+from .._rows import GrpoOutput, RowArguments, check_rows
+from .._softmax import check_vocab
 from ..config import GrpoConfig
 
 
@@ -16,55 +19,40 @@ def grpo_loss(
     token_ids: Tensor,
     cu_seqlens: Tensor,
     *,
-    rewards: Tensor | None = None,
-    accuracy: Tensor | None = None,
-    cu_groups: Tensor | None = None,
-    advantages: Tensor | None = None,
-    phi: Tensor | None = None,
-    old_logp: Tensor | None = None,
-    ref_logp: Tensor | None = None,
-    mask: Tensor | None = None,
-    num_responses: float | Tensor | None = None,
     config: GrpoConfig | None = None,
     inplace: bool = True,
     backend: Backend = "auto",
+    **rows: Unpack[RowArguments],
 ) -> GrpoOutput:
-    """The GRPO loss, its metrics and its gradient in one pass over the logits.
+    """A policy loss of the GRPO family, its metrics and its gradient in one pass over the logits.
 
-    L = 1/num_responses · sum_i 1/max(|o_i|, 1) · sum_t mask·(phi_i·policy_t + beta·k3_t),
-    policy_t = -min(ρ·A_i, clip(ρ)·A_i), ρ = exp(logp - old_logp), k3 = exp(d) - d - 1 with d = ref_logp - logp.
-    phi weighs the policy term only, also where it is negative.
+    L = sum_t w_t·(phi_i·gate_t·policy_t + beta·kl_t) - entropy bonus; policy_t and kl_t as config.loss_type and
+    config.kl_estimator have it (docs/losses.md), w_t from mask, aggregation and denominator. phi weighs the policy
+    term only, also where it is negative; gate_t holds the sampler's correction and the masks.
 
     Args:
         logits: [N, V] fp32|bf16|fp16|fp64; row t scores token_ids[t]. token_ids: [N] int32|int64 in [0, V).
-        cu_seqlens: [B+1] int32|int64, offsets of the responses in the rows; responses may be empty.
-        rewards [B], cu_groups [K+1], accuracy [B]: advantages and phi are made here (see `group_advantage`); or
-        advantages [B], phi [B]: given. phi is 1 where neither accuracy nor phi is given.
-        old_logp: [N], of the policy that sampled, at this temperature; None means the present one (ρ = 1).
-        ref_logp: [N]; None, or beta = 0, means no KL term.
-        mask: [N] bool, rows that count, also in |o_i|; None means all. Other rows may hold any logits.
-        num_responses: number or scalar tensor; default B. With the number of the whole global batch, the losses,
-            gradients and metrics of micro-batches and ranks add up to those of the batch.
+        cu_seqlens: [B+1] int32|int64, offsets of the responses in the rows; responses may be empty. May lie on the
+            CPU whatever the logits are on.
+        rows: what they are worth, see `RowArguments`: rewards and cu_groups, or advantages; old_logp, ref_logp, mask, …
         inplace: allow the gradient to be written over the logits, which are then not to be used again; something
             else that differentiates through them, or a second backward pass, raises RuntimeError. Not possible for
             logits that are a leaf which requires a gradient.
     Returns: GrpoOutput(loss scalar, metrics [len(METRICS)], logp [N]), fp32; the loss is fp64 for fp64 logits.
     Raises: ValueError for wrong shapes, dtypes, devices, ids or offsets.
-    Note: extra memory is O(N) in place, one [N, V] tensor otherwise. Deterministic. The gradient is made for an
-        upstream gradient of 1 and multiplied by the real one in the backward pass: in half precision that rounds a
-        second time, unless it is a power of two.
-    Source: DeepSeekMath (arXiv 2402.03300), TRL's `grpo` normalisation, UniVG-R1's phi.
+    Note: extra memory is O(N) in place, one [N, V] tensor otherwise. Deterministic. Losses whose rows depend on each
+        other (sequence level, gmpo, vespo, masks over responses or the batch) read the logits a second time. The
+        gradient is made for an upstream gradient of 1 and multiplied by the real one in the backward pass: in half
+        precision that rounds a second time, unless it is a power of two.
+    Source: DeepSeekMath (arXiv 2402.03300), UniVG-R1's phi; of each loss type: docs/losses.md.
     """
     op, config = "grpo_loss", config or GrpoConfig()
     z = check_logits(op, logits)
-    ids = check_ids(op, token_ids, z.shape[0], z.shape[1], z.device)
-    rows = check_rows(
-        op, z.shape[0], z.device, config, cu_seqlens, rewards, accuracy, cu_groups, advantages, phi,
-        old_logp, ref_logp, mask, num_responses,
-    )  # fmt: skip
+    ids = check_ids(op, token_ids, z.shape[0], check_vocab(op, config.vocab_size, z.shape[1]), z.device)
+    checked = check_rows(op, z.shape[0], z.device, config, cu_seqlens, dict(rows))
     if inplace and z.is_leaf and z.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{op}: logits must not be a leaf that requires a gradient when inplace=True, got a leaf; "
             "its gradient would be written over it: pass inplace=False"
         )
-    return face(op, z.device, backend).grpo_loss(z, ids, rows, config, inplace)
+    return face(op, z.device, backend).grpo_loss(z, ids, checked, config, inplace)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._checks import check_ids, check_linear, check_tensor
+from .._checks import check_ids, check_linear, check_tensor, check_weight_grad
 from .._dispatch import Backend, face
+from .._softmax import check_softmax, check_vocab
 
 
 def linear_ce(
@@ -16,24 +17,31 @@ def linear_ce(
     *,
     row_weight: Tensor,
     bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+    weight_grad: Tensor | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Cross entropy of hidden @ weight.T + bias, loss = sum_t row_weight_t · (-log p(token_t)).
 
     The gradients are made in the forward pass, chunk by chunk: three products, never the logits [N, V]; rows of
-    weight 0 are left out of the two backward products (on the CPU; not yet on CUDA).
-    The first backward pass hands the gradients over; a second
+    weight 0 are left out of the two backward products. The first backward pass hands the gradients over; a second
     one through the same result raises RuntimeError.
 
     Args:
         hidden: [N, H] fp32|bf16|fp16|fp64. weight: [V, H], bias: [V], of hidden's dtype.
         token_ids: [N] int32|int64 in [0, V).
         row_weight: [N] fp32 (or fp64); holds the normaliser, 1 / number of targets for a mean. Not differentiated.
+        logit_scale, softcap, vocab_size: as in `selective_logprob`.
+        weight_grad: as in `linear_grpo_loss`.
     Returns: (loss scalar, logp [N] detached), fp32 (fp64 for fp64 input).
     Raises: ValueError for wrong shapes, dtypes, devices or ids.
     """
     op = "linear_ce"
     h, w, b = check_linear(op, hidden, weight, bias)
-    ids = check_ids(op, token_ids, h.shape[0], w.shape[0], h.device)
+    ids = check_ids(op, token_ids, h.shape[0], check_vocab(op, vocab_size, w.shape[0]), h.device)
     rw = check_tensor(op, "row_weight", row_weight, (h.shape[0],), (torch.float32, torch.float64), h.device)
-    return face(op, h.device, backend).linear_ce(h, w, b, ids, rw.detach())
+    softmax = check_softmax(op, 1.0, logit_scale, softcap, vocab_size)
+    check_weight_grad(op, weight_grad, w)
+    return face(op, h.device, backend).linear_ce(h, w, b, ids, rw.detach(), softmax, weight_grad)

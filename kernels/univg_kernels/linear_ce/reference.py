@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._linear_head import into_weight_grad
+from .._softmax import SoftmaxSpec
 from ..linear_logprob.reference import linear_logprob
 
 
 def linear_ce(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, row_weight: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    row_weight: Tensor,
+    softmax: SoftmaxSpec,
+    weight_grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    logp, _ = linear_logprob(hidden, weight, bias, token_ids, 1.0)
+    logp, _ = linear_logprob(hidden, into_weight_grad(weight, weight_grad), bias, token_ids, softmax)
     counted = torch.where(row_weight != 0, row_weight.to(logp.dtype) * logp, 0.0)  # 0·(-inf) = 0
     return -counted.sum(), logp.detach()

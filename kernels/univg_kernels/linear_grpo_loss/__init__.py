@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 
-from .._checks import check_ids, check_linear
+from .._checks import check_ids, check_linear, check_weight_grad
 from .._dispatch import Backend, face
-from .._rows import GrpoOutput, check_rows
+from .._linear_head import LinearPolicy, ReferenceHead
+from .._rows import GrpoOutput, RowArguments, check_rows
+from .._softmax import check_vocab
 from ..config import GrpoConfig
 
 
@@ -16,40 +20,53 @@ def linear_grpo_loss(
     token_ids: Tensor,
     cu_seqlens: Tensor,
     *,
-    rewards: Tensor | None = None,
-    accuracy: Tensor | None = None,
-    cu_groups: Tensor | None = None,
-    advantages: Tensor | None = None,
-    phi: Tensor | None = None,
-    old_logp: Tensor | None = None,
-    ref_logp: Tensor | None = None,
-    mask: Tensor | None = None,
-    num_responses: float | Tensor | None = None,
-    config: GrpoConfig | None = None,
     bias: Tensor | None = None,
+    ref_hidden: Tensor | None = None,
+    ref_weight: Tensor | None = None,
+    ref_bias: Tensor | None = None,
+    weight_grad: Tensor | None = None,
+    config: GrpoConfig | None = None,
     backend: Backend = "auto",
+    **rows: Unpack[RowArguments],
 ) -> GrpoOutput:
     """`grpo_loss` of hidden @ weight.T + bias, never holding the logits [N, V].
 
-    The gradients are made in the forward pass, chunk by chunk: three products; rows without a gradient (masked,
-    clipped, zero advantage without KL) are left out of the two
-    backward ones (on the CPU; not yet on CUDA). No weight gradient is made for a
-    weight that does not require one, and none at all under torch.no_grad(). The first backward pass hands the
-    gradients over; a second one through the same result raises RuntimeError.
+    The gradients are made in the forward pass, chunk by chunk: three products, and rows without a gradient (masked,
+    clipped, zero advantage without KL) are left out of the two backward ones. Where rows depend on the rest of their
+    response, a chunk holds whole responses (cu_seqlens must be readable by the host: on the CPU); where they depend
+    on the whole batch, or the host does not know the lengths, the logits are made twice: four products, unless all
+    rows fit one chunk. No weight gradient is made for a weight that does not require one, and none at all under
+    torch.no_grad(). The first backward pass hands the gradients over; a second one through the same result raises
+    RuntimeError.
 
     Args:
         hidden: [N, H] fp32|bf16|fp16|fp64, the final hidden states of the scored rows.
         weight: [V, H], bias: [V], of hidden's dtype; under ZeRO-3 gathered.
-        The others: as in `grpo_loss`.
+        token_ids [N], cu_seqlens [B+1], rows: as in `grpo_loss`.
+        ref_hidden: [N, H'], with ref_weight [V, H'] (default: weight) and ref_bias [V]: the reference policy, whose
+            log-probabilities are made in the same pass, one product more, instead of ref_logp.
+        weight_grad: [V, H] fp32 or of weight's dtype: the weight's gradient is added to it in the forward pass, as for
+            an upstream gradient of 1 (scale the loss by denominator instead), and weight itself gets none.
     Returns: GrpoOutput(loss scalar, metrics [len(METRICS)], logp [N]), fp32; the loss is fp64 for fp64 input.
     Raises: ValueError for wrong shapes, dtypes, devices, ids or offsets.
     Note: extra memory is the gradients and one chunk of logits.
     """
     op, config = "linear_grpo_loss", config or GrpoConfig()
     h, w, b = check_linear(op, hidden, weight, bias)
-    ids = check_ids(op, token_ids, h.shape[0], w.shape[0], h.device)
-    rows = check_rows(
-        op, h.shape[0], h.device, config, cu_seqlens, rewards, accuracy, cu_groups, advantages, phi,
-        old_logp, ref_logp, mask, num_responses,
-    )  # fmt: skip
-    return face(op, h.device, backend).linear_grpo_loss(h, w, b, ids, rows, config)
+    ids = check_ids(op, token_ids, h.shape[0], check_vocab(op, config.vocab_size, w.shape[0]), h.device)
+    checked = check_rows(op, h.shape[0], h.device, config, cu_seqlens, dict(rows))
+    reference = None
+    if ref_hidden is not None:
+        if checked.ref_logp is not None:
+            raise ValueError(f"{op}: give either ref_logp or ref_hidden, got both; drop ref_logp")
+        reference = ReferenceHead(*check_linear(op, ref_hidden, w if ref_weight is None else ref_weight, ref_bias, "ref_"))
+        if reference.hidden.shape[0] != h.shape[0] or reference.weight.shape[0] != w.shape[0]:
+            raise ValueError(
+                f"{op}: ref_hidden and ref_weight must have the rows of hidden and weight, {h.shape[0]} and {w.shape[0]}, "
+                f"got {reference.hidden.shape[0]} and {reference.weight.shape[0]}"
+            )
+    elif ref_weight is not None or ref_bias is not None:
+        raise ValueError(f"{op}: ref_weight and ref_bias need ref_hidden [N, H'], got None")
+    check_weight_grad(op, weight_grad, w)
+    policy = LinearPolicy(h, w, b, ids, reference if config.beta else None, weight_grad)
+    return face(op, h.device, backend).linear_grpo_loss(policy, checked, config)

@@ -1,64 +1,134 @@
-"""The row program (the loss table) and its reduction: the specification.
+"""The row program and its reduction: the specification. What a loss type is, table.py knows.
 
-L = sum_t w_t·(phi_t·policy_t + beta·kl_t). A loss type is one entry of POLICY; nothing else knows of loss types.
+L = sum_t w_t·(phi_t·gate_t·policy_t + beta·kl_t) - entropy_coef·sum_t e_t·H_t
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from .._rows import GrpoOutput, PolicyRows, math_dtype, row_terms
+from .._rows import GrpoOutput, PolicyRows, math_dtype, response_factors, row_terms, segment_ids
 from ..config import GrpoConfig
-from ..group_advantage.reference import group_advantage
-
-
-def clipped_surrogate(ratio: Tensor, advantage: Tensor, config: GrpoConfig) -> Tensor:
-    """-min(ρ'·A, clip(ρ, 1 - epsilon_low, 1 + epsilon_high)·A), ρ' = min(ρ, delta)."""
-    bounded = ratio if config.delta is None else ratio.clamp(max=config.delta)
-    clipped = ratio.clamp(1 - config.epsilon_low, 1 + config.epsilon_high)
-    return -torch.minimum(bounded * advantage, clipped * advantage)
-
-
-POLICY = {"grpo": clipped_surrogate}
+from .table import KLS, LOSSES, VESPO_LOWEST, RowState
 
 
 def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
     keep = torch.ones_like(logp, dtype=torch.bool) if rows.mask is None else rows.mask
     dtype = math_dtype(logp)
-    advantages, phi = response_factors(rows, config, dtype)
-    terms = row_terms(rows, advantages, phi, logp.numel(), dtype)
+    advantages, phi = response_factors(rows, config, dtype, _group_factors)
+    terms = row_terms(rows, config, advantages, phi, logp.numel(), dtype, entropy)
+    seq = segment_ids(rows.cu_seqlens, logp.numel())
 
     def kept(x: Tensor) -> Tensor:  # rows that do not count hold anything, even NaN
         return torch.where(keep, x.to(dtype), 0.0)
 
+    def total(x: Tensor) -> Tensor:
+        return x.new_zeros(rows.cu_seqlens.numel() - 1).index_add(0, seq, kept(x))[seq]
+
+    size = total(torch.ones_like(logp, dtype=dtype)).clamp(min=1)
     lp = kept(logp)
+    h = torch.zeros_like(lp) if entropy is None else kept(entropy)
     old = lp.detach() if rows.old_logp is None else kept(rows.old_logp)
-    ratio = torch.exp(lp - old)
-    value = terms.phi * POLICY[config.loss_type](ratio, terms.advantage, config)
+    difference = lp - old
+    ratio = torch.exp(_log_ratio(lp, difference, total(difference) / size, config))
+    importance, log_sum, sampling_difference = _importance(rows, config, old.detach(), kept, total, size, seq)
+    high = torch.ones_like(lp) if terms.entropy_threshold is None else (h >= terms.entropy_threshold).to(dtype)
+    state = RowState(lp, difference, ratio, terms.advantage, importance, log_sum, high, total)
+    gate = _gate(state, config, old.detach() if rows.sampling_logp is None else kept(rows.sampling_logp), size)
+    value = terms.phi * torch.where(gate != 0, gate * LOSSES[config.loss_type].value(state, config), 0.0)
     kl = torch.zeros_like(lp)
     if rows.ref_logp is not None:
-        d = kept(rows.ref_logp) - lp
-        kl = torch.exp(d) - d - 1  # k3
-        value = value + config.beta * kl
-    loss = (terms.weight * value).sum()
+        kl = KLS[config.kl_estimator].value(lp, kept(rows.ref_logp), config)
+        weighted = kl * ratio if config.use_bias_correction_kl else kl
+        value = value + config.beta * (weighted * importance if config.importance_sampling_on_kl else weighted)
+    loss = (terms.weight * torch.where(keep, value, 0.0)).sum()
+    if terms.entropy_weight is not None:
+        loss = loss - (terms.entropy_weight * high * h).sum()
 
     with torch.no_grad():
-        seen = ratio if config.delta is None else ratio.clamp(max=config.delta)
-        low = (seen < 1 - config.epsilon_low) & (terms.advantage < 0)
-        high = (seen > 1 + config.epsilon_high) & (terms.advantage > 0)
-        h = torch.zeros_like(lp) if entropy is None else kept(entropy)
-        sums = [keep, kl, h, low & keep, high & keep, torch.where(keep, ratio, 0.0)]
-        maxima = [torch.where(keep, ratio, 0.0), (lp - old).abs()]
-        metrics = torch.stack([x.sum(dtype=dtype) for x in sums] + [x.amax() if x.numel() else x.sum() for x in maxima])
+        low_clip, high_clip = _clipped(state, config)
+        one = torch.ones_like(lp)
+        sums = [one, kl, h, low_clip, high_clip, ratio, importance, gate == 0]
+        maxima = [ratio, difference.abs(), importance, sampling_difference.abs()]
+        parts = [torch.where(keep, x.to(dtype), 0.0) for x in (*sums, *maxima)]
+        sums, maxima = parts[: len(sums)], parts[len(sums) :]
+        metrics = torch.stack([x.sum() for x in sums] + [x.amax() if x.numel() else x.sum() for x in maxima])
     return GrpoOutput(loss, metrics.float(), lp.detach())
 
 
-def response_factors(rows: PolicyRows, config: GrpoConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """(advantages [B], phi [B] or None) of what the caller gave."""
-    if rows.advantages is not None:
-        return rows.advantages.to(dtype), rows.phi
-    assert rows.rewards is not None and rows.cu_groups is not None  # check_rows
-    accuracy = None if rows.accuracy is None else rows.accuracy.to(dtype)
-    stats = group_advantage(rows.rewards.to(dtype), rows.cu_groups, accuracy, config)
+def _group_factors(
+    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
+) -> tuple[Tensor, Tensor]:
+    from ..group_advantage.reference import group_advantage
+
+    stats = group_advantage(rewards, cu_groups, accuracy, config)
     return stats.advantages, stats.phi
+
+
+def _log_ratio(lp: Tensor, difference: Tensor, mean: Tensor, config: GrpoConfig) -> Tensor:
+    level = config.importance_sampling_level
+    if level == "token":
+        log_ratio = difference
+    elif level == "sequence":
+        log_ratio = mean
+    else:
+        log_ratio = lp - lp.detach() + mean.detach()
+    return log_ratio.clamp(config.log_ratio_min, config.log_ratio_max)
+
+
+def _importance(
+    rows: PolicyRows,
+    config: GrpoConfig,
+    old: Tensor,
+    kept: Callable[[Tensor], Tensor],
+    total: Callable[[Tensor], Tensor],
+    size: Tensor,
+    seq: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(importance ratio, sum of its logarithm over the response, old_logp - sampling_logp), [N], no gradient."""
+    one, zero = torch.ones_like(old), torch.zeros_like(old)
+    difference = zero
+    if rows.sampling_logp is not None:
+        difference = (old - kept(rows.sampling_logp)).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    mode, per_response = config.importance_sampling_mode, False
+    if rows.token_importance_ratio is not None:
+        ratio = torch.where(kept(one) != 0, kept(rows.token_importance_ratio), 1.0)
+    elif rows.importance_ratio is not None:
+        ratio, per_response = rows.importance_ratio.to(old.dtype)[seq], True
+    elif rows.sampling_logp is not None and mode != "none":
+        per_response = mode.startswith("sequence")
+        mean = 1 if config.importance_sampling_aggregation == "sum" else size
+        ratio = torch.exp(total(difference) / mean if per_response else difference)
+        low, high = config.importance_sampling_clip_min, config.importance_sampling_clip_max
+        inside = (ratio >= low) & (ratio <= high)
+        ratio = torch.where(inside, ratio, 0.0) if mode.endswith("mask") else ratio.clamp(low, high)
+    else:
+        return one, zero, difference
+    logarithm = ratio.log().clamp(VESPO_LOWEST, 20)
+    return ratio, logarithm if per_response else total(logarithm), difference
+
+
+def _gate(state: RowState, config: GrpoConfig, sampling: Tensor, size: Tensor) -> Tensor:
+    """The detached factor of the policy term: importance ratio, off-policy mask, entropy mask."""
+    if config.loss_type == "vespo":  # has the ratio in its weight
+        gate = state.high_entropy
+    elif config.loss_type == "gmpo":  # is a geometric mean, of the ratio as well; the mask is in the mean
+        gate = torch.exp(state.total(state.importance.log()) / size)
+    else:
+        gate = state.importance * state.high_entropy
+    if config.off_policy_mask_threshold is not None:
+        drift = state.total((sampling - state.logp.detach()).nan_to_num(nan=0.0)) / size
+        gate = gate * ((state.advantage >= 0) | (drift <= config.off_policy_mask_threshold))
+    return gate
+
+
+def _clipped(state: RowState, config: GrpoConfig) -> tuple[Tensor, Tensor]:
+    """Where the clip took effect: (below with A < 0, above with A > 0)."""
+    low, high = config.clip_bounds
+    seen = state.difference.exp() if config.loss_type == "gmpo" else state.ratio
+    if config.delta is not None and config.loss_type not in ("cispo", "gmpo"):
+        seen = seen.clamp(max=config.delta)
+    return (seen < low) & (state.advantage < 0), (seen > high) & (state.advantage > 0)
