@@ -266,9 +266,7 @@ def _denominator(rows: PolicyRows, config: GrpoConfig, lengths: Tensor) -> float
     return (lengths > 0).sum().clamp(min=1)
 
 
-def _entropy_threshold(
-    rows: PolicyRows, config: GrpoConfig, mask: Tensor, entropy: Tensor | None
-) -> Tensor | None:
+def _entropy_threshold(rows: PolicyRows, config: GrpoConfig, mask: Tensor, entropy: Tensor | None) -> Tensor | None:
     if rows.entropy_threshold is not None:
         return torch.as_tensor(rows.entropy_threshold, dtype=mask.dtype, device=mask.device)
     if config.top_entropy_quantile >= 1:

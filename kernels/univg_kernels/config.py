@@ -39,9 +39,9 @@ RANGES: dict[str, tuple[float, bool, bool]] = {
     "sapo_temperature_pos": (0.0, True, False),
     "sapo_temperature_neg": (0.0, True, False),
     "vespo_k_pos": (0.0, False, False),
-    "vespo_lambda_pos": (0.0, True, False),
+    "vespo_lambda_pos": (1e-4, False, False),
     "vespo_k_neg": (0.0, False, False),
-    "vespo_lambda_neg": (0.0, True, False),
+    "vespo_lambda_neg": (1e-4, False, False),
     "log_ratio_min": (-math.inf, False, False),
     "log_ratio_max": (-math.inf, True, True),
     "beta": (0.0, False, False),
@@ -83,7 +83,7 @@ class GrpoConfig:
 
     The loss (docs/losses.md has each formula, gradient and source)
         loss_type: the row of the loss table. importance_sampling_level: "token", "sequence" (GSPO) or
-            "sequence_token" (GSPO-token); gmpo, vespo and reinforce have their own and take "token".
+            "sequence_token" (GSPO-token). vespo has a ratio of its own beside it; gmpo and reinforce take "token".
         loss_aggregation: what the loss is a mean over, in verl's words; None: as the loss type has it (AGGREGATION).
             "seq-mean-token-sum-norm" divides by max_completion_length.
         count_empty_responses: whether a response without a row that counts counts in a mean over responses.
@@ -98,7 +98,7 @@ class GrpoConfig:
     Entropy: entropy_coef: weight of the bonus, a mean over tokens or (entropy_aggregation="loss") like the loss.
         top_entropy_quantile: only this share of the tokens, those of highest entropy, gets a policy term.
     Sampler and policy: importance_sampling_mode: how exp(old_logp - sampling_logp) corrects the policy term, where
-            sampling_logp is given: cut to [clip_min, clip_max] or dropped outside, per token or per response, there
+            sampling_logp is given: cut to [clip_min, clip_max] or 0 outside, per token or per response, there
             over the sum or the mean of the log-ratios (importance_sampling_aggregation).
         importance_sampling_on_kl: whether it weighs the KL term, too.
         off_policy_mask_threshold: drop the policy term of a response with A < 0 whose mean of
@@ -186,7 +186,7 @@ class GrpoConfig:
                 f"GrpoConfig: loss_type={self.loss_type!r} with loss_aggregation={self.aggregation!r} needs "
                 "max_completion_length, got None; give the longest completion that sampling allows"
             )
-        if self.loss_type in ("gmpo", "vespo", "reinforce") and self.importance_sampling_level != "token":
+        if self.loss_type in ("gmpo", "reinforce") and self.importance_sampling_level != "token":
             raise ValueError(
                 f"GrpoConfig: loss_type={self.loss_type!r} has its own ratio and takes "
                 f"importance_sampling_level='token', got {self.importance_sampling_level!r}"
@@ -211,8 +211,9 @@ class GrpoConfig:
     def like(cls, codebase: str, **settings: Any) -> GrpoConfig:
         """The conventions and the defaults of "trl", "verl", "univg_r1" or "ms_swift", with `settings` on top.
 
-        What these presets equal, option by option, is proved in tests/ops/test_like_*.py against the codebases' own code.
-        Raises ValueError for another name and for settings that the codebase cannot be matched in.
+        What these presets equal, option by option, is proved in tests/ops/test_like_*.py against the codebases' own code;
+        `conventions` names the few things that no setting can match. Raises ValueError for another name and for
+        settings in which the codebase cannot be matched.
         """
         from .conventions import settings_like
 

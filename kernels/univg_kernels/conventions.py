@@ -1,4 +1,10 @@
-"""Where codebases differ in what they call by one name. TRL 1.16, verl 0.9, UniVG-R1's trainer, ms-swift 4.6."""
+"""Where codebases differ in what they call by one name. TRL 1.16, verl 0.9, UniVG-R1's trainer, ms-swift 4.6.
+
+What no setting matches: TRL's gmpo counts an empty response as a loss of -A (a constant, no gradient); verl's gmpo takes
+the mean of KL and entropy over responses that are not empty, and that of the policy term over all; verl and ms-swift bound
+|old_logp - sampling_logp| by 20, verl adds 1e-8 to the length of a response, and both give NaN where we give 0
+(a batch without a token; UniVG-R1 already for one empty response).
+"""
 
 from __future__ import annotations
 
@@ -30,13 +36,19 @@ VERL: dict[str, Any] = {
     "advantage_eps": 1e-6,
     "center_singletons": False,
 }
-UNIVG_R1: dict[str, Any] = {"loss_type": "grpo", "beta": 0.04, "difficulty": "exp"}
+UNIVG_R1: dict[str, Any] = {
+    "loss_type": "grpo",
+    "beta": 0.04,
+    "importance_sampling_mode": "none",
+    "difficulty": "exp",
+}
 MS_SWIFT: dict[str, Any] = {
     "loss_type": "grpo",
     "beta": 0.04,
     "k3_clamp": True,
-    "importance_sampling_mode": "token_truncate",
+    "importance_sampling_mode": "none",
     "importance_sampling_aggregation": "mean",
+    "importance_sampling_clip_max": 2.0,
     "importance_sampling_on_kl": True,
     "difficulty": "none",
 }
@@ -47,24 +59,47 @@ def settings_like(codebase: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Arguments of GrpoConfig: the preset, what follows from the settings there, and the settings."""
     check_choice("GrpoConfig.like", "codebase", codebase, tuple(PRESETS))
     merged = PRESETS[codebase] | settings
+    if codebase == "trl" and merged["loss_type"] == "gmpo":  # its own trainer there, without these
+        return merged | {"epsilon_low": 0.4, "epsilon_high": 0.4, "use_bias_correction_kl": False} | settings
     if codebase == "verl":
-        merged = PRESETS[codebase] | _verl(merged) | settings
-    if codebase == "ms_swift" and merged.get("off_policy_mask_threshold") is not None:
-        raise ValueError(
-            "GrpoConfig.like('ms_swift'): off_policy_mask_threshold must be None, got "
-            f"{merged['off_policy_mask_threshold']!r}; ms-swift takes dropped responses out of its token counts, too: "
-            "give mask and denominator instead"
-        )
+        return PRESETS[codebase] | _verl(merged) | settings
+    if codebase == "ms_swift":
+        _check_ms_swift(merged)
     return merged
 
 
 def _verl(settings: dict[str, Any]) -> dict[str, Any]:
     """verl's policy losses differ in what they clamp and in what they are a mean over."""
-    if settings.get("loss_type") == "gmpo":
-        own = {"loss_aggregation": "seq-mean-token-mean", "count_empty_responses": True, "delta": None}
-        return own | {"log_ratio_min": -math.inf, "log_ratio_max": math.inf}
-    if settings.get("loss_type") == "sapo":
-        return {"loss_aggregation": "seq-mean-token-mean"}
+    loss_type = settings.get("loss_type", "grpo")
+    if loss_type in ("gmpo", "sapo"):
+        own = {"loss_aggregation": "seq-mean-token-mean", "delta": None}
+        if settings["loss_aggregation"] not in (VERL["loss_aggregation"], own["loss_aggregation"]):
+            raise ValueError(
+                f"GrpoConfig.like('verl'): loss_aggregation must be 'seq-mean-token-mean' for {loss_type}, got "
+                f"{settings['loss_aggregation']!r}; verl's policy term has no other there"
+            )
+        bounds = {"log_ratio_min": -math.inf, "log_ratio_max": math.inf, "count_empty_responses": True}
+        return own | (bounds if loss_type == "gmpo" else {})
     if settings.get("importance_sampling_level") == "sequence_token":
         return {"delta": None, "log_ratio_min": -math.inf, "log_ratio_max": 10.0}
+    delta, high = settings["delta"], settings.get("epsilon_high", 0.2)
+    if delta is not None and delta < 1 + high:
+        raise ValueError(
+            f"GrpoConfig.like('verl'): delta (clip_ratio_c) must be at least 1 + epsilon_high = {1 + high}, got {delta}; "
+            "below it verl's dual clip is another function"
+        )
     return {}
+
+
+def _check_ms_swift(settings: dict[str, Any]) -> None:
+    if settings.get("off_policy_mask_threshold") is not None:
+        raise ValueError(
+            "GrpoConfig.like('ms_swift'): off_policy_mask_threshold must be None, got "
+            f"{settings['off_policy_mask_threshold']!r}; ms-swift takes dropped responses out of its token counts, too: "
+            "give mask and denominator instead"
+        )
+    if settings["importance_sampling_mode"] == "sequence_mask":
+        raise ValueError(
+            "GrpoConfig.like('ms_swift'): importance_sampling_mode must not be 'sequence_mask'; ms-swift weighs the "
+            "responses that it keeps by their token ratios: give token_importance_ratio instead"
+        )

@@ -59,7 +59,9 @@ def linear_grpo_loss(
     if ref_hidden is not None:
         if checked.ref_logp is not None:
             raise ValueError(f"{op}: give either ref_logp or ref_hidden, got both; drop ref_logp")
-        reference = ReferenceHead(*check_linear(op, ref_hidden, w if ref_weight is None else ref_weight, ref_bias, "ref_"))
+        reference = ReferenceHead(
+            *check_linear(op, ref_hidden, w if ref_weight is None else ref_weight, ref_bias, "ref_")
+        )
         if reference.hidden.shape[0] != h.shape[0] or reference.weight.shape[0] != w.shape[0]:
             raise ValueError(
                 f"{op}: ref_hidden and ref_weight must have the rows of hidden and weight, {h.shape[0]} and {w.shape[0]}, "
