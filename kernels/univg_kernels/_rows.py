@@ -161,8 +161,8 @@ def check_rows(
     if len(ratios) == 2 or (ratios and rows.sampling_logp is not None and config.importance_sampling_mode != "none"):
         other = "token_importance_ratio" if len(ratios) == 2 else "sampling_logp"
         raise ValueError(
-            f"{op}: give one of importance_ratio, token_importance_ratio and sampling_logp, got {ratios[0]} and {other}; "
-            "for sampling_logp in the off-policy mask only, set importance_sampling_mode='none'"
+            f"{op}: give one of importance_ratio, token_importance_ratio and sampling_logp, got {ratios[0]} and "
+            f"{other}; for sampling_logp in the off-policy mask only, set importance_sampling_mode='none'"
         )
     return rows._replace(ref_logp=None) if config.beta == 0 else rows
 

@@ -93,7 +93,7 @@ class GrpoConfig:
         delta: upper bound of the ratio on the unclipped side (two-sided or dual clip); None for no bound.
         log_ratio_min, log_ratio_max: bounds of the log-ratio; no gradient outside.
         sapo_temperature_pos, sapo_temperature_neg, vespo_k_*, vespo_lambda_*: of these two losses.
-    KL: beta: its weight; 0 removes it. kl_estimator: "k1", "k2", "k3"; with "+" the value of one and the gradient of k2.
+    KL: beta: its weight; 0 removes it. kl_estimator: "k1", "k2", "k3"; with "+" the value of it, the gradient of k2.
         k3_clamp: k3 of a difference within ±20, itself within ±10. use_bias_correction_kl: KL times the ratio.
     Entropy: entropy_coef: weight of the bonus, a mean over tokens or (entropy_aggregation="loss") like the loss.
         top_entropy_quantile: only this share of the tokens, those of highest entropy, gets a policy term.
@@ -211,7 +211,7 @@ class GrpoConfig:
     def like(cls, codebase: str, **settings: Any) -> GrpoConfig:
         """The conventions and the defaults of "trl", "verl", "univg_r1" or "ms_swift", with `settings` on top.
 
-        What these presets equal, option by option, is proved in tests/ops/test_like_*.py against the codebases' own code;
+        What these presets equal, option by option, is proved in tests/ops/test_like_*.py against their own code;
         `conventions` names the few things that no setting can match. Raises ValueError for another name and for
         settings in which the codebase cannot be matched.
         """

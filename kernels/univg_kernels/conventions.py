@@ -1,9 +1,9 @@
 """Where codebases differ in what they call by one name. TRL 1.16, verl 0.9, UniVG-R1's trainer, ms-swift 4.6.
 
-What no setting matches: TRL's gmpo counts an empty response as a loss of -A (a constant, no gradient); verl's gmpo takes
-the mean of KL and entropy over responses that are not empty, and that of the policy term over all; verl and ms-swift bound
-|old_logp - sampling_logp| by 20, verl adds 1e-8 to the length of a response, and both give NaN where we give 0
-(a batch without a token; UniVG-R1 already for one empty response).
+What no setting matches: TRL's gmpo counts an empty response as a loss of -A (a constant, no gradient); verl's gmpo
+takes the mean of KL and entropy over responses that are not empty, and that of the policy term over all; verl and
+ms-swift bound |old_logp - sampling_logp| by 20, verl adds 1e-8 to the length of a response, and both give NaN where we
+give 0 (a batch without a token; UniVG-R1 already for one empty response).
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def _verl(settings: dict[str, Any]) -> dict[str, Any]:
     delta, high = settings["delta"], settings.get("epsilon_high", 0.2)
     if delta is not None and delta < 1 + high:
         raise ValueError(
-            f"GrpoConfig.like('verl'): delta (clip_ratio_c) must be at least 1 + epsilon_high = {1 + high}, got {delta}; "
-            "below it verl's dual clip is another function"
+            f"GrpoConfig.like('verl'): delta (clip_ratio_c) must be at least 1 + epsilon_high = {1 + high}, got {delta};"
+            " below it verl's dual clip is another function"
         )
     return {}
 
@@ -95,7 +95,7 @@ def _check_ms_swift(settings: dict[str, Any]) -> None:
     if settings.get("off_policy_mask_threshold") is not None:
         raise ValueError(
             "GrpoConfig.like('ms_swift'): off_policy_mask_threshold must be None, got "
-            f"{settings['off_policy_mask_threshold']!r}; ms-swift takes dropped responses out of its token counts, too: "
+            f"{settings['off_policy_mask_threshold']!r}; ms-swift takes dropped responses out of its token counts: "
             "give mask and denominator instead"
         )
     if settings["importance_sampling_mode"] == "sequence_mask":

@@ -20,8 +20,8 @@ METRICS: tuple[str, ...] = _SUMS + _MAXIMA
 """Names of the entries of `GrpoOutput.metrics`, all over rows where the mask is True.
 
 num_tokens: rows · kl_sum: the KL term before beta and the importance ratio · entropy_sum: nats · clip_low_sum,
-clip_high_sum: rows whose clip took effect (ratio below its bound with A < 0, above it with A > 0; 0 for losses without a
-clip) · ratio_sum, ratio_max: exp(log-ratio) at its level · logp_diff_max: max |logp - old_logp| · sampling_ratio_sum,
+clip_high_sum: rows whose clip took effect (ratio below its bound with A < 0, above it with A > 0; 0 for losses without
+one) · ratio_sum, ratio_max: exp(log-ratio) at its level · logp_diff_max: max |logp - old_logp| · sampling_ratio_sum,
 sampling_ratio_max: the importance ratio that weighs the policy term, 1 where there is none · dropped_sum: rows whose
 policy term a mask removed (importance ratio 0, off-policy, low entropy) · sampling_logp_diff_max:
 max |old_logp - sampling_logp|. Maxima are 0 when there is no row.

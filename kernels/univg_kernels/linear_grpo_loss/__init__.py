@@ -64,8 +64,8 @@ def linear_grpo_loss(
         )
         if reference.hidden.shape[0] != h.shape[0] or reference.weight.shape[0] != w.shape[0]:
             raise ValueError(
-                f"{op}: ref_hidden and ref_weight must have the rows of hidden and weight, {h.shape[0]} and {w.shape[0]}, "
-                f"got {reference.hidden.shape[0]} and {reference.weight.shape[0]}"
+                f"{op}: ref_hidden and ref_weight must have the rows of hidden and weight, {h.shape[0]} and "
+                f"{w.shape[0]}, got {reference.hidden.shape[0]} and {reference.weight.shape[0]}"
             )
     elif ref_weight is not None or ref_bias is not None:
         raise ValueError(f"{op}: ref_weight and ref_bias need ref_hidden [N, H'], got None")
