@@ -4,7 +4,7 @@ RUN := .venv/bin/python -m
 PIP := DS_BUILD_OPS=0 .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := .venv/.ready
 
-.PHONY: setup demo test lint format bench
+.PHONY: setup demo test lint format bench gpu
 
 setup: $(STAMP)
 
@@ -30,5 +30,13 @@ format: setup
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-bench: setup
-	.venv/bin/python bench/ops.py $(ARGS)
+# the packages that are measured against
+.venv/.bench: $(STAMP)
+	$(PIP) --no-build-isolation -e ".[train,dev,bench]"
+	touch $@
+
+bench: .venv/.bench
+	$(RUN) bench.ops --device cpu $(ARGS)
+
+gpu: .venv/.bench
+	$(RUN) bench.ops --device cuda $(ARGS)

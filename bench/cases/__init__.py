@@ -1,0 +1,16 @@
+"""The table of cases: every op, one file each."""
+
+from __future__ import annotations
+
+from ..shapes import SIZES
+from ..work import Case
+from . import box_iou, groups, grpo_loss, linear_ce, linear_grpo_loss, linear_logprob, policy_loss, selective_logprob
+
+OPS = (
+    grpo_loss, linear_grpo_loss, selective_logprob, linear_logprob, linear_ce, policy_loss, groups, box_iou,
+)  # fmt: skip
+
+
+def all_cases(size: str) -> list[Case]:
+    """Of every op at `size` ("cpu", "cuda", "tiny"), the ones with targets first."""
+    return [case for op in OPS for case in op.cases(SIZES[size])]
