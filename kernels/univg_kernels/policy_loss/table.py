@@ -48,8 +48,13 @@ def cispo(s: RowState, c: GrpoConfig) -> Tensor:
     return -s.ratio.detach().clamp(*c.clip_bounds) * s.advantage * s.logp
 
 
+def _by_sign(good: Tensor, like: Tensor, positive: float, negative: float) -> Tensor:
+    """Not torch.where of two numbers: that is fp32, whatever the rows are."""
+    return torch.full_like(like, negative).masked_fill(good, positive)
+
+
 def sapo(s: RowState, c: GrpoConfig) -> Tensor:
-    tau = torch.where(s.advantage > 0, c.sapo_temperature_pos, c.sapo_temperature_neg)
+    tau = _by_sign(s.advantage > 0, s.advantage, c.sapo_temperature_pos, c.sapo_temperature_neg)
     return -4 / tau * torch.sigmoid(tau * (s.ratio - 1)) * s.advantage
 
 
@@ -59,8 +64,8 @@ VESPO_LOWEST = math.log(1e-8)
 def vespo(s: RowState, c: GrpoConfig) -> Tensor:
     log_w = (s.total(s.difference.detach().clamp(-20, 20)) + s.importance_log_sum).clamp(VESPO_LOWEST, 20)
     good = s.advantage >= 0
-    k = torch.where(good, c.vespo_k_pos, c.vespo_k_neg)
-    lam = torch.where(good, c.vespo_lambda_pos, c.vespo_lambda_neg)
+    k = _by_sign(good, s.advantage, c.vespo_k_pos, c.vespo_k_neg)
+    lam = _by_sign(good, s.advantage, c.vespo_lambda_pos, c.vespo_lambda_neg)
     return -torch.exp(lam + k * log_w - lam * log_w.exp()) * s.advantage * s.logp
 
 
