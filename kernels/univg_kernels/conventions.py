@@ -60,7 +60,8 @@ def settings_like(codebase: str, settings: dict[str, Any]) -> dict[str, Any]:
     check_choice("GrpoConfig.like", "codebase", codebase, tuple(PRESETS))
     merged = PRESETS[codebase] | settings
     if codebase == "trl" and merged["loss_type"] == "gmpo":  # its own trainer there, without these
-        return merged | {"epsilon_low": 0.4, "epsilon_high": 0.4, "use_bias_correction_kl": False} | settings
+        own = {"epsilon_low": 0.4, "epsilon_high": 0.4, "use_bias_correction_kl": False}
+        return merged | own | {"importance_sampling_mode": "none"} | settings
     if codebase == "verl":
         return PRESETS[codebase] | _verl(merged) | settings
     if codebase == "ms_swift":

@@ -95,3 +95,18 @@ def passage(file: str, owner: str, method: str, first: str, last: str, takes: st
                 shell.body = [*block[starts[0] : stops[0] + 1], *shell.body]
                 return _compile([shell], file, names)["passage"]
     raise AssertionError(f"{file}: {owner}.{method} has no statement that begins with {first!r}")
+
+
+def dataclass_defaults(file: str, owner: str) -> dict[str, Any]:
+    """The fields of a dataclass whose default is a literal, plain or in `field(default=…)`."""
+    (whole,) = _pick(_parse(file).body, [owner], file)
+    assert isinstance(whole, ast.ClassDef)
+    found = {}
+    for node in whole.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            value = node.value
+            if isinstance(value, ast.Call):
+                value = next((k.value for k in value.keywords if k.arg == "default"), None)
+            if isinstance(value, (ast.Constant, ast.UnaryOp)):
+                found[node.target.id] = ast.literal_eval(value)
+    return found
