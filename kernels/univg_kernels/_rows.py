@@ -235,7 +235,7 @@ def row_terms(
     else:
         advantage = advantages.to(dtype)[seq]
     advantage = torch.where(mask != 0, advantage, 0.0)
-    threshold = _entropy_threshold(rows, config, mask, entropy)
+    threshold = find_entropy_threshold(rows, config, mask, entropy)
     weight = mask / _denominator(rows, config, lengths)
     if config.aggregation == "seq-mean-token-mean":
         weight = weight / lengths.clamp(min=1)[seq]
@@ -249,7 +249,7 @@ def row_terms(
             counted = mask
             if threshold is not None:
                 assert entropy is not None
-                counted = mask * (torch.where(mask != 0, entropy.detach(), 0.0) >= threshold)
+                counted = mask * (torch.where(mask != 0, entropy.detach().to(dtype), 0.0) >= threshold)
             entropy_weight = mask / counted.sum().clamp(min=1)
         entropy_weight = config.entropy_coef * entropy_weight
     phi_rows = torch.ones_like(mask) if phi is None else phi.to(dtype)[seq]
@@ -266,7 +266,7 @@ def _denominator(rows: PolicyRows, config: GrpoConfig, lengths: Tensor) -> float
     return (lengths > 0).sum().clamp(min=1)
 
 
-def _entropy_threshold(rows: PolicyRows, config: GrpoConfig, mask: Tensor, entropy: Tensor | None) -> Tensor | None:
+def find_entropy_threshold(rows: PolicyRows, config: GrpoConfig, mask: Tensor, entropy: Tensor | None) -> Tensor | None:
     if rows.entropy_threshold is not None:
         return torch.as_tensor(rows.entropy_threshold, dtype=mask.dtype, device=mask.device)
     if config.top_entropy_quantile >= 1:
