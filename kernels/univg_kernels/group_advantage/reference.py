@@ -24,9 +24,9 @@ def group_advantage(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None,
     offset = rewards - shift[group]
     mean_offset = group_sum(offset) / size.clamp(min=1)
     centred = offset - mean_offset[group]
+    std = (group_sum(centred.square()) / (size - 1).clamp(min=1)).sqrt()  # ddof 1; 0 for a group of one
     if not config.center_singletons:
         centred = torch.where(size[group] == 1, rewards, centred)
-    std = (group_sum(centred.square()) / (size - 1).clamp(min=1)).sqrt()  # ddof 1; 0 for a group of one
     mean = torch.where(size > 0, shift + mean_offset, 0.0)
     if config.scale_rewards == "group":
         divisor = std if config.center_singletons else torch.where(size == 1, 1.0, std)
