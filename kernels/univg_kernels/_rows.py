@@ -47,7 +47,8 @@ class RowArguments(TypedDict, total=False):
     mask [N] bool: rows that count, also as |o_i|; None: all. Other rows may hold anything, even NaN.
     denominator: number or scalar tensor, what the sum behind the loss is divided by: responses (for the
         aggregations "seq-…") or tokens ("token-mean"). None: as many as this call has, at least 1. With the number of
-        the whole global batch, losses, gradients and metrics of micro-batches and ranks add up to the batch's.
+        the whole global batch, losses, gradients and metrics of micro-batches and ranks add up to the batch's (but
+        for an entropy bonus with entropy_aggregation="token-mean", which is a mean over this call, as in TRL).
     entropy_threshold: number or scalar tensor, nats: rows below it get no policy term and no bonus. None:
         the quantile 1 - top_entropy_quantile of this call's rows, if that is below 1.
     """

@@ -19,7 +19,7 @@ _MAXIMA = ("ratio_max", "logp_diff_max", "sampling_ratio_max", "sampling_logp_di
 METRICS: tuple[str, ...] = _SUMS + _MAXIMA
 """Names of the entries of `GrpoOutput.metrics`, all over rows where the mask is True.
 
-num_tokens: rows · kl_sum: the KL term before beta and the importance ratio · entropy_sum: nats · clip_low_sum,
+num_tokens: rows · kl_sum: the KL estimator's value, before beta and any ratio · entropy_sum: nats · clip_low_sum,
 clip_high_sum: rows whose clip took effect (ratio below its bound with A < 0, above it with A > 0; 0 for losses without
 one) · ratio_sum, ratio_max: exp(log-ratio) at its level · logp_diff_max: max |logp - old_logp| · sampling_ratio_sum,
 sampling_ratio_max: the importance ratio that weighs the policy term, 1 where there is none · dropped_sum: rows whose

@@ -26,7 +26,7 @@ def group_advantage(
     Args:
         rewards: [B] floating point. accuracy: [B] floating point, 0 to 1 (IoU), or None.
         cu_groups: [K+1] int32|int64, offsets of the groups in the responses.
-        config: scale_rewards, advantage_eps, difficulty, difficulty_power, normalize_difficulty are read.
+        config: scale_rewards, advantage_eps, center_singletons, difficulty, difficulty_power, normalize_difficulty.
     Returns: GroupAdvantage(advantages [B], phi [B], mean [K], std [K], accuracy_mean [K]), fp32
         (fp64 for fp64 rewards). accuracy_mean is 0 without accuracy.
     Raises: ValueError for wrong shapes, dtypes or offsets.
