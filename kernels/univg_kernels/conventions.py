@@ -86,8 +86,8 @@ def _verl(settings: dict[str, Any]) -> dict[str, Any]:
     delta, high = settings["delta"], settings.get("epsilon_high", 0.2)
     if delta is not None and delta < 1 + high:
         raise ValueError(
-            f"GrpoConfig.like('verl'): delta (clip_ratio_c) must be at least 1 + epsilon_high = {1 + high}, got {delta};"
-            " below it verl's dual clip is another function"
+            f"GrpoConfig.like('verl'): delta (clip_ratio_c) must be at least 1 + epsilon_high = {1 + high}, "
+            f"got {delta}; below it verl's dual clip is another function"
         )
     return {}
 

@@ -62,7 +62,7 @@ def hard_cases(far: float = 21.0) -> dict[str, Problem]:
     return {
         "nothing counts": replace(full, mask=torch.zeros_like(full.mask)),
         "no advantage": replace(full, advantages=torch.zeros_like(full.advantages)),
-        "on policy": replace(full, old=full.logp),
+        "on policy": replace(full, old=full.logp, sampling=full.logp + full.sampling - full.old),
     }
 
 

@@ -7,7 +7,6 @@ what a test calls is cut out of the source there, unchanged, and compiled among 
 
 from __future__ import annotations
 
-import __future__
 import ast
 import sys
 from collections.abc import Iterable
@@ -36,7 +35,7 @@ def _compile(body: list[ast.stmt], file: str, names: dict[str, Any]) -> dict[str
     module = ast.fix_missing_locations(ast.Module(body, []))
     space = {"torch": torch} | names
     # Annotations name what the imports would have brought: they stay text.
-    exec(compile(module, str(PEERS / file), "exec", __future__.annotations.compiler_flag), space)
+    exec(compile(module, str(PEERS / file), "exec", annotations.compiler_flag), space)
     return space
 
 
