@@ -1,32 +1,43 @@
 // Every schema of univg_kernels, and nothing else: the ABI on one page. Implementations register beside themselves.
-// [N, V] logits fp64|fp32|bf16|fp16; [N] factors in the dtype of the maths (fp64 for fp64, else fp32); ids int64.
-// A trailing underscore: the logits are overwritten with the gradient of the loss.
+// [N, V] logits fp64|fp32|bf16|fp16; [N] factors in the dtype of the maths (fp64 for fp64, else fp32); ids and offsets
+// int64. scale, cap: x = cap·tanh(z·scale/cap), or z·scale where cap is 0. A trailing underscore: the logits are
+// overwritten with the gradient of the loss.
 #include <torch/csrc/stable/library.h>
 
+// RowInputs of policy_loss/cpp_impl.py; given_importance goes with importance "token_given" and "sequence_given".
+#define UNIVG_ROWS                                                                                            \
+  "Tensor advantage, Tensor phi, Tensor weight, Tensor? entropy_weight, Tensor? entropy_threshold, "          \
+  "Tensor? old_logp, Tensor? ref_logp, Tensor? sampling_logp, Tensor? given_importance, "
+// Program of _program.py.
+#define UNIVG_PROGRAM                                                                                          \
+  "str loss_type, str level, str kl, str importance, bool k3_clamp, bool kl_times_ratio, "                     \
+  "bool kl_times_importance, bool importance_mean, bool off_policy_mask, float[] scalars"
+
 STABLE_TORCH_LIBRARY(univg_kernels, m) {
-  m.def("logprob(Tensor logits, Tensor token_ids, float temperature) -> (Tensor logp, Tensor entropy, Tensor lse)");
+  m.def(
+      "logprob(Tensor logits, Tensor token_ids, float scale, float cap, Tensor? mask=None) "
+      "-> (Tensor logp, Tensor entropy, Tensor lse)");
   m.def(
       "logprob_backward(Tensor logits, Tensor token_ids, Tensor lse, Tensor entropy, Tensor grad_logp, "
-      "Tensor grad_entropy, float temperature) -> Tensor");
+      "Tensor grad_entropy, float scale, float cap) -> Tensor");
   m.def(
       "logprob_backward_(Tensor(a!) logits, Tensor token_ids, Tensor lse, Tensor entropy, Tensor grad_logp, "
-      "Tensor grad_entropy, float temperature) -> ()");
+      "Tensor grad_entropy, float scale, float cap) -> ()");
   m.def(
-      "grpo_head(Tensor logits, Tensor token_ids, Tensor advantage, Tensor phi, Tensor weight, Tensor? old_logp, "
-      "Tensor? ref_logp, str loss_type, float epsilon_low, float epsilon_high, float delta, float beta, "
-      "float temperature, bool with_grad) -> (Tensor loss, Tensor metrics, Tensor logp, Tensor active, Tensor grad)");
+      "grpo_head(Tensor logits, Tensor token_ids, " UNIVG_ROWS UNIVG_PROGRAM
+      ", float scale, float cap, bool with_grad) "
+      "-> (Tensor loss, Tensor metrics, Tensor logp, Tensor active, Tensor grad)");
   m.def(
-      "grpo_head_(Tensor(a!) logits, Tensor token_ids, Tensor advantage, Tensor phi, Tensor weight, Tensor? old_logp, "
-      "Tensor? ref_logp, str loss_type, float epsilon_low, float epsilon_high, float delta, float beta, "
-      "float temperature) -> (Tensor loss, Tensor metrics, Tensor logp, Tensor active)");
+      "grpo_head_(Tensor(a!) logits, Tensor token_ids, " UNIVG_ROWS UNIVG_PROGRAM
+      ", float scale, float cap) -> (Tensor loss, Tensor metrics, Tensor logp, Tensor active)");
   m.def(
-      "policy_rows(Tensor logp, Tensor? entropy, Tensor advantage, Tensor phi, Tensor weight, Tensor? old_logp, "
-      "Tensor? ref_logp, str loss_type, float epsilon_low, float epsilon_high, float delta, float beta) "
-      "-> (Tensor loss, Tensor metrics, Tensor grad)");
+      "policy_rows(Tensor logp, Tensor? entropy, Tensor cu_seqlens, " UNIVG_ROWS UNIVG_PROGRAM
+      ") -> (Tensor loss, Tensor metrics, Tensor grad_logp, Tensor grad_entropy)");
   m.def(
-      "ce_head_(Tensor(a!) logits, Tensor token_ids, Tensor row_weight) -> (Tensor loss, Tensor logp, Tensor active)");
+      "ce_head_(Tensor(a!) logits, Tensor token_ids, Tensor row_weight, float scale, float cap) "
+      "-> (Tensor loss, Tensor logp, Tensor active)");
   m.def(
-      "group_advantage(Tensor rewards, Tensor cu_groups, str scale, float eps) "
+      "group_advantage(Tensor rewards, Tensor cu_groups, str scale, float eps, bool center_singletons) "
       "-> (Tensor advantages, Tensor mean, Tensor std)");
   m.def("group_mean(Tensor values, Tensor cu_groups) -> Tensor");
   m.def("difficulty_weight(Tensor miou, str kind, float power, bool normalize) -> Tensor");

@@ -1,119 +1,377 @@
-// The row program: log-probability of one row -> its loss, its gradient and its metrics. All loss variants live here;
-// the heads that make log-probabilities know nothing of them. A loss type is one entry of `policy`.
+// The row program: log-probability and entropy of a row -> its loss, its coefficients and its metrics. Pure maths, no
+// torch: the CPU ops and the CUDA kernels include it. One branch for each entry of LOSSES and KLS in
+// kernels/univg_kernels/policy_loss/table.py, whose comments give the formulas.
+//
+// Rows that do not depend on each other: read_row, score_row with Response{}, then own_slope() is a = dL/dlogp.
+// Else, response by response: add_row for its rows, finish, score_row for its rows, and with the sum of their
+// response_slope: a = own_slope() + share()·sum. Rows of weight 0 do not count: they are to be left out, unread.
 #pragma once
-#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
-#include <string_view>
-#include <vector>
 
-#include "common.h"
+#if defined(__CUDACC__)
+#define UNIVG_HD __host__ __device__
+#else
+#define UNIVG_HD
+#endif
 
 namespace univg {
 
-enum class LossType { grpo };
+enum class LossType { grpo, bnpo, dr_grpo, dapo, luspo, cispo, sapo, vespo, gmpo, reinforce };
+enum class Level { token, sequence, sequence_token };
+enum class KL { none, k1, k2, k3, k1_straight, k3_straight };
+enum class Importance {
+  none,
+  token_given,
+  sequence_given,
+  token_truncate,
+  token_mask,
+  sequence_truncate,
+  sequence_mask
+};
 
-inline LossType parse_loss_type(std::string_view name) {
-  if (name == "grpo") return LossType::grpo;
-  STD_TORCH_CHECK(false, "loss_type: expected grpo, got ", std::string(name));
-}
+// SCALARS of kernels/univg_kernels/_program.py, in its order.
+enum Scalar {
+  epsilon_low,
+  epsilon_high,
+  clip_low,
+  clip_high,
+  delta,
+  log_ratio_min,
+  log_ratio_max,
+  sapo_temperature_pos,
+  sapo_temperature_neg,
+  vespo_k_pos,
+  vespo_lambda_pos,
+  vespo_k_neg,
+  vespo_lambda_neg,
+  beta,
+  importance_clip_min,
+  importance_clip_max,
+  off_policy_threshold,
+  num_scalars
+};
 
-struct PolicySettings {
-  LossType loss_type;
-  double epsilon_low, epsilon_high, delta, beta;  // delta: infinity for none
+template <class real>
+struct Program {
+  LossType loss;
+  Level level;
+  KL kl;
+  Importance importance;
+  bool k3_clamp, kl_times_ratio, kl_times_importance, importance_mean, off_policy_mask;
+  real scalars[num_scalars];
+
+  UNIVG_HD real operator[](Scalar name) const { return scalars[name]; }
+  UNIVG_HD bool importance_of_response() const {
+    return importance == Importance::sequence_given || sums_sampling();
+  }
+  UNIVG_HD bool sums_sampling() const {
+    return importance == Importance::sequence_truncate || importance == Importance::sequence_mask;
+  }
+  // Whether a row's gradient needs nothing of the other rows of its response.
+  UNIVG_HD bool rows_are_alone() const {
+    return level == Level::token && loss != LossType::vespo && loss != LossType::gmpo && !off_policy_mask &&
+           !sums_sampling();
+  }
+  // Whether a row's gradient needs the slopes of the other rows of its response, too.
+  UNIVG_HD bool spreads() const { return level == Level::sequence || loss == LossType::gmpo; }
+};
+
+// [N] each; all but the first three may be null. entropy_threshold: one value.
+template <class real>
+struct RowInputs {
+  const real *advantage, *phi, *weight, *entropy_weight, *entropy_threshold, *old_logp, *ref_logp, *sampling_logp,
+      *importance;
+  UNIVG_HD bool counts(int64_t t) const { return weight[t] != 0; }
 };
 
 // Coefficients that a row hands to its head: a = dL/dlogp, b = dL/dentropy.
-template <class acc_t>
+template <class real>
 struct Coefficients {
-  acc_t a = 0, b = 0;
-  bool active() const { return a != 0 || b != 0; }
+  real a = 0, b = 0;
+  UNIVG_HD bool active() const { return a != 0 || b != 0; }
 };
 
-// Per-row inputs [N]; old and ref may be null.
-template <class acc_t>
-struct PolicyInputs {
-  const acc_t *advantage, *phi, *weight, *old_logp, *ref_logp;
+// A row before any loss has looked at it.
+template <class real>
+struct Row {
+  real logp, entropy, advantage, phi, weight, entropy_weight;
+  real ref;                  // logp where there is no reference
+  real difference;           // logp - old_logp
+  real sampling_difference;  // old_logp - sampling_logp; 0 where the sampler does not know
+  real drift;                // (sampling_logp, or old_logp) - logp; likewise
+  real importance;           // of this row alone, or given
+  bool high_entropy;
 };
 
-template <class acc_t>
-struct RowRecord {
-  acc_t loss = 0, kl = 0, entropy = 0, ratio = 0, difference = 0;
-  bool counts = false, low = false, high = false;
+// Sums over the rows of a response that count.
+struct ResponseSums {
+  double size = 0, difference = 0, near_difference = 0, drift = 0, sampling = 0, log_importance = 0, high_entropy = 0,
+         one_sided = 0;
 };
 
-template <class acc_t>
-struct Term {
-  acc_t value, slope;  // of one row: the term and its derivative by logp
+// What a row must know of its response; as it stands, of one that no row depends on.
+template <class real>
+struct Response {
+  real size = 1, mean_difference = 0, near_difference = 0, drift = 0, importance = 1, log_importance = 0,
+       high_entropy = 1, mean_one_sided = 0;
 };
 
-// -min(min(ratio, delta)·A, clip(ratio)·A); bounds belong to the side that moves, as torch.clamp has it.
-template <class acc_t>
-Term<acc_t> clipped_surrogate(acc_t ratio, acc_t advantage, const PolicySettings& s) {
-  const acc_t low = 1 - s.epsilon_low, high = 1 + s.epsilon_high, delta = s.delta;
-  const acc_t slope = ratio * advantage;
-  const acc_t free = std::min(ratio, delta) * advantage;
-  const acc_t clipped = std::min(std::max(ratio, low), high) * advantage;
-  if (free <= clipped) return {-free, ratio <= delta ? -slope : 0};
-  return {-clipped, ratio >= low && ratio <= high ? -slope : 0};
+template <class real>
+struct Score {
+  real loss, kl, ratio, importance;
+  real direct;          // dL/dlogp, not through a ratio
+  real ratio_slope;     // dL/d log-ratio of this row
+  real response_slope;  // dL/d the mean over the response that its rows share
+  real b;               // dL/dentropy
+  bool low, high, dropped;
+  UNIVG_HD real own_slope() const { return direct + ratio_slope; }
+};
+
+// NaN stays NaN in these, as in torch.
+template <class real>
+UNIVG_HD real clamp(real x, real low, real high) {
+  return x < low ? low : (x > high ? high : x);
+}
+template <class real>
+UNIVG_HD real at_most(real x, real high) {
+  return x > high ? high : x;
+}
+template <class real>
+UNIVG_HD bool within(real x, real low, real high) {
+  return x >= low && x <= high;
 }
 
-template <class acc_t>
-Term<acc_t> policy(acc_t ratio, acc_t advantage, const PolicySettings& s) {
-  switch (s.loss_type) {
-    case LossType::grpo: return clipped_surrogate(ratio, advantage, s);
+// The sampler's ratio, cut or dropped outside of its bounds.
+template <class real>
+UNIVG_HD real corrected(real ratio, const Program<real>& p) {
+  const real low = p[importance_clip_min], high = p[importance_clip_max];
+  if (p.importance == Importance::token_mask || p.importance == Importance::sequence_mask)
+    return within(ratio, low, high) ? ratio : real(0);
+  return clamp(ratio, low, high);
+}
+
+template <class real>
+UNIVG_HD real bounded_log(real ratio) {
+  return clamp(std::log(ratio), real(-18.420680743952367), real(20));  // ln 1e-8
+}
+
+template <class real>
+UNIVG_HD Row<real> read_row(const RowInputs<real>& in, const Program<real>& p, int64_t t, real logp, real entropy) {
+  Row<real> row;
+  row.logp = logp;
+  row.entropy = entropy;
+  row.advantage = in.advantage[t];
+  row.phi = in.phi[t];
+  row.weight = in.weight[t];
+  row.entropy_weight = in.entropy_weight ? in.entropy_weight[t] : real(0);
+  row.ref = in.ref_logp ? in.ref_logp[t] : logp;
+  const real old = in.old_logp ? in.old_logp[t] : logp;
+  row.difference = logp - old;
+  const real sampling = in.sampling_logp ? in.sampling_logp[t] : old;
+  const real apart = old - sampling, away = sampling - logp;
+  row.sampling_difference = apart == apart && in.sampling_logp ? apart : real(0);
+  constexpr real largest = std::numeric_limits<real>::max();
+  row.drift = away == away ? clamp(away, -largest, largest) : real(0);
+  row.high_entropy = !in.entropy_threshold || entropy >= *in.entropy_threshold;
+  row.importance = 1;
+  if (p.importance == Importance::token_given || p.importance == Importance::sequence_given)
+    row.importance = in.importance[t];
+  else if (p.importance == Importance::token_truncate || p.importance == Importance::token_mask)
+    row.importance = corrected(std::exp(row.sampling_difference), p);
+  return row;
+}
+
+// gmpo: the log-ratio, clipped on the side that A pushes to, and whether it still moves.
+template <class real>
+UNIVG_HD real one_sided(const Row<real>& row, const Program<real>& p, bool& moves) {
+  const real bound = row.advantage > 0 ? p[epsilon_high] : -p[epsilon_low];
+  moves = row.advantage > 0 ? row.difference <= bound : row.difference >= bound;
+  return moves || row.difference != row.difference ? row.difference : bound;
+}
+
+template <class real>
+UNIVG_HD void add_row(ResponseSums& sums, const Row<real>& row, const Program<real>& p) {
+  sums.size += 1;
+  sums.difference += row.difference;
+  sums.near_difference += clamp(row.difference, real(-20), real(20));
+  sums.drift += row.drift;
+  sums.sampling += row.sampling_difference;
+  sums.high_entropy += row.high_entropy;
+  if (p.loss == LossType::vespo) sums.log_importance += bounded_log(row.importance);
+  if (p.loss == LossType::gmpo) {
+    bool moves;
+    sums.log_importance += std::log(row.importance);
+    sums.one_sided += one_sided(row, p, moves) * real(row.high_entropy);
+  }
+}
+
+template <class real>
+UNIVG_HD Response<real> finish(const ResponseSums& sums, const Program<real>& p) {
+  Response<real> r;
+  const double size = sums.size > 1 ? sums.size : 1, high = sums.high_entropy > 1 ? sums.high_entropy : 1;
+  r.size = real(size);
+  r.mean_difference = real(sums.difference / size);
+  r.near_difference = real(sums.near_difference);
+  r.drift = real(sums.drift / size);
+  if (p.sums_sampling()) r.importance = corrected(std::exp(real(sums.sampling / (p.importance_mean ? size : 1))), p);
+  r.log_importance = real(p.loss == LossType::gmpo ? sums.log_importance / size : sums.log_importance);
+  r.high_entropy = real(high);
+  r.mean_one_sided = real(sums.one_sided / high);
+  return r;
+}
+
+// A policy term and its slopes by what it depends on.
+template <class real>
+struct Term {
+  real value, by_logp = 0, by_log_ratio = 0, by_mean = 0;
+};
+
+template <class real>
+UNIVG_HD Term<real> clipped_surrogate(real ratio, real advantage, const Program<real>& p) {
+  const real slope = -ratio * advantage;
+  const real free = at_most(ratio, p[delta]) * advantage;
+  const real clipped = clamp(ratio, p[clip_low], p[clip_high]) * advantage;
+  if (free <= clipped) return {-free, 0, ratio <= p[delta] ? slope : real(0)};
+  return {-clipped, 0, within(ratio, p[clip_low], p[clip_high]) ? slope : real(0)};
+}
+
+template <class real>
+UNIVG_HD Term<real> cispo(real ratio, const Row<real>& row, const Program<real>& p) {
+  const real slope = -clamp(ratio, p[clip_low], p[clip_high]) * row.advantage;
+  return {slope * row.logp, slope};
+}
+
+template <class real>
+UNIVG_HD Term<real> sapo(real ratio, real advantage, const Program<real>& p) {
+  const real tau = advantage > 0 ? p[sapo_temperature_pos] : p[sapo_temperature_neg];
+  const real x = tau * (ratio - 1), s = 1 / (1 + std::exp(-x)), rest = 1 / (1 + std::exp(x));
+  return {-4 / tau * s * advantage, 0, rest == 0 ? real(0) : -4 * s * rest * ratio * advantage};
+}
+
+template <class real>
+UNIVG_HD Term<real> vespo(real log_importance, const Row<real>& row, const Response<real>& r, const Program<real>& p) {
+  const bool good = row.advantage >= 0;
+  const real k = good ? p[vespo_k_pos] : p[vespo_k_neg], lambda = good ? p[vespo_lambda_pos] : p[vespo_lambda_neg];
+  const real log_w = clamp(r.near_difference + log_importance, real(-18.420680743952367), real(20));
+  const real slope = -std::exp(lambda + k * log_w - lambda * std::exp(log_w)) * row.advantage;
+  return {slope * row.logp, slope};
+}
+
+template <class real>
+UNIVG_HD Term<real> gmpo(const Row<real>& row, const Response<real>& r) {
+  const real value = -std::exp(r.mean_one_sided) * row.advantage;
+  return {value, 0, 0, value};
+}
+
+template <class real>
+UNIVG_HD Term<real> policy_term(real ratio, real importance, const Row<real>& row, const Response<real>& r,
+                                const Program<real>& p) {
+  switch (p.loss) {
+    case LossType::grpo:
+    case LossType::bnpo:
+    case LossType::dr_grpo:
+    case LossType::dapo:
+    case LossType::luspo: return clipped_surrogate(ratio, row.advantage, p);
+    case LossType::cispo: return cispo(ratio, row, p);
+    case LossType::sapo: return sapo(ratio, row.advantage, p);
+    case LossType::vespo: return vespo(p.importance_of_response() ? bounded_log(importance) : r.log_importance, row, r, p);
+    case LossType::gmpo: return gmpo(row, r);
+    case LossType::reinforce: return {-row.advantage * row.logp, -row.advantage};
+  }
+  return {0};
+}
+
+template <class real>
+struct KLTerm {
+  real value, slope;  // slope by logp
+};
+
+template <class real>
+UNIVG_HD KLTerm<real> k3(real d, bool clamped) {
+  const real inner = clamped ? clamp(d, real(-20), real(20)) : d;
+  const real value = std::expm1(inner) - inner;
+  if (!clamped) return {value, -std::expm1(d)};
+  return {clamp(value, real(-10), real(10)), inner == d && value <= 10 ? -std::expm1(d) : real(0)};
+}
+
+template <class real>
+UNIVG_HD KLTerm<real> kl_term(real logp, real ref, const Program<real>& p) {
+  const real d = logp - ref;
+  switch (p.kl) {
+    case KL::none: return {0, 0};
+    case KL::k1: return {d, 1};
+    case KL::k2: return {d * d / 2, d};
+    case KL::k3: return k3(-d, p.k3_clamp);
+    case KL::k1_straight: return {d, d};
+    case KL::k3_straight: return {k3(-d, p.k3_clamp).value, d};
   }
   return {0, 0};
 }
 
-// k3 = exp(d) - d - 1 with d = ref - logp.
-template <class acc_t>
-Term<acc_t> kl_term(acc_t logp, acc_t ref) {
-  const acc_t d = ref - logp;
-  return {std::expm1(d) - d, -std::expm1(d)};
-}
-
-// One row: L_t = weight·(phi·policy + beta·kl).
-template <class acc_t>
-Coefficients<acc_t> policy_row(int64_t t, acc_t logp, acc_t entropy, const PolicyInputs<acc_t>& in,
-                               const PolicySettings& s, RowRecord<acc_t>& out) {
-  const acc_t weight = in.weight[t], advantage = in.advantage[t];
-  const acc_t difference = in.old_logp ? logp - in.old_logp[t] : acc_t(0);
-  const acc_t ratio = std::exp(difference), seen = std::min(ratio, acc_t(s.delta));
-  const Term<acc_t> p = policy(ratio, advantage, s);
-  Term<acc_t> k{0, 0};
-  if (in.ref_logp) k = kl_term(logp, in.ref_logp[t]);
-  out.loss = weight * (in.phi[t] * p.value + acc_t(s.beta) * k.value);
-  out.kl = k.value;
-  out.entropy = entropy;
-  out.ratio = ratio;
-  out.difference = std::abs(difference);
-  out.counts = true;
-  out.low = advantage < 0 && seen < acc_t(1 - s.epsilon_low);
-  out.high = advantage > 0 && seen > acc_t(1 + s.epsilon_high);
-  return {weight * (in.phi[t] * p.slope + acc_t(s.beta) * k.slope), 0};
-}
-
-// Sums in row order, whatever the number of threads was. The order of the metrics is METRICS in metrics.py.
-template <class acc_t>
-std::tuple<Tensor, Tensor> reduce_rows(const std::vector<RowRecord<acc_t>>& rows, const Tensor& like) {
-  double loss = 0, sums[6] = {0}, ratio_max = 0, difference_max = 0;
-  for (const auto& r : rows) {
-    if (!r.counts) continue;
-    loss += r.loss;
-    const double terms[6] = {1, r.kl, r.entropy, double(r.low), double(r.high), r.ratio};
-    for (int i = 0; i < 6; ++i) sums[i] += terms[i];
-    // Written so that NaN is kept, not lost.
-    if (!(r.ratio <= ratio_max)) ratio_max = r.ratio;
-    if (!(r.difference <= difference_max)) difference_max = r.difference;
+// What multiplies the policy term: importance ratio, entropy mask, off-policy mask.
+template <class real>
+UNIVG_HD real gate_of(real importance, const Row<real>& row, const Response<real>& r, const Program<real>& p) {
+  if (p.off_policy_mask && row.advantage < 0 && !(r.drift <= p[off_policy_threshold])) return 0;
+  switch (p.loss) {
+    case LossType::vespo: return row.high_entropy;  // has the ratio in its weight
+    case LossType::gmpo: return p.importance_of_response() ? importance : std::exp(r.log_importance);
+    default: return importance * real(row.high_entropy);
   }
-  Tensor total = make<acc_t>(like, {}), metrics = make<float>(like, {8});
-  *static_cast<acc_t*>(total.data_ptr()) = loss;
-  float* m = static_cast<float*>(metrics.data_ptr());
-  std::copy(sums, sums + 6, m);
-  m[6] = ratio_max;
-  m[7] = difference_max;
-  return {total, metrics};
+}
+
+template <class real>
+UNIVG_HD void mark_clipped(Score<real>& s, const Row<real>& row, const Program<real>& p) {
+  real seen = p.loss == LossType::gmpo ? std::exp(row.difference) : s.ratio;
+  if (p.loss != LossType::gmpo && p.loss != LossType::cispo) seen = at_most(seen, p[delta]);
+  s.low = seen < p[clip_low] && row.advantage < 0;
+  s.high = seen > p[clip_high] && row.advantage > 0;
+}
+
+// L_t = weight·(phi·gate·policy + beta·kl) - entropy_weight·H
+template <class real>
+UNIVG_HD Score<real> score_row(const Row<real>& row, const Response<real>& r, const Program<real>& p) {
+  Score<real> s;
+  const real log_ratio = p.level == Level::token ? row.difference : r.mean_difference;
+  const bool moves = within(log_ratio, p[log_ratio_min], p[log_ratio_max]);
+  s.ratio = std::exp(clamp(log_ratio, p[log_ratio_min], p[log_ratio_max]));
+  s.importance = p.sums_sampling() ? r.importance : row.importance;
+  const real gate = gate_of(s.importance, row, r, p);
+  s.dropped = gate == 0;
+  Term<real> policy{0};
+  if (!s.dropped) policy = policy_term(s.ratio, s.importance, row, r, p);
+  const KLTerm<real> kl = kl_term(row.logp, row.ref, p);
+  s.kl = kl.value;
+  const real u = row.weight * row.phi * gate;
+  const real v = row.weight * p[beta] * (p.kl_times_importance ? s.importance : real(1));
+  const real c = p.kl_times_ratio ? s.ratio : real(1);
+  s.b = row.high_entropy ? -row.entropy_weight : real(0);
+  s.loss = u * policy.value;
+  s.direct = u * policy.by_logp;
+  s.ratio_slope = moves ? u * policy.by_log_ratio : real(0);
+  if (p.kl != KL::none) {
+    s.loss += v * c * kl.value;
+    s.direct += v * c * kl.slope;
+    if (p.kl_times_ratio && moves) s.ratio_slope += v * c * kl.value;
+  }
+  if (row.entropy_weight != 0) s.loss -= row.entropy_weight * real(row.high_entropy) * row.entropy;
+  s.response_slope = u * policy.by_mean;
+  if (p.level == Level::sequence) {
+    s.response_slope += s.ratio_slope;
+    s.ratio_slope = 0;
+  }
+  mark_clipped(s, row, p);
+  return s;
+}
+
+// d (the mean over the response)/d logp of this row.
+template <class real>
+UNIVG_HD real share(const Row<real>& row, const Response<real>& r, const Program<real>& p) {
+  if (p.loss != LossType::gmpo) return 1 / r.size;
+  bool moves;
+  one_sided(row, p, moves);
+  return moves && row.high_entropy ? 1 / r.high_entropy : real(0);
 }
 
 }  // namespace univg

@@ -1,10 +1,11 @@
-// Weighted cross entropy behind the logits head: a = -weight.
+// Weighted cross entropy behind the logits head: a = -weight. Rows of weight 0 are scored, too.
 #include "row_loop.h"
 
 namespace univg {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> ce_head_(const Tensor& logits, const Tensor& token_ids, const Tensor& row_weight) {
+std::tuple<Tensor, Tensor, Tensor> ce_head_(const Tensor& logits, const Tensor& token_ids, const Tensor& row_weight,
+                                            double scale, double cap) {
   return dispatch_float(logits, "ce_head", [&](auto tag) -> std::tuple<Tensor, Tensor, Tensor> {
     using scalar_t = decltype(tag);
     using acc_t = acc_type<scalar_t>;
@@ -14,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor> ce_head_(const Tensor& logits, const Tensor& 
     auto* lp = data<acc_t>(logp, n, "logp");
     auto* is_active = data<bool>(active, n, "active");
     for_each_row<scalar_t>(
-        logits, &logits, data<int64_t>(token_ids, n, "token_ids"), 1.0, "ce_head", [](int64_t) { return false; },
+        logits, &logits, token_ids, scale, cap, "ce_head", [](int64_t) { return false; },
         [&](int64_t t, const RowStats<acc_t>& s) {
           lp[t] = s.logp;
           is_active[t] = w[t] != 0;

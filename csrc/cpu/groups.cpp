@@ -37,7 +37,7 @@ struct Spread {
 };
 
 std::tuple<Tensor, Tensor, Tensor> group_advantage(const Tensor& rewards, const Tensor& cu_groups,
-                                                   const std::string& scale, double eps) {
+                                                   const std::string& scale, double eps, bool center_singletons) {
   return dispatch_float(rewards, "group_advantage", [&](auto tag) -> std::tuple<Tensor, Tensor, Tensor> {
     using acc_t = acc_type<decltype(tag)>;
     const int64_t b = rewards.numel(), k = cu_groups.numel() - 1;
@@ -50,8 +50,10 @@ std::tuple<Tensor, Tensor, Tensor> group_advantage(const Tensor& rewards, const 
       const Spread<acc_t> spread(r, begin, end);
       m[g] = spread.shift + spread.mean_offset;
       s[g] = spread.std;
-      const double divisor = scale == "group" ? spread.std + eps : scale == "batch" ? batch_std + eps : 1.0;
-      for (int64_t i = begin; i < end; ++i) a[i] = spread.centred(r[i]) / divisor;
+      const bool as_it_is = end - begin == 1 && !center_singletons;
+      const double group_std = as_it_is ? 1.0 : spread.std;
+      const double divisor = scale == "group" ? group_std + eps : scale == "batch" ? batch_std + eps : 1.0;
+      for (int64_t i = begin; i < end; ++i) a[i] = (as_it_is ? double(r[i]) : spread.centred(r[i])) / divisor;
     });
     return {advantages, mean, std};
   });

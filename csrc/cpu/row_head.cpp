@@ -57,13 +57,32 @@ UNIVG_INLINE float exp_nonpositive(float x) {
   return x < -87.0f ? 0.0f : p * scale;
 }
 
+UNIVG_INLINE double tanh_of(double y) { return std::tanh(y); }
+// Near 0 an odd polynomial (fitted for relative error: below 1e-8), elsewhere (1 - e^-2|y|) / (1 + e^-2|y|).
+UNIVG_INLINE float tanh_of(float y) {
+  const float s = y * y, size = y < 0 ? -y : y;
+  float p = -6.282473252502843e-3f;
+  p = p * s + 2.1077758359832322e-2f;
+  p = p * s - 5.385385796128682e-2f;
+  p = p * s + 1.3332601686171675e-1f;
+  p = p * s - 3.333331804573651e-1f;
+  const float e = exp_nonpositive(-2.0f * size), far = (1.0f - e) / (1.0f + e);
+  return size < 0.55f ? y + y * s * p : (y < 0 ? -far : far);
+}
+
+template <bool capped, class acc_t>
+UNIVG_INLINE acc_t squashed(acc_t z, Squash<acc_t> q) {
+  if constexpr (capped) return q.cap * tanh_of(z * q.inner);
+  else return z * q.scale;
+}
+
 template <class acc_t>
 constexpr acc_t kLowest = std::numeric_limits<acc_t>::lowest();  // stands for -inf where 0·(-inf) must be 0
 
-template <class scalar_t, class acc_t>
-UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t) {
+template <bool capped, class scalar_t, class acc_t>
+UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> q) {
   constexpr acc_t inf = std::numeric_limits<acc_t>::infinity();
-  acc_t maximum = -inf;
+  acc_t maximum = -inf, x_id = 0;
   double sum = 0, weighted = 0;  // of e^(x - maximum), and of e^(x - maximum)·(x - maximum)
   acc_t x[kBlock];
   for (int64_t start = 0; start < vocab; start += kBlock) {
@@ -71,9 +90,11 @@ UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id,
     acc_t block_max = -inf;
 #pragma omp simd reduction(max : block_max)
     for (int64_t j = 0; j < n; ++j) {
-      x[j] = load(z + start + j) * inverse_t;
+      x[j] = squashed<capped, acc_t>(load(z + start + j), q);
       block_max = x[j] > block_max ? x[j] : block_max;
     }
+    // The very number that `maximum` is made of, so that a row of one column has log p = 0.
+    if (id >= start && id < start + n) x_id = x[id - start];
     if (block_max > maximum) {
       if (maximum != -inf) {
         const double rise = double(block_max) - double(maximum), shrink = std::exp(-rise);
@@ -94,28 +115,50 @@ UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id,
     weighted += weighted_part;
   }
   const double log_sum = std::log(sum);
-  const acc_t x_id = load(z + id) * inverse_t;  // rounded like `maximum`, so that a row of one column has log p = 0
   return {static_cast<acc_t>(double(x_id) - double(maximum) - log_sum), static_cast<acc_t>(log_sum - weighted / sum),
           static_cast<acc_t>(double(maximum) + log_sum)};
 }
 
-template <class scalar_t, class acc_t>
-UNIVG_INLINE void grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t, acc_t lse,
+template <bool capped, class scalar_t, class acc_t>
+UNIVG_INLINE void grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> q, acc_t lse,
                        acc_t entropy, acc_t a, acc_t b) {
-  const acc_t log_p_id = load(z + id) * inverse_t - lse;  // before `out`, which may be z, is written
-  const acc_t ta = a * inverse_t, tb = b * inverse_t;
+  const acc_t x_id = squashed<capped, acc_t>(load(z + id), q);  // before `out`, which may be z, is written
+  const acc_t log_p_id = x_id - lse, sa = a * q.scale, sb = b * q.scale;
+  // dx/dz = scale·flat(x)
+  const acc_t inverse_cap = capped ? 1 / q.cap : 0;
+  const auto flat = [inverse_cap](acc_t x) -> acc_t {
+    return capped ? 1 - (x * inverse_cap) * (x * inverse_cap) : acc_t(1);
+  };
   if (b == 0) {
 #pragma omp simd
-    for (int64_t j = 0; j < vocab; ++j) store(out + j, -ta * exp_nonpositive(load(z + j) * inverse_t - lse));
+    for (int64_t j = 0; j < vocab; ++j) {
+      const acc_t x = squashed<capped, acc_t>(load(z + j), q), g = -sa * exp_nonpositive(x - lse);
+      store(out + j, capped ? g * flat(x) : g);
+    }
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < vocab; ++j) {
-      const acc_t d = load(z + j) * inverse_t - lse, log_p = d > kLowest<acc_t> ? d : kLowest<acc_t>;
-      store(out + j, -exp_nonpositive(d) * (ta + tb * (log_p + entropy)));
+      const acc_t x = squashed<capped, acc_t>(load(z + j), q), d = x - lse;
+      const acc_t log_p = d > kLowest<acc_t> ? d : kLowest<acc_t>;
+      const acc_t g = -exp_nonpositive(d) * (sa + sb * (log_p + entropy));
+      store(out + j, capped ? g * flat(x) : g);
     }
   }
   const acc_t p = std::exp(log_p_id);
-  store(out + id, -ta * std::expm1(log_p_id) - (b == 0 ? 0 : tb * p * (std::max(log_p_id, kLowest<acc_t>) + entropy)));
+  const acc_t bonus = b == 0 ? 0 : sb * p * (std::max(log_p_id, kLowest<acc_t>) + entropy);
+  store(out + id, (-sa * std::expm1(log_p_id) - bonus) * flat(x_id));
+}
+
+template <class scalar_t, class acc_t>
+UNIVG_INLINE RowStats<acc_t> stats_of(const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> q) {
+  return q.cap == 0 ? stats<false>(z, vocab, id, q) : stats<true>(z, vocab, id, q);
+}
+
+template <class scalar_t, class acc_t>
+UNIVG_INLINE void grad_of(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> q, acc_t lse,
+                          acc_t entropy, acc_t a, acc_t b) {
+  if (q.cap == 0) grad<false>(out, z, vocab, id, q, lse, entropy, a, b);
+  else grad<true>(out, z, vocab, id, q, lse, entropy, a, b);
 }
 
 }  // namespace
@@ -146,13 +189,13 @@ static int cpu_level() {
   result name params { return body args; }
 #endif
 
-#define UNIVG_DEFINE_ROW_HEAD(scalar_t, acc_t)                                                             \
-  UNIVG_DEFINE(RowStats<acc_t>, row_stats, stats, scalar_t,                                                \
-               (const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t), (z, vocab, id, inverse_t)) \
-  UNIVG_DEFINE(void, row_grad, grad, scalar_t,                                                             \
-               (scalar_t * out, const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_t, acc_t lse,  \
-                acc_t entropy, acc_t a, acc_t b),                                                          \
-               (out, z, vocab, id, inverse_t, lse, entropy, a, b))
+#define UNIVG_DEFINE_ROW_HEAD(scalar_t, acc_t)                                                               \
+  UNIVG_DEFINE(RowStats<acc_t>, row_stats, stats_of, scalar_t,                                               \
+               (const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash), (z, vocab, id, squash)) \
+  UNIVG_DEFINE(void, row_grad, grad_of, scalar_t,                                                            \
+               (scalar_t * out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash,          \
+                acc_t lse, acc_t entropy, acc_t a, acc_t b),                                                 \
+               (out, z, vocab, id, squash, lse, entropy, a, b))
 
 UNIVG_DEFINE_ROW_HEAD(double, double)
 UNIVG_DEFINE_ROW_HEAD(float, float)

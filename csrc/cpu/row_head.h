@@ -1,5 +1,6 @@
-// The head of one row of logits z, p = softmax(z / T): its statistics, and its gradient
-//   dL/dz_j = (1/T)·[a·(1[j = y] - p_j) - b·p_j·(log p_j + H)].
+// The head of one row of logits z, p = softmax(x), x = cap·tanh(z·scale/cap), or z·scale without a cap: its
+// statistics, and its gradient
+//   dL/dz_j = scale·(1 - (x_j/cap)²)·[a·(1[j = y] - p_j) - b·p_j·(log p_j + H)].
 // Compiled for several instruction sets in row_head.cpp; the best one is chosen at run time.
 #pragma once
 #include <cstdint>
@@ -11,13 +12,23 @@ namespace univg {
 
 template <class acc_t>
 struct RowStats {
-  acc_t logp, entropy, lse;  // log p_y, H (nats), log sum_j exp(z_j / T)
+  acc_t logp, entropy, lse;  // log p_y, H (nats), log sum_j exp(x_j)
 };
 
-#define UNIVG_DECLARE_ROW_HEAD(scalar_t, acc_t)                                                                    \
-  RowStats<acc_t> row_stats(const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_temperature);              \
-  /* `out` may be z itself. */                                                                                     \
-  void row_grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, acc_t inverse_temperature, acc_t lse, \
+template <class acc_t>
+struct Squash {
+  acc_t scale, cap, inner;  // cap: 0 for none; inner = scale/cap
+};
+
+template <class acc_t>
+Squash<acc_t> make_squash(double scale, double cap) {
+  return {static_cast<acc_t>(scale), static_cast<acc_t>(cap), static_cast<acc_t>(cap == 0 ? 0 : scale / cap)};
+}
+
+#define UNIVG_DECLARE_ROW_HEAD(scalar_t, acc_t)                                                               \
+  RowStats<acc_t> row_stats(const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash);              \
+  /* `out` may be z itself. */                                                                                \
+  void row_grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash, acc_t lse, \
                 acc_t entropy, acc_t a, acc_t b);
 
 UNIVG_DECLARE_ROW_HEAD(double, double)

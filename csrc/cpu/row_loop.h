@@ -23,34 +23,45 @@ inline LogitsView view_logits(const Tensor& logits, const char* op) {
   return {n, v, n <= 1 ? v : logits.stride(0)};
 }
 
-inline void check_id(int64_t id, int64_t vocab, const char* op) {
-  UNIVG_CHECK(id >= 0 && id < vocab, op, ": token_ids: expected values in [0, ", vocab, "), got ", id);
+// The pointer to N ids that all lie in the vocabulary.
+inline const int64_t* checked_ids(const Tensor& token_ids, const LogitsView& logits, const char* op) {
+  const int64_t* ids = data<int64_t>(token_ids, logits.rows, "token_ids");
+  for (int64_t t = 0; t < logits.rows; ++t)
+    UNIVG_CHECK(ids[t] >= 0 && ids[t] < logits.vocab, op, ": token_ids: expected values in [0, ", logits.vocab,
+                "), got ", ids[t]);
+  return ids;
+}
+
+// The gradient of one row; zeros, without a look at z, where its coefficients are 0.
+template <class scalar_t, class acc_t>
+void write_grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash,
+                const RowStats<acc_t>& s, const Coefficients<acc_t>& c) {
+  if (c.active()) row_grad(out, z, vocab, id, squash, s.lse, s.entropy, c.a, c.b);
+  else std::memset(static_cast<void*>(out), 0, vocab * sizeof(scalar_t));
 }
 
 // program(t, stats) -> Coefficients of row t; skip(t) -> true for a row that is not read and has no gradient.
 // out: where gradients go, or null. Rows without a gradient become zeros.
-template <class scalar_t, class Skip, class Program>
-void for_each_row(const Tensor& logits, const Tensor* out, const int64_t* ids, double temperature, const char* op,
-                  const Skip& skip, const Program& program) {
+template <class scalar_t, class Skip, class RowFunction>
+void for_each_row(const Tensor& logits, const Tensor* out, const Tensor& token_ids, double scale, double cap,
+                  const char* op, const Skip& skip, const RowFunction& program) {
   using acc_t = acc_type<scalar_t>;
   const LogitsView in = view_logits(logits, op);
+  const int64_t* ids = checked_ids(token_ids, in, op);
   const int64_t out_stride = out ? view_logits(*out, op).stride : 0;
   const auto* z = static_cast<const scalar_t*>(logits.data_ptr());
   auto* g = out ? static_cast<scalar_t*>(out->data_ptr()) : nullptr;
-  const acc_t inverse_t = static_cast<acc_t>(1.0 / temperature);
-  for (int64_t t = 0; t < in.rows; ++t) check_id(ids[t], in.vocab, op);
+  const Squash<acc_t> squash = make_squash<acc_t>(scale, cap);
   torch::stable::parallel_for(0, in.rows, 1, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const scalar_t* row = z + t * in.stride;
       Coefficients<acc_t> c;
       RowStats<acc_t> s{0, 0, 0};
       if (!skip(t)) {
-        s = row_stats(row, in.vocab, ids[t], inverse_t);
+        s = row_stats(row, in.vocab, ids[t], squash);
         c = program(t, s);
       }
-      if (!g) continue;
-      if (c.active()) row_grad(g + t * out_stride, row, in.vocab, ids[t], inverse_t, s.lse, s.entropy, c.a, c.b);
-      else std::memset(static_cast<void*>(g + t * out_stride), 0, in.vocab * sizeof(scalar_t));
+      if (g) write_grad(g + t * out_stride, row, in.vocab, ids[t], squash, s, c);
     }
   });
 }

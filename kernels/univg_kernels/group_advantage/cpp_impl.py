@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,9 @@ ops = torch.ops.univg_kernels
 
 def group_advantage(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig) -> GroupAdvantage:
     cu = cu_groups.long()
-    advantages, mean, std = ops.group_advantage(rewards.contiguous(), cu, config.scale_rewards, config.advantage_eps)
+    advantages, mean, std = ops.group_advantage(
+        rewards.contiguous(), cu, config.scale_rewards, config.advantage_eps, config.center_singletons
+    )
     if accuracy is None:
         return GroupAdvantage(advantages, torch.ones_like(rewards), mean, std, torch.zeros_like(mean))
     accuracy_mean = ops.group_mean(accuracy.contiguous(), cu)
@@ -25,7 +29,7 @@ def group_advantage(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None,
 
 
 @torch.library.register_fake("univg_kernels::group_advantage")
-def _(rewards: Tensor, cu_groups: Tensor, scale: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(rewards: Tensor, cu_groups: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     k = cu_groups.shape[0] - 1
     return torch.empty_like(rewards), rewards.new_empty(k), rewards.new_empty(k)
 

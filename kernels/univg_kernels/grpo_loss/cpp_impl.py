@@ -1,4 +1,5 @@
-"""C++ face of `grpo_loss`: loss, metrics and gradient of a row while the row is in the cache."""
+"""C++ face of `grpo_loss`: loss, metrics and gradient of a row while the row is in the cache; where rows depend on each
+other, in a second pass."""
 
 from __future__ import annotations
 
@@ -6,44 +7,119 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import _library
 from .._autograd import attach_gradients, needs_grad
-from .._rows import GrpoOutput, PolicyRows, math_dtype
+from .._program import Program, row_program
+from .._rows import GrpoOutput, PolicyRows, coupling, math_dtype
+from .._softmax import SoftmaxSpec, softmax_spec
 from ..config import GrpoConfig
 from ..metrics import METRICS
-from ..policy_loss.cpp_impl import program_rows, program_settings
+from ..policy_loss.cpp_impl import RowInputs, policy_rows, row_inputs
 from ..selective_logprob.cpp_impl import separate_rows
 
 _library.load()
 ops = torch.ops.univg_kernels
 
 
+def grpo_head_(
+    z: Tensor, ids: Tensor, inputs: RowInputs, program: Program, softmax: SoftmaxSpec
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, metrics, logp [N], active bool [N]) of rows that do not depend on each other; z becomes its gradient.
+
+    z: [N, V], columns contiguous. Columns from softmax.vocab_size on are not read and become 0.
+    """
+    out = ops.grpo_head_(z[:, : softmax.vocab_size], ids, *inputs, *program, softmax.scale, softmax.cap)
+    _clear_padding(z, softmax)
+    return out
+
+
+def grpo_head(
+    z: Tensor, ids: Tensor, inputs: RowInputs, program: Program, softmax: SoftmaxSpec, with_grad: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same with the gradient [N, vocab_size] as the last result (with_grad) and z as it was."""
+    z = z[:, : softmax.vocab_size]
+    return ops.grpo_head(z, ids, *inputs, *program, softmax.scale, softmax.cap, with_grad)
+
+
+def coupled_head_(
+    z: Tensor, ids: Tensor, rows: PolicyRows, config: GrpoConfig, softmax: SoftmaxSpec
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, metrics, logp [N]) of rows however coupled; z becomes its gradient."""
+    x, settings = z[:, : softmax.vocab_size], (softmax.scale, softmax.cap)
+    logp, entropy, lse = ops.logprob(x, ids, *settings, rows.mask)
+    inputs = row_inputs(rows, config, z.shape[0], logp.dtype, entropy)
+    loss, metrics, a, b = policy_rows(logp, entropy, rows.cu_seqlens, inputs, row_program(rows, config))
+    ops.logprob_backward_(x, ids, lse, entropy, a, b, *settings)
+    _clear_padding(z, softmax)
+    return loss, metrics, logp
+
+
+def _clear_padding(z: Tensor, softmax: SoftmaxSpec) -> None:
+    if softmax.vocab_size is not None:
+        z[:, softmax.vocab_size :].zero_()
+
+
 def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool) -> GrpoOutput:
     (wanted,) = needs_grad(logits)
-    terms, old, ref = program_rows(rows, config, logits.shape[0], math_dtype(logits))
-    args = (token_ids.long(), *terms, old, ref, *program_settings(config), config.temperature)
     z = separate_rows(logits)
     # torch.compile has its own ways of saving memory, and no addresses.
     if inplace and wanted and not torch.compiler.is_compiling() and z.data_ptr() == logits.data_ptr():
+        return _in_place(logits, token_ids.long(), rows, config)
+    return _out_of_place(z, token_ids.long(), rows, config, wanted)
+
+
+def _in_place(logits: Tensor, ids: Tensor, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
+    softmax = softmax_spec(config)
+    with torch.no_grad():
+        z = logits.data  # the ops must not count the overwriting: that is done by _tell_autograd
+        if coupling(rows, config) == "row":
+            inputs = row_inputs(rows, config, z.shape[0], math_dtype(z))
+            loss, metrics, logp, _ = grpo_head_(z, ids, inputs, row_program(rows, config), softmax)
+        else:
+            loss, metrics, logp = coupled_head_(z, ids, rows, config, softmax)
+        gradient = _tell_autograd(logits)
+    return GrpoOutput(attach_gradients("grpo_loss", loss, [logits], [gradient]), metrics, logp)
+
+
+def _tell_autograd(logits: Tensor) -> Tensor:
+    """Count the overwriting of `logits`, so that what had saved them before raises; give back what they hold now.
+
+    Not for a view, such as [B, L, V] flattened to rows: autograd would then replace the view's backward by a general
+    one that makes and fills another [B, L, V]. Its other uses are caught by attach_gradients.
+    """
+    gradient = logits.detach()
+    if not logits._is_view():
+        torch.autograd.graph.increment_version(gradient)
+    return gradient
+
+
+def _out_of_place(z: Tensor, ids: Tensor, rows: PolicyRows, config: GrpoConfig, wanted: bool) -> GrpoOutput:
+    softmax, program, dtype = softmax_spec(config), row_program(rows, config), math_dtype(z)
+    if coupling(rows, config) == "row":
         with torch.no_grad():
-            grad = z.detach()
-            loss, metrics, logp, _ = ops.grpo_head_(grad, *args)
-        loss = attach_gradients("grpo_loss", loss, [logits], [grad])
+            inputs = row_inputs(rows, config, z.shape[0], dtype)
+        loss, metrics, logp, _, _ = grpo_head(z, ids, inputs, program, softmax, wanted)
     else:
-        loss, metrics, logp, _, _ = ops.grpo_head(z, *args, wanted)
-    return GrpoOutput(loss, metrics, logp.float())
+        logp, entropy, _ = ops.logprob(z[:, : softmax.vocab_size], ids, softmax.scale, softmax.cap, rows.mask)
+        with torch.no_grad():
+            inputs = row_inputs(rows, config, z.shape[0], dtype, entropy)
+        loss, metrics, _, _ = policy_rows(logp, entropy, rows.cu_seqlens, inputs, program)
+    return GrpoOutput(loss, metrics, logp.detach())
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *others = output
     ctx.mark_non_differentiable(*others)
+    ctx.others = len(inputs) - 1
     ctx.save_for_backward(others[-1])
 
 
+@once_differentiable
 def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     (grad,) = ctx.saved_tensors
-    return (grad * upstream, *[None] * 13)
+    return ((grad * upstream).to(grad.dtype), *[None] * ctx.others)
 
 
 torch.library.register_autograd("univg_kernels::grpo_head", _backward, setup_context=_setup_context)
@@ -51,10 +127,9 @@ torch.library.register_autograd("univg_kernels::grpo_head", _backward, setup_con
 
 @torch.library.register_fake("univg_kernels::grpo_head")
 def _(logits: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return (
-        *_fake_rows(logits),
-        logits.new_empty(logits.shape) if args[-1] else logits.new_empty(0, dtype=torch.float32),
-    )
+    with_grad = args[-1]
+    grad = logits.new_empty(logits.shape) if with_grad else logits.new_empty(0, dtype=torch.float32)
+    return (*_fake_rows(logits), grad)
 
 
 @torch.library.register_fake("univg_kernels::grpo_head_")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import _library
-from .._autograd import attach_gradients, needs_grad
-from .._rows import GrpoOutput, PolicyRows, RowTerms, math_dtype, row_terms
+from .._program import Program, row_program
+from .._rows import GrpoOutput, PolicyRows, math_dtype, response_factors, row_terms, segment_ids
 from ..config import GrpoConfig
 from ..group_advantage.cpp_impl import group_advantage
 from ..metrics import METRICS
@@ -19,48 +19,87 @@ _library.load()
 ops = torch.ops.univg_kernels
 
 
-def program_settings(config: GrpoConfig) -> tuple[Any, ...]:
-    """The scalars of the row program, in the order of the schemas."""
-    delta = math.inf if config.delta is None else config.delta
-    return (config.loss_type, config.epsilon_low, config.epsilon_high, delta, config.beta)
+class RowInputs(NamedTuple):
+    """The row tensors of the C++ policy ops, in the order of their schemas: [N], contiguous, in the dtype of the maths.
+
+    A row counts where its weight is not 0.
+    """
+
+    advantage: Tensor
+    phi: Tensor
+    weight: Tensor
+    entropy_weight: Tensor | None
+    entropy_threshold: Tensor | None  # scalar
+    old_logp: Tensor | None
+    ref_logp: Tensor | None
+    sampling_logp: Tensor | None
+    importance: Tensor | None  # where the caller gave the ratio itself
+
+    def part(self, start: int, stop: int) -> RowInputs:
+        """Of the rows [start, stop)."""
+        return RowInputs(*(t if t is None or t.dim() == 0 else t[start:stop] for t in self))
 
 
-def program_rows(
-    rows: PolicyRows, config: GrpoConfig, num_rows: int, dtype: torch.dtype
-) -> tuple[RowTerms, Tensor | None, Tensor | None]:
-    """(terms, old_logp, ref_logp), all [N], contiguous and in `dtype`."""
-    if rows.advantages is not None:
-        advantages, phi = rows.advantages, rows.phi
-    else:
-        assert rows.rewards is not None and rows.cu_groups is not None  # check_rows
-        accuracy = None if rows.accuracy is None else rows.accuracy.to(dtype)
-        stats = group_advantage(rows.rewards.to(dtype), rows.cu_groups, accuracy, config)
-        advantages, phi = stats.advantages, stats.phi
-    terms = row_terms(rows, advantages, phi, num_rows, dtype)
-    old, ref = (None if t is None else t.to(dtype).contiguous() for t in (rows.old_logp, rows.ref_logp))
-    return terms, old, ref
+def row_inputs(
+    rows: PolicyRows, config: GrpoConfig, num_rows: int, dtype: torch.dtype, entropy: Tensor | None = None
+) -> RowInputs:
+    """entropy [N]: needed where `coupling` is "batch"."""
+    advantages, phi = response_factors(rows, config, dtype, _group_factors)
+    terms = row_terms(rows, config, advantages, phi, num_rows, dtype, entropy)
+    importance = rows.token_importance_ratio
+    if rows.importance_ratio is not None:
+        importance = rows.importance_ratio[segment_ids(rows.cu_seqlens, num_rows)]
+    named = (
+        *(terms.advantage, terms.phi, terms.weight, terms.entropy_weight, terms.entropy_threshold),
+        *(rows.old_logp, rows.ref_logp, rows.sampling_logp, importance),
+    )
+    return RowInputs(*(None if t is None else t.to(dtype).contiguous() for t in named))
 
 
-@torch.no_grad()
-def _forward(
-    logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig
+def _group_factors(
+    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
+) -> tuple[Tensor, Tensor]:
+    stats = group_advantage(rewards, cu_groups, accuracy, config)
+    return stats.advantages, stats.phi
+
+
+def policy_rows(
+    logp: Tensor, entropy: Tensor | None, cu_seqlens: Tensor, inputs: RowInputs, program: Program
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = math_dtype(logp)
-    terms, old, ref = program_rows(rows, config, logp.numel(), dtype)
-    lp = logp.to(dtype).contiguous()
-    h = None if entropy is None else entropy.to(dtype).contiguous()
-    loss, metrics, grad = ops.policy_rows(lp, h, *terms, old, ref, *program_settings(config))
-    return loss, metrics, grad, torch.where(terms.weight != 0, lp, 0.0)
+    """(loss, metrics, a = d loss/d logp [N], b = d loss/d entropy [N]) of whole responses, however rows are coupled.
+
+    The loss is differentiable in logp and entropy, any number of times for once.
+    """
+    return ops.policy_rows(logp.contiguous(), entropy, cu_seqlens.long(), *inputs, *program)
 
 
 def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
-    loss, metrics, grad, lp = _forward(logp, entropy, rows, config)
-    if any(needs_grad(logp)):
-        loss = attach_gradients("policy_loss", loss, [logp], [grad.to(logp.dtype)])
-    return GrpoOutput(loss, metrics, lp)
+    dtype = math_dtype(logp)
+    lp = logp.to(dtype)
+    h = None if entropy is None else entropy.to(dtype).contiguous()
+    with torch.no_grad():
+        inputs = row_inputs(rows, config, lp.numel(), dtype, h)
+    loss, metrics, _, _ = policy_rows(lp, h, rows.cu_seqlens, inputs, row_program(rows, config))
+    return GrpoOutput(loss, metrics, torch.where(inputs.weight != 0, lp.detach(), 0.0))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, metrics, a, b = output
+    ctx.mark_non_differentiable(metrics, a, b)
+    ctx.has_entropy, ctx.others = inputs[1] is not None, len(inputs) - 2
+    ctx.save_for_backward(a, b)
+
+
+@once_differentiable
+def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    a, b = ctx.saved_tensors
+    return (a * upstream, b * upstream if ctx.has_entropy else None, *[None] * ctx.others)
+
+
+torch.library.register_autograd("univg_kernels::policy_rows", _backward, setup_context=_setup_context)
 
 
 @torch.library.register_fake("univg_kernels::policy_rows")
-def _(logp: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(logp: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     metrics = logp.new_empty(len(METRICS), dtype=torch.float32)
-    return logp.new_empty(()), metrics, torch.empty_like(logp)
+    return logp.new_empty(()), metrics, torch.empty_like(logp), torch.empty_like(logp)

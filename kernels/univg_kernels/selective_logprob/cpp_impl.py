@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import _library
 from .._rows import math_dtype
+from .._softmax import SoftmaxSpec
 
 _library.load()
 ops = torch.ops.univg_kernels
@@ -21,46 +23,44 @@ def separate_rows(logits: Tensor) -> Tensor:
     return logits if fits else logits.contiguous()
 
 
-def selective_logprob(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logp, entropy, _ = ops.logprob(separate_rows(logits), token_ids.long(), temperature)
+def selective_logprob(logits: Tensor, token_ids: Tensor, softmax: SoftmaxSpec) -> tuple[Tensor, Tensor]:
+    z = separate_rows(logits[:, : softmax.vocab_size])
+    logp, entropy, _ = ops.logprob(z, token_ids.long(), softmax.scale, softmax.cap)
     return logp, entropy
 
 
 @torch.library.register_fake("univg_kernels::logprob")
-def _(logits: Tensor, token_ids: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    logits: Tensor, token_ids: Tensor, scale: float, cap: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     n, dtype = logits.shape[0], math_dtype(logits)
     return tuple(logits.new_empty(n, dtype=dtype) for _ in range(3))  # type: ignore[return-value]
 
 
 @torch.library.register_fake("univg_kernels::logprob_backward")
-def _(
-    logits: Tensor,
-    token_ids: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    grad_logp: Tensor,
-    grad_entropy: Tensor,
-    temperature: float,
-) -> Tensor:
+def _(logits: Tensor, *args: Any) -> Tensor:
     return logits.new_empty(logits.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, token_ids, ctx.temperature = inputs
-    _, entropy, lse = output
-    ctx.save_for_backward(logits, token_ids, lse, entropy)
-    ctx.mark_non_differentiable(lse)
-
-
-def _backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor, _grad_lse: Tensor) -> tuple[Tensor, None, None]:
-    saved = ctx.saved_tensors
-    upstream = (grad_logp.contiguous(), grad_entropy.contiguous())
-    return ops.logprob_backward(*saved, *upstream, ctx.temperature), None, None
-
-
-torch.library.register_autograd("univg_kernels::logprob", _backward, setup_context=_setup_context)
 
 
 @torch.library.register_fake("univg_kernels::logprob_backward_")
 def _(logits: Tensor, *args: Any) -> None:
     return None
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, token_ids, ctx.scale, ctx.cap, mask = inputs
+    _, entropy, lse = output
+    ctx.save_for_backward(mask, logits, token_ids, lse, entropy)
+    ctx.mark_non_differentiable(lse)
+
+
+@once_differentiable
+def _backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    mask, *saved = ctx.saved_tensors
+    if mask is not None:
+        grad_logp, grad_entropy = (torch.where(mask, g, 0.0) for g in (grad_logp, grad_entropy))
+    upstream = (grad_logp.contiguous(), grad_entropy.contiguous())
+    return ops.logprob_backward(*saved, *upstream, ctx.scale, ctx.cap), None, None, None, None
+
+
+torch.library.register_autograd("univg_kernels::logprob", _backward, setup_context=_setup_context)
