@@ -44,8 +44,11 @@ class Cpu:
         """Push everything else out of the cache that is worth the name."""
         torch.empty(self.cache_bytes, dtype=torch.uint8, device=self.torch).fill_(1)
 
+    def finish(self) -> None:
+        """Wait for what was launched."""
+
     def release(self) -> None:
-        """Between two cases."""
+        """Between two cases: give memory back."""
 
     @staticmethod
     def _reset_peak() -> float:
@@ -99,6 +102,9 @@ class Cuda:
 
     def flush(self) -> None:
         torch.empty(self.cache_bytes, dtype=torch.uint8, device=self.torch).fill_(1)
+
+    def finish(self) -> None:
+        torch.cuda.synchronize()
 
     def release(self) -> None:
         torch.cuda.empty_cache()

@@ -28,6 +28,7 @@ def measure(
 
     They take turns, each round in another order: what else the machine does hits all alike.
     """
+    gc.freeze()  # with this many packages loaded a collection takes 10 ms
     end = time.monotonic() + seconds
     order = list(variants)
     samples: dict[str, list[Sample]] = {name: [] for name in order}
@@ -47,7 +48,7 @@ def measure(
 def _once(prepare: Prepare, device: Device, mode: str) -> Sample:
     run = prepare()
     gc.collect()
-    gc.disable()  # with this many packages loaded a collection takes 10 ms
+    gc.disable()
     try:
         return device.sample(run, mode)
     finally:

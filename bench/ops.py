@@ -51,7 +51,8 @@ def main() -> None:
     for of_case in run_cases(cases, device, ceilings, limits):
         rows += of_case
         print(table.block(of_case), flush=True)
-    print(f"\n{targets.text(rows)}", flush=True)
+    if not tiny:
+        print(f"\n{targets.text(rows)}", flush=True)
     if options.out:
         save(options.out, rows, device)
     wrong = [f"{r['case']}: {r['variant']} is {r['status']}" for r in rows if r.get("own") and r["status"] != "timed"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import univg_kernels as uk
@@ -81,7 +81,12 @@ def head_logp(hidden: Tensor, weight: Tensor, ids: Tensor, chunk: int = 256) -> 
     return torch.cat([logits_logp(h @ weight.t(), i) for h, i in parts])
 
 
-def faces(op: str, device: Device) -> dict[str, uk.Backend]:
-    """The compiled face that "auto" takes on this device, and the specification."""
-    fast = uk.resolve(device.torch)
-    return {f"univg {fast}": fast, "univg reference": "reference"}  # type: ignore[dict-item]
+def faces(device: Device) -> dict[str, uk.Backend]:
+    """The faces that can run on this device, compiled ones first."""
+    found: dict[str, uk.Backend] = {}
+    for backend in get_args(uk.Backend):
+        try:
+            found[f"univg {uk.resolve(device.torch, backend)}"] = backend
+        except ValueError:  # says why it cannot run here
+            continue
+    return found

@@ -41,5 +41,5 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
         return {"iou": torch.tensor(loop(*lists), dtype=torch.float64, device=device.torch)}
 
     judge = Judge(lambda: python, prepared("reference"))
-    own = {name: Variant(prepared(b), judge, own=True) for name, b in faces("box_iou", device).items()}
+    own = {name: Variant(prepared(b), judge, own=True) for name, b in faces(device).items()}
     return Work({"python loop": Variant(lambda: python, judge), **own}, floor_bytes=shape.rows * (2 * 16.0 + 4))

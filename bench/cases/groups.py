@@ -30,5 +30,5 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
         return lambda: run
 
     judge = Judge(prepared("reference", torch.float64), prepared("reference"))
-    variants = {name: Variant(prepared(b), judge, own=True) for name, b in faces("group_advantage", device).items()}
+    variants = {name: Variant(prepared(b), judge, own=True) for name, b in faces(device).items()}
     return Work(variants, floor_bytes=16.0 * shape.rows)

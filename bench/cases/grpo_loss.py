@@ -59,7 +59,7 @@ def build(shape: Shape, dtype: torch.dtype, device: Device, label: str) -> Work:
         "trl selective_log_softmax": lambda: plain(from_logp(peers.trl_selective())),
         "liger triton": lambda: Variant(_liger(source, rows, config, device), judge),
     }
-    for name, backend in faces("grpo_loss", device).items():
+    for name, backend in faces(device).items():
         makers[name] = lambda b=backend: Variant(inputs.prepared(univg(b)), judge, own=True)  # type: ignore[misc]
     variants, absent = collect(makers)
     size = float(source.numel() * source.element_size())

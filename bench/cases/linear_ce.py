@@ -49,7 +49,7 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
         "apple cce": lambda: _cce(device, of_ids),
         "quack": lambda: of_ids(peers.quack_linear_ce(device)),
     }
-    for name, b in faces("linear_ce", device).items():
+    for name, b in faces(device).items():
         face = lambda h, w, b=b: uk.linear_ce(h, w, ids, row_weight=row_weight, backend=b)[0]  # noqa: E731
         makers[name] = lambda f=face: variant(f, own=True)  # type: ignore[misc]
     variants, absent = collect(makers)

@@ -63,7 +63,7 @@ def build_target(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
     logp = head_logp(hidden, weight, ids)
     dense, half = (make_rows(shape, device, ids, logp, active) for active in (1.0, 0.5))
     inputs = Inputs({"hidden": hidden, "weight": weight})
-    (name, backend), *_ = faces("linear_grpo_loss", device).items()
+    (name, backend), *_ = faces(device).items()
     dense_judge = inputs.judge(_eager(dense))
 
     def own(rows: Rows, judge: Judge, count: float, frozen: tuple[str, ...] = ()) -> Variant:
@@ -111,7 +111,7 @@ def build_peers(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
         "trl chunked": trl,
         "apple cce": cce,
     }
-    for name, b in faces("linear_grpo_loss", device).items():
+    for name, b in faces(device).items():
         makers[name] = lambda b=b: variant(_univg(rows, b), own=True)  # type: ignore[misc]
     variants, absent = collect(makers)
     return Work(variants, absent, avoided_bytes=float(shape.rows * shape.vocab * hidden.element_size()))

@@ -45,7 +45,7 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
         "trl chunked": lambda: variant(peers.trl_chunked(("entropy",))),
         "liger scaled ce": lambda: variant(peers.liger_scaled_ce()),
     }
-    for name, b in faces("linear_logprob", device).items():
+    for name, b in faces(device).items():
         face = lambda h, w, i, b=b: uk.linear_logprob(h, w, i, backend=b)  # noqa: E731
         makers[name] = lambda f=face: variant(f, own=True)  # type: ignore[misc]
     variants, absent = collect(makers)

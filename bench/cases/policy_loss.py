@@ -36,7 +36,7 @@ def build(shape: Shape, dtype: torch.dtype, device: Device, kind: str) -> Work:
 
     judge = inputs.judge(call("reference"))
     makers: Makers = {}
-    for name, b in faces("policy_loss", device).items():
+    for name, b in faces(device).items():
         makers[name] = lambda b=b: Variant(inputs.prepared(call(b)), judge, own=True)  # type: ignore[misc]
     variants, absent = collect(makers)
     return Work(variants, absent, floor_bytes=4.0 * logp.numel() * logp.element_size())

@@ -48,7 +48,7 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
         "torch.compile": lambda: variant(eager.compiled(eager.logp_entropy)),
         "trl": lambda: variant(peers.trl_selective_entropy()),
     }
-    for name, b in faces("selective_logprob", device).items():
+    for name, b in faces(device).items():
         face = lambda z, i, b=b: uk.selective_logprob(z, i, backend=b)  # noqa: E731
         makers[name] = lambda f=face: variant(f, own=True)  # type: ignore[misc]
     variants, absent = collect(makers)

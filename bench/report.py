@@ -1,0 +1,121 @@
+"""docs/benchmarks.md and its pictures, from the newest results of each device.
+
+python -m bench.report [--results FOLDER] [--docs FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .loads import ROOT
+from .loads_text import loads_section
+from .plot import draw
+from .results import FOLDER, by_case, newest
+from .table import fast_row, seconds
+from .targets import targets
+
+Row = dict[str, Any]
+HEAD = """# Benchmarks
+
+Made by `python -m bench.report` from the newest files in [bench/results](../bench/results); not written by hand.
+
+```bash
+make bench    # this table on your CPU, in ten minutes: proofs first, then times, then the targets
+make gpu      # the same command on an NVIDIA GPU, in eight
+```
+
+Every variant is proved before it is timed, at the same vocabulary: loss and gradients against fp64, within twice the
+error of eager torch in the same dtype + 1e-6 (fp32) or 1e-4 (bf16); packages of others within ten times that. What
+fails is listed as wrong and has no time. Variants of one case take turns in one process, so that ratios compare like
+with like; brackets hold the 20th and the 80th percentile. "Extra" is the peak of memory beyond the inputs and the
+gradients of hidden states and head that a variant must hand over; a new tensor for the gradient of the logits is
+extra. "Of copy": the bytes that the op must read and write at least, over the time, as a share of what a plain copy
+reaches on this machine; "of GEMM": the operations of the products that it needs, as a share of a large square
+product. `univg reference` is the specification in plain torch.
+"""
+NO_GPU = """## GPU
+
+Nothing is claimed: no run on a GPU is among the results. `make gpu` makes one.
+"""
+
+
+def document(found: dict[str, tuple[Path, list[Row]]], loads: str) -> str:
+    parts = [HEAD]
+    for kind, (path, rows) in sorted(found.items()):
+        parts.append(_device(kind, path, rows))
+    if "cuda" not in found:
+        parts.append(NO_GPU)
+    return "\n".join([*parts, loads])
+
+
+def _device(kind: str, path: Path, rows: list[Row]) -> str:
+    origin, versions = rows[0], ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items())
+    timed = [r for r in rows if r["status"] == "timed"]
+    gemm = {r["dtype"]: r["ceiling_gemm_flops_per_s"] for r in timed}
+    threads = f", {origin['threads']} threads" if "threads" in origin else ""
+    lines = [
+        f"## {kind.upper()}: {origin['hardware']}",
+        "",
+        f"{origin['isa']}{threads}; {versions}; commit {origin['commit']}, {origin['date'][:10]}, "
+        f"load average {origin['load_average']:.1f} at the end; [{path.name}](../bench/results/{path.name}).",
+        f"Measured ceilings: copy {timed[0]['ceiling_copy_bytes_per_s'] / 1e9:.1f} GB/s (read + written), "
+        + ", ".join(f"{d} products {g / 1e12:.3g} TFLOP/s" for d, g in sorted(gemm.items(), reverse=True))
+        + ".",
+        "",
+        "| target | bound | reached | |",
+        "|---|---|---|---|",
+    ]
+    for t in targets(rows):
+        reached = "not measured" if t.reached is None else f"{t.reached:.3g}"
+        lines.append(f"| {t.what} | {t.bound} | {reached} | {'met' if t.met else 'missed' if t.reached else ''} |")
+    lines += ["", f"![Times of each case](bench_{kind}.png)", ""]
+    for case, of_case in by_case(rows).items():
+        lines += _table(case, of_case)
+    return "\n".join(lines)
+
+
+def _table(case: str, rows: list[Row]) -> list[str]:
+    timed = [r for r in rows if r["status"] == "timed"]
+    others = [r for r in rows if r["status"] != "timed"]
+    lines = [f"### {case}", ""]
+    if timed:
+        lines += [
+            "| variant | time | × ours | extra | of copy | of GEMM | error / allowed |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [_cells(r, fast_row(rows, case, r["mode"])) for r in timed]
+        lines.append("")
+    if others:
+        lines += ["; ".join(f"{r['variant'] or 'all'}: {r['status']}" for r in others) + ".", ""]
+    return lines
+
+
+def _cells(row: Row, own: Row | None) -> str:
+    mode = f" ({row['mode']})" if row["mode"] not in ("", "fresh") else ""
+    extra = f"{max(row['extra_bytes'], 0) / 2**20:.0f} MiB"
+    if row["avoided_bytes"]:
+        extra += f" ({max(row['extra_bytes'], 0) / row['avoided_bytes']:.0%} of the logits)"
+    shares = [f"{row[k]:.0%}" if k in row else "" for k in ("copy_share", "gemm_share")]
+    ratio = f"{row['wall_p50_s'] / own['wall_p50_s']:.2f}" if own else ""
+    spread = f"[{seconds(row['wall_p20_s'])}, {seconds(row['wall_p80_s'])}]"
+    error = f"{row['error_of_allowed']:.2f}" if row["error_of_allowed"] else ""
+    cells = (row["variant"] + mode, f"{seconds(row['wall_p50_s'])} {spread}", ratio, extra, *shares, error)
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=FOLDER)
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    found = newest(options.results)
+    options.docs.mkdir(exist_ok=True)
+    for kind, (_, rows) in found.items():
+        draw(rows, options.docs / f"bench_{kind}.png")
+    (options.docs / "benchmarks.md").write_text(document(found, loads_section()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
