@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from univg_fast.model import PackedModel, load_model
-from univg_fast.structs import Group, Record, Sample
+from univg_fast.structs import Group, Record, Sample, Target
 
 SPECIAL = [
     "<|endoftext|>",
@@ -38,7 +38,7 @@ def random_sample(rng: np.random.Generator, grids: list[tuple[int, int]], uid: s
     ids += [*rng.choice(WORDS, rng.integers(2, 9))]
     grid = np.array([(1, h, w) for h, w in grids], np.int64).reshape(-1, 3)
     pixels = rng.standard_normal((int(grid.prod(-1).sum()), 1176)).astype(np.float32)
-    record = Record(uid, "tests:1", (), "question", box=(0, 0, 500, 500))
+    record = Record(uid, "tests:1", (), "question", targets=(Target((0, 0, 500, 500)),))
     return Sample(record, np.array(ids, np.int64), grid, pixels, tuple((14 * w, 14 * h) for h, w in grids))
 
 

@@ -16,24 +16,42 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
+class Target:
+    """A box to be found. `image` is the 0-based index of the image that holds it; None where the file does not say."""
+
+    box: Box
+    image: int | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """One entry of a data file, checked but with nothing decoded.
 
     `question` holds no `<image>` marks and no answer-format suffix. `response` is the stage-1 target text; it is None
-    in stage-2 files. `target_image` is the 0-based index of the image that
-    holds `box`; None where the file does not say.
+    in stage-2 files. `answer_style` is the form of the boxes in an answer: univg_r1, bbox_2d or box_tokens.
     """
 
     uid: str
     source: str  # "path:line", and [index] where a line holds several: where a person finds it
     images: tuple[str, ...]  # absolute paths
     question: str
-    box: Box | None = None
-    target_image: int | None = None
+    targets: tuple[Target, ...] = ()  # what a right answer names, in the file's order
     response: str | None = None
     task: str = "unknown"
     cot: bool = True  # False: answer directly, without <think>
+    answer_style: str = "univg_r1"
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def box(self) -> Box | None:
+        """The first target's box."""
+        return self.targets[0].box if self.targets else None
+
+    @property
+    def target_image(self) -> int | None:
+        """The first target's image."""
+        return self.targets[0].image if self.targets else None
 
 
 @dataclass(frozen=True)

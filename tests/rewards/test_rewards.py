@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from univg_fast.rewards import answer_box, has_format, score
-from univg_fast.structs import Record
+from univg_fast.structs import Record, Target
 
 GT = (100, 200, 300, 400)
-RECORD = Record(uid="u", source="f:1", images=("a",), question="q", box=GT)
+RECORD = Record(uid="u", source="f:1", images=("a",), question="q", targets=(Target(GT),))
 WEIGHTS = {"iou": 1.0, "format": 1.0}
 # (completion, format, IoU), from the rules re-derived and run
 GOLDEN = [
@@ -84,14 +84,14 @@ def test_answer_box(text, expected):
 
 
 def test_direct_answers_need_a_box_and_no_tags():
-    direct = Record(uid="u", source="f:1", images=("a",), question="q", box=GT, cot=False)
+    direct = Record(uid="u", source="f:1", images=("a",), question="q", targets=(Target(GT),), cot=False)
     texts = ["it is (100,200),(300,400) or (1,2),(3,4)", "<answer>(100,200),(300,400)</answer>", "no"]
     scores = score(texts, [direct] * 3, WEIGHTS)
     assert scores.parts["format"].tolist() == [1, 1, 0] and scores.parts["iou"].tolist() == [1, 1, 0]
 
 
 def test_each_completion_is_scored_against_its_own_record():
-    other = Record(uid="v", source="f:2", images=("a",), question="q", box=(0, 0, 10, 10), cot=False)
+    other = Record(uid="v", source="f:2", images=("a",), question="q", targets=(Target((0, 0, 10, 10)),), cot=False)
     texts = ["<think>a</think><answer>(100,200),(300,400)</answer>"] * 2
     scores = score(texts, [RECORD, other], {"iou": 2.0, "format": 0.5})
     assert scores.total.tolist() == [2.5, 0.5] and scores.boxes == [GT, GT]
@@ -105,7 +105,7 @@ def test_numbers_of_any_length(digits):
 
 
 def one_wide(x1, x2):
-    record = Record(uid="u", source="f:1", images=("a",), question="q", box=(0, 0, 100, 100))
+    record = Record(uid="u", source="f:1", images=("a",), question="q", targets=(Target((0, 0, 100, 100)),))
     text = f"<answer>({x1},0),({x2},100)</answer>"
     return score([text], [record], {"iou": 1.0}).parts["iou"][0]
 
@@ -129,7 +129,7 @@ def literal_iou(given, wanted):
 
 @given(given=boxes, wanted=boxes)
 def test_iou_is_the_written_rule(given, wanted):
-    record = Record(uid="u", source="f:1", images=("a",), question="q", box=wanted)
+    record = Record(uid="u", source="f:1", images=("a",), question="q", targets=(Target(wanted),))
     text = f"<answer>({given[0]},{given[1]}),({given[2]},{given[3]})</answer>"
     found = score([text], [record], {"iou": 1.0}).parts["iou"][0]
     assert 0 <= found <= 1 and found == pytest.approx(literal_iou(given, wanted), abs=1e-6)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from univg_fast.rewards.parse import answer_box
-from univg_fast.structs import BadRecord, Box, Record
+from univg_fast.structs import BadRecord, Box, Record, Target
 
 from .errors import Refused
 from .images import probe_all
@@ -97,8 +97,7 @@ def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
         source=source,
         images=tuple(images),
         question=question,
-        box=box,
-        target_image=target,
+        targets=(Target(box, target),) if box is not None else (),
         response=response,
         task=str(row.get("task", row.get("type", "unknown"))),
         cot=cot,
