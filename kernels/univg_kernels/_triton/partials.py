@@ -1,7 +1,7 @@
 """Per-row partial results and their reduction.
 
 Each row writes its own column of `partials` [PARTIALS, N] and a second, tiny launch adds them up in a fixed order:
-no atomics, so that two runs give the same bits, and N·32 bytes of traffic beside 4·N·V.
+no atomics, so that two runs give the same bits, and N·44 bytes of traffic beside 4·N·V.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from torch import Tensor
 from ..metrics import METRICS, NUM_SUMS
 from .launch import launch
 
-PARTIALS = 8  # loss, counted, k3, entropy, clipped low, clipped high, ratio, |logp - old_logp|
+PARTIALS = 11  # loss, the sums of METRICS in their order, |logp - old_logp|, |old_logp - sampling_logp|
 REDUCE_BLOCK = 2048
 REDUCE_WARPS = 8
 
 
 @triton.jit
-def store_partials(partials, stride, n, loss, counted, kl, entropy, low, high, ratio, difference, mask):
+def store_partials(partials, stride, n, loss, counted, kl, entropy, low, high, ratio, importance, dropped, difference,
+                   sampling_difference, mask):  # fmt: skip
     """Scalars or blocks; `mask` says which of them exist."""
     tl.store(partials + n, loss, mask=mask)
     tl.store(partials + stride + n, counted, mask=mask)
@@ -29,15 +30,23 @@ def store_partials(partials, stride, n, loss, counted, kl, entropy, low, high, r
     tl.store(partials + 4 * stride + n, low, mask=mask)
     tl.store(partials + 5 * stride + n, high, mask=mask)
     tl.store(partials + 6 * stride + n, ratio, mask=mask)
-    tl.store(partials + 7 * stride + n, difference, mask=mask)
+    tl.store(partials + 7 * stride + n, importance, mask=mask)
+    tl.store(partials + 8 * stride + n, dropped, mask=mask)
+    tl.store(partials + 9 * stride + n, difference, mask=mask)
+    tl.store(partials + 10 * stride + n, sampling_difference, mask=mask)
 
 
 @triton.jit(do_not_specialize=["N"])
 def reduce_kernel(partials, out, N, NUM_SUMS: tl.constexpr, BLOCK: tl.constexpr):
-    """out[j]: sums of the partials up to NUM_SUMS (the loss is one more), then maxima (NaN kept) of the last two."""
+    """out[j]: sums of the partials up to NUM_SUMS (the loss is one more), then the maxima (NaN kept) of METRICS."""
     j = tl.program_id(0)
     is_sum = j <= NUM_SUMS
-    row = partials + tl.where(is_sum, j, j - 1).to(tl.int64) * N  # the ratio is both summed and maximised
+    source = j  # the two ratios are both summed and maximised; the differences follow the sums
+    source = tl.where(j == NUM_SUMS + 1, 6, source)
+    source = tl.where(j == NUM_SUMS + 2, 9, source)
+    source = tl.where(j == NUM_SUMS + 3, 7, source)
+    source = tl.where(j == NUM_SUMS + 4, 10, source)
+    row = partials + source.to(tl.int64) * N
     total = tl.zeros([BLOCK], tl.float32)
     top = tl.zeros([BLOCK], tl.float32)
     for start in range(0, N, BLOCK):

@@ -1,4 +1,4 @@
-"""What a row takes from its response and its group: advantage, phi, weight.
+"""What a row takes from its response and its group: advantage, phi, weights.
 
 One device function each, used by the kernel of `group_advantage` and inside the policy losses, where every program
 makes the factors of its own response (a few loads that hit the L2 cache) and no other launch is needed.
@@ -77,34 +77,72 @@ def std_of(squares, count):
 
 
 @triton.jit
-def response_terms(response, cu_seqlens, rewards, accuracy, cu_groups, num_groups, advantages, phi, mask,
-                   num_responses, num_responses_tensor, advantage_eps, difficulty_power,
-                   SCALE: tl.constexpr, DIFFICULTY: tl.constexpr):  # fmt: skip
-    """(advantage, phi, weight of each row that counts) of one response, fp32 scalars."""
-    low, high = tl.load(cu_seqlens + response), tl.load(cu_seqlens + response + 1)
+def centre(values, first, offset, size, CENTER_SINGLETONS: tl.constexpr):
+    """values - mean of the group, mean = first + offset."""
+    centred = values - first - offset
+    if not CENTER_SINGLETONS:
+        centred = tl.where(size == 1, values, centred)
+    return centred
+
+
+@triton.jit
+def group_divisor(squares, size, advantage_eps, CENTER_SINGLETONS: tl.constexpr):
+    std = std_of(squares, size)
+    if not CENTER_SINGLETONS:
+        std = tl.where(size == 1, 1.0, std)
+    return std + advantage_eps
+
+
+@triton.jit
+def scalar(pointer, number):
+    """What lies on the device, or else what the host has said."""
+    return number if pointer is None else tl.load(pointer).to(tl.float32)
+
+
+@triton.jit
+def response_factors(response, rows, num_groups, numbers, BRANCHES: tl.constexpr):
+    """(advantage, phi) of one response, fp32 scalars. With token_advantages the first is 0."""
+    advantage = tl.full([], 0.0, tl.float32)
+    phi = tl.full([], 1.0, tl.float32)
+    if rows.rewards is None:
+        if rows.advantages is not None:
+            advantage = tl.load(rows.advantages + response)
+        if rows.phi is not None:
+            phi = tl.load(rows.phi + response)
+    else:
+        group = find_segment(rows.cu_groups, num_groups, response)
+        begin, end = tl.load(rows.cu_groups + group), tl.load(rows.cu_groups + group + 1)
+        first, offset, squares = centred_sums(rows.rewards, begin, end)
+        reward = tl.load(rows.rewards + response)
+        advantage = centre(reward, first, offset, end - begin, BRANCHES.center_singletons)
+        if BRANCHES.scale_rewards == "group":
+            advantage /= group_divisor(squares, end - begin, numbers.advantage_eps, BRANCHES.center_singletons)
+        if rows.accuracy is not None:
+            accuracy = segment_mean(rows.accuracy, begin, end)
+            phi = difficulty(accuracy, numbers.difficulty_power, BRANCHES.difficulty)
+    return advantage, phi
+
+
+@triton.jit
+def count_rows(begin, end, mask):
+    """Rows of [begin, end) that count, fp32."""
     if mask is None:
-        length = (high - low).to(tl.float32)
+        return (end - begin).to(tl.float32)
     else:
         counted = tl.zeros([BLOCK], tl.int32)
-        for start in range(low, high, BLOCK):
+        for start in range(begin, end, BLOCK):
             i = start + tl.arange(0, BLOCK)
-            counted += tl.load(mask + i, mask=i < high, other=0).to(tl.int32)
-        length = tl.sum(counted, axis=0).to(tl.float32)
-    if num_responses_tensor is not None:
-        num_responses = tl.load(num_responses_tensor).to(tl.float32)
-    weight = 1.0 / (tl.maximum(length, 1.0) * num_responses)
-    difficulty_phi = tl.full([], 1.0, tl.float32)
-    if rewards is None:
-        advantage = tl.load(advantages + response)
-        if phi is not None:
-            difficulty_phi = tl.load(phi + response)
-    else:
-        group = find_segment(cu_groups, num_groups, response)
-        begin, end = tl.load(cu_groups + group), tl.load(cu_groups + group + 1)
-        first, mean, squares = centred_sums(rewards, begin, end)
-        advantage = tl.load(rewards + response) - first - mean
-        if SCALE == "group":
-            advantage = advantage / (std_of(squares, end - begin) + advantage_eps)
-        if accuracy is not None:
-            difficulty_phi = difficulty(segment_mean(accuracy, begin, end), difficulty_power, DIFFICULTY)
-    return advantage, difficulty_phi, weight
+            counted += tl.load(mask + i, mask=i < end, other=0).to(tl.int32)
+        return tl.sum(counted, axis=0).to(tl.float32)
+
+
+@triton.jit
+def row_weights(length, rows, numbers, BRANCHES: tl.constexpr):
+    """(weight, entropy_weight) of each row that counts in a response that has `length` of them."""
+    weight = numbers.weight_scale / scalar(rows.denominator, numbers.denominator)
+    if BRANCHES.token_mean:
+        weight /= tl.maximum(length, 1.0)
+    entropy_weight = weight * numbers.entropy_coef
+    if BRANCHES.bonus == "token-mean":
+        entropy_weight = numbers.entropy_coef / scalar(rows.entropy_denominator, numbers.entropy_denominator)
+    return weight, entropy_weight

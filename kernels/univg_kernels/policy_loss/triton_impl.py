@@ -1,10 +1,8 @@
-"""Triton face of `policy_loss`, and the row arguments that the policy losses share."""
+"""Triton face of `policy_loss`: one program per response, for rows that depend on each other or not."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -13,144 +11,126 @@ from torch import Tensor
 
 from .._autograd import attach_gradients, needs_grad
 from .._rows import GrpoOutput, PolicyRows
-from .._triton.launch import check_dtype, launch, vector
+from .._triton.launch import check_dtype, launch
 from .._triton.partials import empty_partials, reduce_partials, store_partials
-from .._triton.responses import response_terms
-from .._triton.row_program import policy_row
+from .._triton.response_sums import BLOCK, known_response, load_rows
+from .._triton.responses import response_factors, row_weights
+from .._triton.row_program import known_rows, loss_row
+from .._triton.rows import SCHEMA, kernel_arguments, row_arguments
 from .._triton.scale import scale_on_device
 from ..config import GrpoConfig
-from ..group_advantage.triton_impl import group_advantage
 
-BLOCK = 512
 WARPS = 8
 
 
-class RowArguments(NamedTuple):
-    """What the rows are worth, in the shape that a registered op can take; `kernel_arguments` names the parts."""
-
-    tensors: list[Tensor | None]
-    floats: list[float]
-    scale_rewards: str
-    difficulty: str
-    loss_type: str
-
-
-TENSORS = (
-    "cu_seqlens", "rewards", "accuracy", "cu_groups", "advantages", "phi", "mask", "old_logp", "ref_logp",
-    "num_responses_tensor",
-)  # fmt: skip
-FLOATS = ("num_responses", "advantage_eps", "difficulty_power", "epsilon_low", "epsilon_high", "delta", "beta")
-
-
-def row_arguments(rows: PolicyRows, config: GrpoConfig) -> RowArguments:
-    advantages, phi, rewards = vector(rows.advantages), vector(rows.phi), vector(rows.rewards)
-    accuracy, cu_groups = vector(rows.accuracy), rows.cu_groups
-    if rewards is not None and (config.scale_rewards == "batch" or config.normalize_difficulty):
-        # Statistics over all groups: not a matter of one row. The factors then come from their own launch.
-        assert cu_groups is not None  # check_rows
-        stats = group_advantage(rewards, cu_groups, accuracy, config)
-        advantages, phi, rewards, accuracy, cu_groups = stats.advantages, stats.phi, None, None, None
-    count = rows.num_responses
-    old, ref = vector(rows.old_logp), vector(rows.ref_logp)
-    maybe = (rows.cu_seqlens, rewards, accuracy, cu_groups, advantages, phi, rows.mask, old, ref)
-    tensors = [None if t is None else t.contiguous() for t in maybe]
-    tensors.append(count if isinstance(count, Tensor) else None)
-    number = 1.0 if isinstance(count, Tensor) else float(count)
-    delta = math.inf if config.delta is None else config.delta
-    scalars = (
-        config.advantage_eps,
-        config.difficulty_power,
-        config.epsilon_low,
-        config.epsilon_high,
-        delta,
-        config.beta,
+@triton.jit(do_not_specialize=["N", "response_start", "num_groups"])
+def policy_rows_kernel(logp, entropy, a_out, b_out, partials, N, response_start, rows, num_groups, numbers,
+                       BRANCHES: tl.constexpr):  # fmt: skip
+    """Response response_start + program: its rows [cu_seqlens[response], cu_seqlens[response + 1])."""
+    response = response_start + tl.program_id(0)
+    advantage_all, phi = response_factors(response, rows, num_groups, numbers, BRANCHES)
+    begin, end = tl.load(rows.cu_seqlens + response), tl.load(rows.cu_seqlens + response + 1)
+    length, mean, importance_all, policy_factor, drift, vespo_log_weight, gmpo_mean, gmpo_rows = known_response(
+        response, begin, end, logp, entropy, advantage_all, rows, numbers, BRANCHES
     )
-    floats = [number, *(float(x) for x in scalars)]
-    return RowArguments(tensors, floats, config.scale_rewards, config.difficulty, config.loss_type)
-
-
-def kernel_arguments(
-    tensors: Sequence[Tensor | None], floats: Sequence[float], scale_rewards: str, difficulty: str, loss_type: str
-) -> dict[str, Any]:
-    """Keyword arguments of a policy kernel, from the parts of RowArguments."""
-    named: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True)) | dict(zip(FLOATS, floats, strict=True))
-    cu_groups = named["cu_groups"]
-    named["num_groups"] = 0 if cu_groups is None else cu_groups.numel() - 1
-    return named | {"SCALE": scale_rewards, "DIFFICULTY": difficulty, "LOSS_TYPE": loss_type}
-
-
-@triton.jit(do_not_specialize=["N", "num_groups"])
-def policy_rows_kernel(logp, entropy, gradient, logp_out, partials, N,
-                       cu_seqlens, rewards, accuracy, cu_groups, num_groups, advantages, phi, mask, old_logp, ref_logp,
-                       num_responses, num_responses_tensor, advantage_eps, difficulty_power,
-                       epsilon_low, epsilon_high, delta, beta,
-                       SCALE: tl.constexpr, DIFFICULTY: tl.constexpr, LOSS_TYPE: tl.constexpr,
-                       BLOCK: tl.constexpr):  # fmt: skip
-    """One program per response: its rows [cu_seqlens[b], cu_seqlens[b+1])."""
-    response = tl.program_id(0)
-    advantage, phi_b, weight = response_terms(
-        response, cu_seqlens, rewards, accuracy, cu_groups, num_groups, advantages, phi, mask,
-        num_responses, num_responses_tensor, advantage_eps, difficulty_power, SCALE, DIFFICULTY,
-    )  # fmt: skip
-    end = tl.load(cu_seqlens + response + 1)
-    for start in range(tl.load(cu_seqlens + response), end, BLOCK):
-        n = start + tl.arange(0, BLOCK)
-        inside = n < end
-        keep = inside
-        if mask is not None:
-            keep = inside & (tl.load(mask + n, mask=inside, other=0) != 0)
-        # Rows that do not count hold anything, even NaN: they are not read.
-        lp = tl.load(logp + n, mask=keep, other=0.0).to(tl.float32)
-        difference = tl.zeros_like(lp)
-        if old_logp is not None:
-            difference = lp - tl.load(old_logp + n, mask=keep, other=0.0)
-        ref = lp
-        if ref_logp is not None:
-            ref = tl.load(ref_logp + n, mask=keep, other=0.0)
-        h = tl.zeros_like(lp)
-        if entropy is not None:
-            h = tl.load(entropy + n, mask=keep, other=0.0)
-        loss, a, kl, ratio, low, high = policy_row(
-            lp, difference, ref, tl.zeros_like(lp) + advantage, phi_b, weight, epsilon_low, epsilon_high, delta, beta,
-            ref_logp is not None, LOSS_TYPE,
-        )  # fmt: skip
+    weight, entropy_weight = row_weights(length, rows, numbers, BRANCHES)
+    shared_sum = tl.zeros([BLOCK], tl.float32)
+    for start in range(begin, end, BLOCK):
+        n, inside, keep, lp, h = load_rows(start, end, logp, entropy, rows)
         zero = tl.zeros_like(lp)
-        tl.store(gradient + n, tl.where(keep, a, zero).to(gradient.dtype.element_ty), mask=inside)
-        tl.store(logp_out + n, lp, mask=inside)
+        advantage, difference, ref, importance, sampling_difference, _, high_entropy = known_rows(
+            n, keep, lp, h, advantage_all, rows, numbers, BRANCHES
+        )
+        importance *= importance_all
+        gate = importance * high_entropy
+        if BRANCHES.loss_type == "vespo":  # has the ratio in its weight
+            gate = high_entropy
+        if BRANCHES.loss_type == "gmpo":  # a geometric mean; the entropy mask is in the mean of the log-ratio
+            gate = zero + policy_factor
+        if BRANCHES.off_policy_mask:
+            allowed = (advantage >= 0) | (drift <= numbers.off_policy_mask_threshold)
+            gate = tl.where(allowed, gate, gate * 0)
+        log_ratio = difference
+        if BRANCHES.level != "token":
+            log_ratio = zero + mean
+        loss, a, shared, kl, ratio, low, high = loss_row(
+            lp, difference, log_ratio, ref, advantage, phi, weight, importance, gate, vespo_log_weight, gmpo_mean,
+            numbers, BRANCHES,
+        )  # fmt: skip
+        shared_sum += tl.where(keep, shared, zero)
+        b = zero
+        if BRANCHES.bonus != "none":
+            b = tl.where(keep, -entropy_weight * high_entropy, zero)
+            loss += b * h
+        tl.store(a_out + n, tl.where(keep, a, zero), mask=inside)
+        if b_out is not None:
+            tl.store(b_out + n, b, mask=inside)
         store_partials(
             partials, N, n, tl.where(keep, loss, zero), keep.to(tl.float32), tl.where(keep, kl, zero), h,
-            tl.where(keep, low, zero), tl.where(keep, high, zero), tl.where(keep, ratio, zero), tl.abs(difference),
-            inside,
+            tl.where(keep, low, zero), tl.where(keep, high, zero), tl.where(keep, ratio, zero),
+            tl.where(keep, importance, zero), (keep & (gate == 0)).to(tl.float32), tl.abs(difference),
+            tl.abs(sampling_difference), inside,
         )  # fmt: skip
+    if BRANCHES.level == "sequence" or BRANCHES.loss_type == "gmpo":
+        # What the response shares, its rows get their parts of. The barrier makes the stores above readable.
+        tl.debug_barrier()
+        total = tl.sum(shared_sum, axis=0)
+        for start in range(begin, end, BLOCK):
+            n, inside, keep, lp, h = load_rows(start, end, logp, entropy, rows)
+            advantage, difference, _, _, _, _, high_entropy = known_rows(
+                n, keep, lp, h, advantage_all, rows, numbers, BRANCHES
+            )
+            part = tl.zeros_like(lp) + total / tl.maximum(length, 1.0)
+            if BRANCHES.loss_type == "gmpo":
+                free = tl.where(
+                    advantage > 0, difference <= numbers.epsilon_high, difference >= -numbers.epsilon_low
+                )  # fmt: skip
+                part = tl.where(free, high_entropy * total / tl.maximum(gmpo_rows, 1.0), 0.0)
+            a = tl.load(a_out + n, mask=inside, other=0.0) + tl.where(keep, part, 0.0)
+            tl.store(a_out + n, a, mask=inside)
 
 
-@torch.library.custom_op("univg_kernels::triton_policy_rows", mutates_args=("gradient", "out", "partials"))
+@torch.library.custom_op(
+    "univg_kernels::triton_policy_rows",
+    mutates_args=("a", "b", "partials"),
+    schema="(Tensor logp, Tensor? entropy, Tensor(a!) a, Tensor(b!)? b, Tensor(c!) partials, int response_start, "
+    f"int num_responses, {SCHEMA}) -> ()",
+)
 def triton_policy_rows(
-    logp: Tensor, entropy: Tensor | None, gradient: Tensor, out: Tensor, partials: Tensor,
-    tensors: Sequence[Tensor | None], floats: Sequence[float], scale_rewards: str, difficulty: str, loss_type: str,
+    logp: Tensor, entropy: Tensor | None, a: Tensor, b: Tensor | None, partials: Tensor, response_start: int,
+    num_responses: int, tensors: Sequence[Tensor | None], numbers: Sequence[float], choices: Sequence[str],
+    flags: Sequence[bool],
 ) -> None:  # fmt: skip
-    arguments = kernel_arguments(tensors, floats, scale_rewards, difficulty, loss_type)
+    """Loss and gradient of the responses [response_start, response_start + num_responses), for any `coupling`.
+
+    Read are logp [N] and entropy [N], of any dtype; written, at the rows of these responses, are a = dL/dlogp [N] and
+    b = dL/dH [N] (None where nobody asks), fp32, and partials [_, N].
+    """
     launch(
-        policy_rows_kernel, arguments["cu_seqlens"].numel() - 1, logp, logp, entropy, gradient, out, partials,
-        logp.numel(), **arguments, BLOCK=BLOCK, num_warps=WARPS,
+        policy_rows_kernel, num_responses, logp, logp, entropy, a, b, partials, logp.numel(), response_start,
+        **kernel_arguments(tensors, numbers, choices, flags), num_warps=WARPS,
     )  # fmt: skip
+
+
+Outcome = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # loss, metrics, a, b, logp
 
 
 @torch.no_grad()
-def _forward(
-    logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_dtype("policy_loss", logp)
-    lp = logp.detach().contiguous()
-    gradient, out = torch.empty_like(lp), torch.empty_like(lp, dtype=torch.float32)
+def _forward(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> Outcome:
+    lp, h = logp.detach().contiguous(), None if entropy is None else entropy.detach().contiguous()
+    a, b = (torch.empty_like(lp, dtype=torch.float32) for _ in range(2))
     partials = empty_partials(lp.numel(), lp)
-    triton_policy_rows(lp, vector(entropy), gradient, out, partials, *row_arguments(rows, config))
-    loss, metrics = reduce_partials(partials)
-    return loss, metrics, gradient, out
+    settings = row_arguments(rows, config, lp.numel(), h)
+    triton_policy_rows(lp, h, a, b, partials, 0, rows.cu_seqlens.numel() - 1, *settings)
+    out = lp.to(torch.float32, copy=True) if rows.mask is None else torch.where(rows.mask, lp.float(), 0.0)
+    return *reduce_partials(partials), a, b, out
 
 
 def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
-    loss, metrics, gradient, out = _forward(logp, entropy, rows, config)
-    if any(needs_grad(logp)):
-        loss = attach_gradients("policy_loss", loss, [logp], [gradient], scale_on_device)
+    check_dtype("policy_loss", logp)
+    loss, metrics, a, b, out = _forward(logp, entropy, rows, config)
+    differentiable = [logp, entropy if config.entropy_coef else None]
+    if any(needs_grad(*differentiable)):
+        grads = [g if x is None else g.to(x.dtype) for x, g in zip(differentiable, (a, b), strict=True)]
+        loss = attach_gradients("policy_loss", loss, differentiable, grads, scale_on_device)
     return GrpoOutput(loss, metrics, out)
