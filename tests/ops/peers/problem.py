@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -26,10 +26,11 @@ class Problem:
     mask: Tensor
     advantages: Tensor  # [B]; of response 3: 0
     token_advantages: Tensor  # [B, L]
+    lengths: tuple[int, ...] = LENGTHS
 
     @property
     def present(self) -> Tensor:
-        return torch.arange(self.mask.shape[1]) < torch.tensor(LENGTHS)[:, None]
+        return torch.arange(self.mask.shape[1]) < torch.tensor(self.lengths)[:, None]
 
     def flat(self, x: Tensor) -> Tensor:
         return x[self.present]
@@ -66,6 +67,12 @@ def hard_cases(far: float = 21.0) -> dict[str, Problem]:
     }
 
 
+def without_empty(problem: Problem) -> Problem:
+    some = [i for i, n in enumerate(problem.lengths) if n]
+    parts = {f.name: getattr(problem, f.name)[some] for f in fields(problem) if f.name != "lengths"}
+    return Problem(**parts, lengths=tuple(problem.lengths[i] for i in some))
+
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -90,7 +97,7 @@ def assert_like(
         assert not grad[~problem.present].any(), "the codebase differentiates padding"
     ours = tuple(problem.flat(x).clone().requires_grad_() for x in (problem.logp, problem.entropy))
     given = {"old_logp": problem.flat(problem.old), "mask": problem.flat(problem.mask).bool()} | rows
-    cu = torch.tensor((0, *LENGTHS)).cumsum(0)
+    cu = torch.tensor((0, *problem.lengths)).cumsum(0)
     out = uk.policy_loss(ours[0], cu, entropy=ours[1], config=config, backend="reference", **given)
     got = torch.autograd.grad(out.loss, ours, allow_unused=True, materialize_grads=True)
     expected = (loss.detach() - constant, *(problem.flat(grad) for grad in grads))
