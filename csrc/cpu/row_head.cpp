@@ -82,7 +82,7 @@ constexpr acc_t kLowest = std::numeric_limits<acc_t>::lowest();  // stands for -
 template <bool capped, class scalar_t, class acc_t>
 UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> q) {
   constexpr acc_t inf = std::numeric_limits<acc_t>::infinity();
-  acc_t maximum = -inf, x_id = 0;
+  acc_t maximum = -inf;
   double sum = 0, weighted = 0;  // of e^(x - maximum), and of e^(x - maximum)·(x - maximum)
   acc_t x[kBlock];
   for (int64_t start = 0; start < vocab; start += kBlock) {
@@ -93,8 +93,6 @@ UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id,
       x[j] = squashed<capped, acc_t>(load(z + start + j), q);
       block_max = x[j] > block_max ? x[j] : block_max;
     }
-    // The very number that `maximum` is made of, so that a row of one column has log p = 0.
-    if (id >= start && id < start + n) x_id = x[id - start];
     if (block_max > maximum) {
       if (maximum != -inf) {
         const double rise = double(block_max) - double(maximum), shrink = std::exp(-rise);
@@ -115,6 +113,8 @@ UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id,
     weighted += weighted_part;
   }
   const double log_sum = std::log(sum);
+  // Rounded like `maximum`, so that a row of one column has log p = 0; the compiler may round scalar code otherwise.
+  const acc_t x_id = std::min(squashed<capped, acc_t>(load(z + id), q), maximum);
   return {static_cast<acc_t>(double(x_id) - double(maximum) - log_sum), static_cast<acc_t>(log_sum - weighted / sum),
           static_cast<acc_t>(double(maximum) + log_sum)};
 }
@@ -149,18 +149,6 @@ UNIVG_INLINE void grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t 
   store(out + id, (-sa * std::expm1(log_p_id) - bonus) * flat(x_id));
 }
 
-template <class scalar_t, class acc_t>
-UNIVG_INLINE RowStats<acc_t> stats_of(const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> q) {
-  return q.cap == 0 ? stats<false>(z, vocab, id, q) : stats<true>(z, vocab, id, q);
-}
-
-template <class scalar_t, class acc_t>
-UNIVG_INLINE void grad_of(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> q, acc_t lse,
-                          acc_t entropy, acc_t a, acc_t b) {
-  if (q.cap == 0) grad<false>(out, z, vocab, id, q, lse, entropy, a, b);
-  else grad<true>(out, z, vocab, id, q, lse, entropy, a, b);
-}
-
 }  // namespace
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -173,29 +161,38 @@ static int cpu_level() {
                                : (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0);
   return level;
 }
-#define UNIVG_DEFINE(result, name, body, scalar_t, params, args)        \
-  UNIVG_AVX512 static result name##_avx512 params { return body args; } \
-  UNIVG_AVX2 static result name##_avx2 params { return body args; }     \
-  static result name##_base params { return body args; }                \
-  result name params {                                                  \
-    switch (cpu_level()) {                                              \
-      case 2: return name##_avx512 args;                                \
-      case 1: return name##_avx2 args;                                  \
-      default: return name##_base args;                                 \
-    }                                                                   \
+#define UNIVG_DEFINE(result, name, body, params, args)           \
+  UNIVG_AVX512 result name##_avx512 params { return body args; } \
+  UNIVG_AVX2 result name##_avx2 params { return body args; }     \
+  result name##_base params { return body args; }                \
+  result name params {                                           \
+    switch (cpu_level()) {                                       \
+      case 2: return name##_avx512 args;                         \
+      case 1: return name##_avx2 args;                           \
+      default: return name##_base args;                          \
+    }                                                            \
   }
 #else
-#define UNIVG_DEFINE(result, name, body, scalar_t, params, args) \
+#define UNIVG_DEFINE(result, name, body, params, args) \
   result name params { return body args; }
 #endif
 
-#define UNIVG_DEFINE_ROW_HEAD(scalar_t, acc_t)                                                               \
-  UNIVG_DEFINE(RowStats<acc_t>, row_stats, stats_of, scalar_t,                                               \
-               (const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash), (z, vocab, id, squash)) \
-  UNIVG_DEFINE(void, row_grad, grad_of, scalar_t,                                                            \
-               (scalar_t * out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash,          \
-                acc_t lse, acc_t entropy, acc_t a, acc_t b),                                                 \
-               (out, z, vocab, id, squash, lse, entropy, a, b))
+// Two instances of each function, so that logits without a cap pay nothing for it.
+#define UNIVG_DEFINE_PAIR(result, name, body, params, args)                  \
+  UNIVG_DEFINE(static result, name##_plain, body<false>, params, args)       \
+  UNIVG_DEFINE(static result, name##_capped, body<true>, params, args)       \
+  result name params {                                                       \
+    return squash.cap == 0 ? name##_plain args : name##_capped args;         \
+  }
+
+#define UNIVG_DEFINE_ROW_HEAD(scalar_t, acc_t)                                                                \
+  UNIVG_DEFINE_PAIR(RowStats<acc_t>, row_stats, stats,                                                        \
+                    (const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash),                     \
+                    (z, vocab, id, squash))                                                                   \
+  UNIVG_DEFINE_PAIR(void, row_grad, grad,                                                                     \
+                    (scalar_t * out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash,      \
+                     acc_t lse, acc_t entropy, acc_t a, acc_t b),                                             \
+                    (out, z, vocab, id, squash, lse, entropy, a, b))
 
 UNIVG_DEFINE_ROW_HEAD(double, double)
 UNIVG_DEFINE_ROW_HEAD(float, float)
