@@ -1,7 +1,7 @@
 """Compiles ahead of time, without a GPU, exactly what the launchers launch.
 
-A launcher is run on CPU tensors while `JITFunction.run` is replaced by a recorder: the signature, the constants and the
-alignment of each argument are then those of the real launch, worked out by triton's own rules for specialisation.
+A launcher is run on CPU tensors while `JITFunction.run` is replaced by a recorder. Which arguments are constants, their
+types and their alignment are worked out by triton's own binder.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg", "enable_fp_fusion")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-POINTERS = {
-    torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-    torch.int64: "*i64", torch.int32: "*i32", torch.bool: "*i1",
-}  # fmt: skip
+
+
+def target(capability: int) -> GPUTarget:
+    return GPUTarget("cuda", capability, 32)
 
 
 @dataclass(frozen=True)
@@ -35,35 +34,16 @@ class Launch:
 
     kernel: JITFunction
     programs: int
-    arguments: dict[str, Any]
+    source: ASTSource
     options: dict[str, Any]
 
-    def source(self) -> ASTSource:
-        signature: dict[str, str] = {}
-        constants: dict[str, Any] = {}
-        attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-        for i, parameter in enumerate(self.kernel.params):
-            value = self.arguments[parameter.name]
-            kind, aligned = self._describe(parameter, value)
-            signature[parameter.name] = kind
-            if kind == "constexpr":
-                constants[parameter.name] = value
-            elif aligned:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        return ASTSource(self.kernel, signature, constants, attributes)
 
-    def _describe(self, parameter: Any, value: Any) -> tuple[str, bool]:
-        special = not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None:
-            return "constexpr", False
-        if isinstance(value, torch.Tensor):
-            return POINTERS[value.dtype], value.data_ptr() % 16 == 0
-        if isinstance(value, float):
-            return "fp32", False
-        assert isinstance(value, int) and not isinstance(value, bool), (parameter.name, value)
-        if special and value == 1:
-            return "constexpr", False
-        return ("i32" if -(2**31) <= value < 2**31 else "i64"), special and value % 16 == 0
+def bound(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
+    backend = make_backend(target(90))  # what is specialised does not depend on the capability
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    arguments, specialization, options = binder(*args, **kwargs)
+    _, signature, constants, attributes = kernel._pack_args(backend, kwargs, arguments, specialization, options)
+    return ASTSource(kernel, signature, constants, attributes)
 
 
 @contextmanager
@@ -72,10 +52,8 @@ def recorded() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {k: kwargs.pop(k) for k in OPTIONS if k in kwargs}
-        arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        assert set(arguments) == set(self.arg_names), set(arguments) ^ set(self.arg_names)
-        launches.append(Launch(self, grid[0], arguments, options))
+        options = {k: kwargs[k] for k in OPTIONS if k in kwargs}
+        launches.append(Launch(self, grid[0], bound(self, args, kwargs), options))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", record)
@@ -96,7 +74,7 @@ class Binary:
 
 
 def compile_for(launch: Launch, capability: int, folder: Path) -> Binary:
-    compiled = triton.compile(launch.source(), target=GPUTarget("cuda", capability, 32), options=launch.options)
+    compiled = triton.compile(launch.source, target=target(capability), options=launch.options)
     cubin = folder / f"{launch.kernel.__name__}_{capability}.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     command = [str(CUOBJDUMP), "--dump-resource-usage", str(cubin)]

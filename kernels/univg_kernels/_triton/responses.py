@@ -102,6 +102,8 @@ def scalar(pointer, number):
 @triton.jit
 def response_factors(response, rows, num_groups, numbers, BRANCHES: tl.constexpr):
     """(advantage, phi) of one response, fp32 scalars. With token_advantages the first is 0."""
+    DIFFICULTY: tl.constexpr = BRANCHES.difficulty
+    CENTER: tl.constexpr = BRANCHES.center_singletons
     advantage = tl.full([], 0.0, tl.float32)
     phi = tl.full([], 1.0, tl.float32)
     if rows.rewards is None:
@@ -114,12 +116,12 @@ def response_factors(response, rows, num_groups, numbers, BRANCHES: tl.constexpr
         begin, end = tl.load(rows.cu_groups + group), tl.load(rows.cu_groups + group + 1)
         first, offset, squares = centred_sums(rows.rewards, begin, end)
         reward = tl.load(rows.rewards + response)
-        advantage = centre(reward, first, offset, end - begin, BRANCHES.center_singletons)
+        advantage = centre(reward, first, offset, end - begin, CENTER)
         if BRANCHES.scale_rewards == "group":
-            advantage /= group_divisor(squares, end - begin, numbers.advantage_eps, BRANCHES.center_singletons)
+            advantage /= group_divisor(squares, end - begin, numbers.advantage_eps, CENTER)
         if rows.accuracy is not None:
             accuracy = segment_mean(rows.accuracy, begin, end)
-            phi = difficulty(accuracy, numbers.difficulty_power, BRANCHES.difficulty)
+            phi = difficulty(accuracy, numbers.difficulty_power, DIFFICULTY)
     return advantage, phi
 
 

@@ -22,8 +22,8 @@ from .launch import vector
 
 
 class Rows(NamedTuple):
-    """Pointers, None for what is not given; one argument of a kernel. The last three are those of SCALARS_OF_ROWS that the
-    host does not know."""
+    """Pointers, None for what is not given; one argument of a kernel. The last three: scalars that only the device
+    knows."""
 
     cu_seqlens: Any
     rewards: Any
@@ -105,7 +105,8 @@ def row_arguments(rows: PolicyRows, config: GrpoConfig, num_rows: int, entropy: 
     numbers = [*row_program(rows, config).scalars, 1 / length, config.entropy_coef]
     numbers += [config.advantage_eps, config.difficulty_power]
     numbers += [0.0 if isinstance(x, Tensor) else x for x in scalars]
-    return KernelRows(tensors, [float(x) for x in numbers], list(branches[:NUM_CHOICES]), list(branches[NUM_CHOICES:]))
+    choices, flags = branches[:NUM_CHOICES], branches[NUM_CHOICES:]
+    return KernelRows(tensors, [float(x) for x in numbers], [str(x) for x in choices], [bool(x) for x in flags])
 
 
 _AS_THEY_ARE = ("cu_seqlens", "cu_groups", "mask")
@@ -120,7 +121,7 @@ def kernel_arguments(
         "rows": rows,
         "num_groups": 0 if rows.cu_groups is None else rows.cu_groups.numel() - 1,
         "numbers": Numbers(*numbers),
-        "BRANCHES": Branches(*choices, *flags),
+        "BRANCHES": Branches(*choices, *flags),  # type: ignore[arg-type]
     }
 
 

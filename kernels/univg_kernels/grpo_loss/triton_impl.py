@@ -41,6 +41,7 @@ def grpo_rows_kernel(logits, stride, gradient, gradient_stride, token_ids, logp,
                      V, vocab, scale, cap, num_responses, rows, num_groups, numbers,
                      BRANCHES: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):  # fmt: skip
     """Row row_start + program of N; the logits begin at row_start. `gradient` may be `logits`, or None."""
+    HAS_B: tl.constexpr = BRANCHES.bonus != "none"
     program = tl.program_id(0)
     n = row_start + program
     row = logits + program.to(tl.int64) * stride
@@ -74,7 +75,7 @@ def grpo_rows_kernel(logits, stride, gradient, gradient_stride, token_ids, logp,
             lp, difference, difference, ref, advantage, phi, weight, importance, gate, lp, lp, numbers, BRANCHES
         )
         b = tl.zeros_like(lp)
-        if BRANCHES.bonus != "none":
+        if HAS_B:
             b = -entropy_weight * high_entropy
             loss += b * entropy
         tl.store(logp + n, lp)
@@ -90,9 +91,8 @@ def grpo_rows_kernel(logits, stride, gradient, gradient_stride, token_ids, logp,
                 fill_zeros(out, V, LANES, VEC)
             else:
                 sweep_backward(
-                    row, out, target, V, vocab, scale, cap, top + log2_mass, a, b, entropy, BRANCHES.bonus != "none",
-                    LANES, VEC,
-                )  # fmt: skip
+                    row, out, target, V, vocab, scale, cap, top + log2_mass, a, b, entropy, HAS_B, LANES, VEC
+                )
     else:
         tl.store(logp + n, 0.0)
         if coefficients is not None:

@@ -39,19 +39,20 @@ def logprob_kernel(logits, stride, token_ids, mask, logp, entropy, log2_sum, V, 
 def logprob_backward_kernel(logits, stride, gradient, gradient_stride, token_ids, log2_sum, entropy,
                             grad_logp, grad_entropy, V, vocab, scale, cap,
                             LANES: tl.constexpr, VEC: tl.constexpr):  # fmt: skip
+    HAS_B: tl.constexpr = grad_entropy is not None
     n = tl.program_id(0)
     row = logits + n.to(tl.int64) * stride
     out = gradient + n.to(tl.int64) * gradient_stride
     a = tl.load(grad_logp + n)
     b = tl.zeros_like(a)
-    if grad_entropy is not None:
+    if HAS_B:
         b = tl.load(grad_entropy + n)
     if (a == 0.0) & (b == 0.0):
         fill_zeros(out, V, LANES, VEC)
     else:
         sweep_backward(
             row, out, tl.load(token_ids + n), V, vocab, scale, cap, tl.load(log2_sum + n),
-            a, b, tl.load(entropy + n), grad_entropy is not None, LANES, VEC,
+            a, b, tl.load(entropy + n), HAS_B, LANES, VEC,
         )  # fmt: skip
 
 
