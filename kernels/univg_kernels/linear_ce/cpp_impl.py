@@ -6,43 +6,41 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._autograd import attach_gradients, needs_grad
-from .._linear_head import run_linear_head
+from .._autograd import scale_on_host
+from .._linear_losses import linear_cross_entropy
+from .._linear_sweeps import skipping_on_host
 from .._rows import math_dtype
+from .._softmax import SoftmaxSpec
+from ..selective_logprob import cpp_impl as _fakes  # noqa: F401  (torch.compile asks for them)
 
 _library.load()
 ops = torch.ops.univg_kernels
 
 
 def linear_ce(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, row_weight: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    row_weight: Tensor,
+    softmax: SoftmaxSpec,
+    weight_grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    inputs = (hidden, weight, bias)
-    needs = needs_grad(*inputs)
-    with torch.no_grad():
-        dtype = math_dtype(hidden)
-        ids, rw = token_ids.long(), row_weight.to(dtype).contiguous()
-        loss = torch.zeros((), dtype=dtype)
-        logp = torch.zeros(hidden.shape[0], dtype=dtype)
+    ids, rw = token_ids.long(), row_weight.to(math_dtype(hidden)).contiguous()
+    settings = (softmax.scale, softmax.cap)
 
-        def score(z: Tensor, start: int, stop: int) -> Tensor | None:
-            part = slice(start, stop)
-            if not any(needs):
-                logp[part] = ops.logprob(z, ids[part], 1.0)[0]
-                return None
-            chunk_loss, logp[part], active = ops.ce_head_(z, ids[part], rw[part])
-            loss.add_(chunk_loss)
-            return active
+    def logprob(z: Tensor, part: slice) -> Tensor:
+        return ops.logprob(z, ids[part], *settings)[0]
 
-        grads = run_linear_head(hidden, weight, bias, score, needs)
-        if not any(needs):
-            loss = -torch.where(rw != 0, rw * logp, 0.0).sum()
-    if any(needs):
-        loss = attach_gradients("linear_ce", loss, inputs, grads)
-    return loss, logp
+    def gradient_(z: Tensor, part: slice) -> Tensor:
+        return ops.ce_head_(z, ids[part], rw[part], *settings)[1]
+
+    return linear_cross_entropy(
+        hidden, weight, bias, rw, softmax.vocab_size, weight_grad, logprob, gradient_, skipping_on_host(), scale_on_host
+    )
 
 
 @torch.library.register_fake("univg_kernels::ce_head_")
-def _(logits: Tensor, token_ids: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(logits: Tensor, token_ids: Tensor, row_weight: Tensor, scale: float, cap: float) -> tuple[Tensor, Tensor, Tensor]:
     logp = torch.empty_like(row_weight)
     return row_weight.new_empty(()), logp, torch.empty_like(logp, dtype=torch.bool)

@@ -1,0 +1,150 @@
+"""The loops of `linear_grpo_loss`, `linear_ce` and `linear_logprob`: over the logits, one chunk at a time, and from
+d loss/d logits to the gradients. What a row of logits is worth, their callbacks know.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._linear_grads import GradientSums
+from ._linear_head import Head, chunk_rows
+
+Score = Callable[[Tensor, int, int], Tensor | None]
+"""(logits [stop - start, V], start, stop): score these rows. Where gradients are wanted, overwrite the logits with
+d loss/d logits (zeros for a row without one) and return which rows have one, bool [stop - start], or None for all."""
+Backward = Callable[[Tensor, Tensor], None]
+"""(logits [m, V], rows [m]): overwrite the logits of these rows with d loss/d logits, unread where that is 0."""
+
+
+class Chunks(NamedTuple):
+    """size: most rows of a chunk. ends: the rows a chunk may end at, ascending, from 0 to N; None: at any."""
+
+    size: int
+    ends: list[int] | None
+
+    def stop(self, start: int, room: int, n: int) -> int:
+        """The furthest end of a chunk of at most `room` rows; `start` where none fits."""
+        if self.ends is None:
+            return min(start + room, n)
+        return self.ends[bisect.bisect_right(self.ends, start + room) - 1]
+
+
+def plan_chunks(head: Head, coupling: str, host_seqlens: Tensor | None) -> Chunks | None:
+    """Chunks in which every row that a row's gradient depends on is there, too; None: no chunk is large enough.
+
+    Whole responses where the host knows their lengths; one longer than the usual chunk makes a chunk of its own.
+    """
+    size = chunk_rows(head)
+    if coupling == "row" or head.hidden.shape[0] <= size:
+        return Chunks(size, None)
+    if coupling == "batch" or host_seqlens is None or torch.compiler.is_compiling():
+        return None
+    ends = host_seqlens.tolist()
+    return Chunks(max(size, *(b - a for a, b in zip(ends, ends[1:], strict=False))), ends)
+
+
+class Kept(NamedTuple):
+    """Rows that have a gradient. index: their numbers, ascending. count: [1] int32 on the device, how many there are,
+    if the host does not know: index then goes on with the rows that have none."""
+
+    index: Tensor
+    count: Tensor | None
+
+
+class Skipping(NamedTuple):
+    """How rows without a gradient are left out of the backward products.
+
+    order: active [m] bool -> Kept. move: (z [m, V], kept): bring those rows of z to its top, without a second buffer.
+    """
+
+    order: Callable[[Tensor], Kept]
+    move: Callable[[Tensor, Kept], None]
+
+
+def _order_on_host(active: Tensor) -> Kept:
+    return Kept(active.nonzero()[:, 0], None)
+
+
+def _move_on_host(z: Tensor, kept: Kept) -> None:
+    for target, source in enumerate(kept.index.tolist()):
+        if target != source:
+            z[target].copy_(z[source])
+
+
+def order_on_device(active: Tensor) -> Kept:
+    """Waits for nobody."""
+    return Kept(torch.argsort(~active, stable=True), active.sum(0, keepdim=True, dtype=torch.int32))
+
+
+def skipping_on_host() -> Skipping | None:
+    """For CPU tensors. torch.compile cannot follow shapes that depend on values: there all rows are multiplied."""
+    return None if torch.compiler.is_compiling() else Skipping(_order_on_host, _move_on_host)
+
+
+def gradient_sweep(
+    head: Head, chunks: Chunks, logits: Callable[[Tensor, int, int], Tensor], score: Score, sums: GradientSums,
+    skipping: Skipping | None,
+) -> None:  # fmt: skip
+    """Make the logits chunk by chunk, let `score` turn them into their gradient, and sum up the gradients.
+
+    skipping: None multiplies all rows. Where the host learns how many are active, they wait at the top of the buffer
+    until it is nearly full of them, so that the backward products are as tall as the forward ones however few rows are
+    active; where it does not, each chunk's go on at once.
+    """
+    n, buffer = head.hidden.shape[0], head.buffer(chunks.size)
+    waiting: list[Tensor] = []  # numbers of the rows at the top of the buffer
+    start = held = 0
+    while start < n:
+        stop = chunks.stop(start, chunks.size - held, n)
+        if stop > start:
+            z = logits(buffer[held : held + stop - start], start, stop)
+            active = score(z, start, stop)
+            sums.add_bias(z)
+            if active is None or skipping is None:
+                kept = Kept(torch.arange(stop - start, device=z.device), None)
+            else:
+                kept = skipping.order(active)
+                skipping.move(z, kept)
+            index = kept.index + start
+            if skipping is None or kept.count is not None:
+                sums.add(z, index, kept.count)
+            else:
+                waiting.append(index)
+                held += index.numel()
+        full = stop == start or held > 0.75 * chunks.size  # the next response does not fit, or hardly any row
+        if waiting and (full or stop == n):
+            sums.add(buffer[:held], torch.cat(waiting))
+            waiting, held = [], 0
+        start = stop
+
+
+def forward_sweep(head: Head, logits: Callable[[Tensor, int, int], Tensor], score: Score) -> None:
+    """Make the logits chunk by chunk and let `score` read them."""
+    n, size = head.hidden.shape[0], chunk_rows(head)
+    buffer = head.buffer(size)
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        score(logits(buffer[: stop - start], start, stop), start, stop)
+
+
+def remake_sweep(
+    head: Head, active: Tensor, backward: Backward, sums: GradientSums, skipping: Skipping | None
+) -> None:  # fmt: skip
+    """Make the logits once more, of the rows that are active [N] bool, and sum up their gradients."""
+    n, size = head.hidden.shape[0], chunk_rows(head)
+    kept = Kept(torch.arange(n, device=active.device), None) if skipping is None else skipping.order(active)
+    buffer = head.buffer(size if kept.count is None else 0)
+    for i, rows in enumerate(kept.index.split(size)):
+        if kept.count is None:
+            count, z = None, head.logits(buffer[: rows.numel()], rows)
+        else:
+            count = (kept.count - i * size).clamp(0, rows.numel())
+            z = head.first_logits(rows, count)
+        backward(z, rows)
+        sums.add_bias(z)
+        sums.add(z, rows, count)
