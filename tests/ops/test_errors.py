@@ -2,137 +2,304 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import univg_kernels as uk
+from torch import Tensor
 
 N, V, H, B = 6, 10, 4, 3
+LOSSES = ("grpo_loss", "linear_grpo_loss", "policy_loss")
+FROM_LOGITS = ("grpo_loss", "selective_logprob")
+FROM_HIDDEN = ("linear_grpo_loss", "linear_logprob", "linear_ce")
+LOGPROBS = ("selective_logprob", "linear_logprob", "linear_ce")
 
 
-def good() -> dict[str, Any]:
-    return dict(
-        logits=torch.zeros(N, V),
-        token_ids=torch.zeros(N, dtype=torch.int64),
-        cu_seqlens=torch.tensor([0, 2, 4, 6]),
-        advantages=torch.ones(B),
-    )
+def ones(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    return torch.ones(*shape, dtype=dtype, device=device)
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
-    (dict(logits=torch.zeros(2, 3, V)), r"logits must be of shape \[any, any\], got \[2, 3, 10\]; flatten"),
-    (dict(logits=torch.zeros(N, V, dtype=torch.int64)), r"logits must be float64 or .*, got int64"),
-    (dict(logits=[[0.0]]), "logits must be a tensor, got list"),
-    (dict(logits=torch.zeros(N, 0)), "logits must have at least one column"),
-    (dict(token_ids=torch.zeros(5, dtype=torch.int64)), r"token_ids must be of shape \[6\], got \[5\]"),
-    (dict(token_ids=torch.zeros(N)), "token_ids must be int64 or int32, got float32"),
+def good(op: str) -> dict[str, Any]:
+    """Arguments without a fault; what a test changes is the only one."""
+    if op == "group_advantage":
+        return dict(rewards=ones(B), cu_groups=torch.tensor([0, B]), accuracy=ones(B))
+    if op == "difficulty_weight":
+        return dict(miou=ones(2))
+    if op == "box_iou":
+        return dict(boxes1=ones(2, 4), boxes2=ones(2, 4))
+    arguments: dict[str, Any] = dict(logp=ones(N), entropy=ones(N))
+    if op != "policy_loss":
+        arguments = dict(logits=ones(N, V)) if op in FROM_LOGITS else dict(hidden=ones(N, H), weight=ones(V, H))
+        arguments["token_ids"] = ones(N, dtype=torch.int64)
+    if op in LOSSES:
+        arguments |= dict(cu_seqlens=torch.tensor([0, 2, 4, 6]), advantages=ones(B))
+    if op == "linear_ce":
+        arguments["row_weight"] = ones(N)
+    return arguments
+
+
+Fault = tuple[tuple[str, ...], dict[str, Any], str]  # ops, what is changed, the message after "op: "
+SHAPES: list[Fault] = [
+    (FROM_LOGITS, dict(logits=ones(2, 3, V)), r"logits must be of shape \[any, any\], got \[2, 3, 10\]; flatten"),
+    (FROM_LOGITS, dict(logits=ones(N, 0)), r"logits must have at least one column, got \[6, 0\]"),
+    (FROM_LOGITS, dict(logits=[[0.0]]), "logits must be a tensor, got list; flatten"),
     (
-        dict(token_ids=torch.tensor([0, 1, 2, 3, 4, 10])),
-        r"token_ids must be in \[0, 10\), got values from 0 to 10",
+        FROM_HIDDEN,
+        dict(hidden=ones(1, N, H)),
+        r"hidden must be of shape \[any, any\], got \[1, 6, 4\]; pick the scored",
     ),
-    (dict(token_ids=torch.tensor([0, 1, 2, -100, 4, 5])), r"got values from -100 to 5; .*mask"),
     (
-        dict(token_ids=torch.zeros(N, dtype=torch.int64, device="meta")),
-        "token_ids must be on cpu .*, got meta; move",
-    ),
-    (
-        dict(cu_seqlens=torch.tensor([0, 2, 4, 5])),
-        r"cu_seqlens must end at 6 \(the number of rows N\), got 5; build",
-    ),
-    (dict(cu_seqlens=torch.tensor([0, 4, 2, 6])), "cu_seqlens must begin with 0 and never fall, got"),
-    (dict(cu_seqlens=torch.tensor([1, 2, 4, 6])), "cu_seqlens must begin with 0"),
-    (dict(cu_seqlens=torch.tensor([], dtype=torch.int64)), "cu_seqlens must hold at least one offset"),
-    (dict(advantages=torch.ones(N)), r"advantages must be of shape \[3\], got \[6\]; one value per response"),
-    (dict(advantages=None), "give either rewards with cu_groups .* got neither"),
-    (dict(rewards=torch.ones(B), cu_groups=torch.tensor([0, 3])), "got both"),
-    (dict(advantages=None, rewards=torch.ones(B)), r"rewards need cu_groups \[K\+1\]"),
-    (dict(accuracy=torch.ones(B)), "cu_groups and accuracy belong to rewards"),
-    (dict(advantages=None, rewards=torch.ones(B), cu_groups=torch.tensor([0, 2])), "cu_groups must end at 3"),
-    (dict(old_logp=torch.zeros(B)), r"old_logp must be of shape \[6\], got \[3\]; one value per row"),
-    (dict(ref_logp=torch.zeros(N, dtype=torch.int64)), "ref_logp must be float64"),
-    (dict(mask=torch.ones(N)), "mask must be bool, got float32"),
-    (dict(denominator=0), "denominator must be a finite number > 0, got 0"),
-    (dict(backend="cuda"), "backend must be one of 'auto', 'triton', 'cpp', 'reference', got 'cuda'"),
-]
-
-
-@pytest.mark.parametrize(("wrong", "message"), BAD, ids=[m[:40] for _, m in BAD])
-def test_grpo_loss(wrong: dict[str, Any], message: str) -> None:
-    uk.grpo_loss(**good())  # what is changed below is the only fault
-    with pytest.raises(ValueError, match=message) as caught:
-        uk.grpo_loss(**{**good(), **wrong})
-    assert str(caught.value).startswith("resolve: " if "backend" in wrong else "grpo_loss: ")
-
-
-BAD_LINEAR: list[tuple[dict[str, Any], str]] = [
-    (
-        dict(weight=torch.zeros(V, H + 1)),
+        FROM_HIDDEN,
+        dict(weight=ones(V, H + 1)),
         r"weight must be of shape \[any, 4\], got \[10, 5\]; weight is \[V, H\]",
     ),
+    (FROM_HIDDEN, dict(weight=ones(0, H)), "weight must have at least one row, got .*GatheredParameters"),
+    (FROM_HIDDEN, dict(bias=ones(H)), r"bias must be of shape \[10\], got \[4\]"),
     (
-        dict(weight=torch.zeros(V, H, dtype=torch.bfloat16)),
-        "weight must be float32, got bfloat16; .* of hidden's dtype",
+        (*FROM_LOGITS, *FROM_HIDDEN),
+        dict(token_ids=ones(5, dtype=torch.int64)),
+        r"token_ids must be of .* got \[5\]; one",
     ),
-    (dict(weight=torch.zeros(0, H)), "weight must have at least one row.*GatheredParameters"),
-    (dict(bias=torch.zeros(H)), r"bias must be of shape \[10\], got \[4\]"),
+    (("linear_ce",), dict(row_weight=ones(N, 1)), r"row_weight must be of shape \[6\], got \[6, 1\]"),
+    (("policy_loss",), dict(logp=ones(2, 3)), r"logp must be of shape \[any\], got \[2, 3\]"),
+    (("policy_loss",), dict(entropy=ones(5)), r"entropy must be of shape \[6\], got \[5\]"),
+    (LOSSES, dict(advantages=ones(N)), r"advantages must be of shape \[3\], got \[6\]; one value per response"),
+    (LOSSES, dict(phi=ones(N)), r"phi must be of shape \[3\], got \[6\]; one value per response"),
     (
-        dict(hidden=torch.zeros(1, N, H)),
-        r"hidden must be of shape \[any, any\], got \[1, 6, 4\]; pick the scored rows",
+        LOSSES,
+        dict(importance_ratio=ones(B, 1)),
+        r"importance_ratio must be of shape \[3\], got \[3, 1\]; one value per r",
     ),
+    (
+        LOSSES,
+        dict(token_importance_ratio=ones(B)),
+        r"token_importance_ratio must be of shape \[6\], got \[3\]; one value",
+    ),
+    (LOSSES, dict(advantages=None, token_advantages=ones(B)), r"token_advantages must be of shape \[6\], got \[3\]"),
+    (LOSSES, dict(old_logp=ones(B)), r"old_logp must be of shape \[6\], got \[3\]; one value per row"),
+    (LOSSES, dict(ref_logp=ones(N, 1)), r"ref_logp must be of shape \[6\], got \[6, 1\]; one value per row"),
+    (LOSSES, dict(sampling_logp=ones(0)), r"sampling_logp must be of shape \[6\], got \[0\]; one value per row"),
+    (LOSSES, dict(mask=ones(5, dtype=torch.bool)), r"mask must be of shape \[6\], got \[5\]"),
+    (LOSSES, dict(denominator=ones(1)), r"denominator must be of shape \[\], got \[1\]"),
+    (LOSSES, dict(entropy_threshold=ones(1)), r"entropy_threshold must be of shape \[\], got \[1\]"),
+    (("group_advantage",), dict(rewards=ones(B, 1)), r"rewards must be of shape \[any\], got \[3, 1\]"),
+    (
+        ("group_advantage",),
+        dict(accuracy=ones(2)),
+        r"accuracy must be of shape \[3\], got \[2\]; one value per response",
+    ),
+    (("difficulty_weight",), dict(miou=torch.tensor(0.5)), r"miou must be of shape \[any\], got \[\]"),
+    (("box_iou",), dict(boxes1=ones(4)), r"boxes1 must be of shape \[any, 4\], got \[4\]"),
+    (("box_iou",), dict(boxes2=ones(3, 4)), r"boxes2 must be of shape \[2, 4\], got \[3, 4\]"),
+    (("box_iou",), dict(boxes2=ones(3, 5), mode="pairwise"), r"boxes2 must be of shape \[any, 4\], got \[3, 5\]"),
+]
+DTYPES: list[Fault] = [
+    (FROM_LOGITS, dict(logits=ones(N, V, dtype=torch.int64)), "logits must be float64 or .*, got int64"),
+    (FROM_LOGITS, dict(logits=ones(N, V, dtype=torch.complex64)), "logits must be float64 or .*, got complex64"),
+    (
+        FROM_HIDDEN,
+        dict(weight=ones(V, H, dtype=torch.bfloat16)),
+        "weight must be float32, got bfloat16; .* hidden's dtype",
+    ),
+    (
+        FROM_HIDDEN,
+        dict(bias=ones(V, dtype=torch.float64)),
+        r"bias must be float32, got float64; convert with bias.to\(",
+    ),
+    ((*FROM_LOGITS, *FROM_HIDDEN), dict(token_ids=ones(N)), "token_ids must be int64 or int32, got float32"),
+    (
+        ("linear_ce",),
+        dict(row_weight=ones(N, dtype=torch.bfloat16)),
+        "row_weight must be float32 or float64, got bfloat16",
+    ),
+    (("policy_loss",), dict(logp=ones(N, dtype=torch.int64)), "logp must be float64 or .*, got int64"),
+    (LOSSES, dict(cu_seqlens=ones(4)), "cu_seqlens must be int64 or int32, got float32"),
+    (LOSSES, dict(ref_logp=ones(N, dtype=torch.int64)), "ref_logp must be float64 or .*, got int64"),
+    (LOSSES, dict(advantages=ones(B, dtype=torch.int64)), "advantages must be float64 or .*, got int64"),
+    (LOSSES, dict(mask=ones(N)), r"mask must be bool, got float32; convert with mask.to\("),
+    (LOSSES, dict(denominator=torch.tensor(True)), "denominator must be float64 or .*, got bool"),
+    (("group_advantage",), dict(rewards=ones(B, dtype=torch.int64)), "rewards must be float64 or .*, got int64"),
+    (("difficulty_weight",), dict(miou=ones(2, dtype=torch.bool)), "miou must be float64 or .*, got bool"),
+    (("box_iou",), dict(boxes1=ones(2, 4, dtype=torch.bool)), "boxes1 must be float64 or .*, got bool"),
+]
+DEVICES: list[Fault] = [
+    (
+        (*FROM_LOGITS, *FROM_HIDDEN),
+        dict(token_ids=ones(N, dtype=torch.int64, device="meta")),
+        "token_ids must be on cpu",
+    ),
+    (FROM_HIDDEN, dict(weight=ones(V, H, device="meta")), "weight must be on cpu .*, got meta; move it with weight.to"),
+    (FROM_HIDDEN, dict(bias=ones(V, device="meta")), "bias must be on cpu .*, got meta; move it with bias.to"),
+    (LOSSES, dict(mask=ones(N, dtype=torch.bool, device="meta")), "mask must be on cpu .*, got meta; move"),
+    (LOSSES, dict(advantages=ones(B, device="meta")), "advantages must be on cpu .*, got meta; move"),
+    (LOSSES, dict(old_logp=ones(N, device="meta")), "old_logp must be on cpu .*, got meta; move"),
+    (LOSSES, dict(cu_seqlens=ones(4, dtype=torch.int64, device="meta")), "cu_seqlens must be on cpu .*, got meta"),
+    (LOSSES, dict(denominator=torch.tensor(1.0, device="meta")), "denominator must be on cpu .*, got meta"),
+    (("group_advantage",), dict(accuracy=ones(B, device="meta")), "accuracy must be on cpu .*, got meta"),
+    (("box_iou",), dict(boxes2=ones(2, 4, device="meta")), "boxes2 must be on cpu .*, got meta"),
+]
+VALUES: list[Fault] = [
+    (
+        (*FROM_LOGITS, *FROM_HIDDEN),
+        dict(token_ids=torch.tensor([0, 1, 2, 3, 4, 10])),
+        r"token_ids must be in \[0, 10\), g",
+    ),
+    (
+        (*FROM_LOGITS, *FROM_HIDDEN),
+        dict(token_ids=torch.tensor([0, 1, 2, -100, 4, 5])),
+        "token_ids .* -100 to 5; .*mask",
+    ),
+    (LOGPROBS, dict(vocab_size=11), r"vocab_size must be at most 10 \(the columns there are\), got 11"),
+    (LOGPROBS, dict(vocab_size=0), "vocab_size must be a whole number >= 1 or None, got 0"),
+    (LOGPROBS, dict(vocab_size=2.0), "vocab_size must be a whole number >= 1 or None, got 2.0"),
+    (LOGPROBS, dict(vocab_size=1, token_ids=torch.tensor([0, 0, 0, 0, 1, 0])), r"token_ids must be in \[0, 1\)"),
+    (
+        ("grpo_loss", "linear_grpo_loss"),
+        dict(config=uk.GrpoConfig(vocab_size=11)),
+        "vocab_size must be at most 10 .*11",
+    ),
+    (LOGPROBS, dict(softcap=0.0), "softcap must be a finite number > 0, got 0.0"),
+    (LOGPROBS, dict(logit_scale=float("inf")), "logit_scale must be a finite number > 0, got inf"),
+    (LOGPROBS[:2], dict(temperature=-1.0), "temperature must be a finite number > 0, got -1.0"),
+    (
+        LOSSES,
+        dict(cu_seqlens=torch.tensor([0, 2, 4, 5])),
+        r"cu_seqlens must end at 6 \(the number of rows N\), got 5; b",
+    ),
+    (LOSSES, dict(cu_seqlens=torch.tensor([0, 4, 2, 6])), "cu_seqlens must begin with 0 and never fall, got"),
+    (LOSSES, dict(cu_seqlens=torch.tensor([1, 2, 4, 6])), "cu_seqlens must begin with 0"),
+    (
+        LOSSES,
+        dict(cu_seqlens=torch.tensor([], dtype=torch.int64)),
+        "cu_seqlens must hold at least one offset, got none",
+    ),
+    (LOSSES, dict(denominator=0), "denominator must be a finite number > 0, got 0"),
+    (LOSSES, dict(denominator=float("nan")), "denominator must be a finite number > 0, got nan"),
+    (LOSSES, dict(denominator="6"), "denominator must be a finite number > 0, got '6'"),
+    (LOSSES, dict(entropy_threshold=float("inf")), "entropy_threshold must be a finite number, got inf"),
+    (("group_advantage",), dict(cu_groups=torch.tensor([0, 2])), "cu_groups must end at 3 .*responses B.*, got 2"),
+    (("group_advantage",), dict(cu_groups=torch.tensor([0, 5, 3])), "cu_groups must begin with 0 and never fall"),
+    (("difficulty_weight",), dict(kind="cubic"), "kind must be one of 'exp', .* got 'cubic'"),
+    (("difficulty_weight",), dict(power=0.0), "power must be a finite number > 0, got 0.0"),
+    (("box_iou",), dict(mode="all"), "mode must be one of 'aligned', 'pairwise', got 'all'"),
+    (
+        ("box_iou",),
+        dict(kind="giou", convention="univg_r1"),
+        "kind 'giou' needs convention 'continuous', got 'univg_r1'",
+    ),
+]
+GROUPS = torch.tensor([0, B])
+TOGETHER: list[Fault] = [
+    (LOSSES, dict(advantages=None), "give either rewards with cu_groups .* got neither"),
+    (LOSSES, dict(rewards=ones(B), cu_groups=GROUPS), "give either rewards .* got rewards and advantages"),
+    (LOSSES, dict(token_advantages=ones(N)), "give either rewards .* got advantages and token_advantages"),
+    (LOSSES, dict(advantages=None, rewards=ones(B)), r"rewards need cu_groups \[K\+1\]"),
+    (LOSSES, dict(advantages=None, rewards=ones(B), cu_groups=GROUPS, phi=ones(B)), "rewards need .*; drop phi"),
+    (LOSSES, dict(advantages=None, rewards=ones(B), cu_groups=torch.tensor([0, 2])), "cu_groups must end at 3"),
+    (LOSSES, dict(accuracy=ones(B)), "cu_groups and accuracy belong to rewards; with advantages give phi"),
+    (LOSSES, dict(importance_ratio=ones(B), token_importance_ratio=ones(N)), "give one of importance_ratio, .*got imp"),
+    (LOSSES, dict(importance_ratio=ones(B), sampling_logp=ones(N)), "give one .*importance_sampling_mode='none'"),
+    (
+        ("policy_loss",),
+        dict(entropy=None, entropy_threshold=0.1),
+        "entropy must be given .*; selective_logprob returns it",
+    ),
+    (
+        ("policy_loss",),
+        dict(entropy=None, config=uk.GrpoConfig(entropy_coef=0.1)),
+        "entropy must be given for entropy_coef",
+    ),
+    (
+        ("linear_grpo_loss",),
+        dict(ref_logp=ones(N), ref_hidden=ones(N, H)),
+        "give either ref_logp or ref_hidden, got both",
+    ),
+    (("linear_grpo_loss",), dict(ref_weight=ones(V, H)), "ref_weight and ref_bias need ref_hidden"),
+    (
+        ("linear_grpo_loss",),
+        dict(ref_hidden=ones(5, H)),
+        "ref_hidden and ref_weight must have the rows .*, got 5 and 10",
+    ),
+    (("linear_grpo_loss",), dict(ref_hidden=ones(N, 3)), r"ref_weight must be of shape \[any, 3\], got \[10, 4\]"),
+    (FROM_HIDDEN[::2], dict(weight_grad=ones(V, H, dtype=torch.bfloat16)), "weight_grad must be float32, got bfloat16"),
+    (FROM_HIDDEN[::2], dict(weight_grad=ones(H, V)), r"weight_grad must be of shape \[10, 4\], got \[4, 10\]"),
+    (
+        FROM_HIDDEN[::2],
+        dict(weight_grad=ones(H, V).T),
+        r"weight_grad must be a contiguous .*; make it with torch.zeros_like",
+    ),
+    (
+        FROM_HIDDEN[::2],
+        dict(weight_grad=ones(V, H).requires_grad_()),
+        "weight_grad must be .* requires_grad=True; make it",
+    ),
+]
+FAULTS = [(op, *fault[1:]) for fault in SHAPES + DTYPES + DEVICES + VALUES + TOGETHER for op in fault[0]]
+
+
+@pytest.mark.parametrize(("op", "wrong", "message"), FAULTS, ids=[f"{op}-{m[:36]}" for op, _, m in FAULTS])
+def test_a_wrong_argument(op: str, wrong: dict[str, Any], message: str) -> None:
+    getattr(uk, op)(**good(op))
+    with pytest.raises(ValueError, match=message) as caught:
+        getattr(uk, op)(**{**good(op), **wrong})
+    assert str(caught.value).startswith(f"{op}: ")
+
+
+def config(**settings: Any) -> Callable[[], Any]:
+    return lambda: uk.GrpoConfig(**settings)
+
+
+CONFIGS: list[tuple[Callable[[], Any], str]] = [
+    (config(loss_type="ppo"), "loss_type must be one of 'grpo', .*'reinforce', got 'ppo'"),
+    (config(importance_sampling_level="word"), "importance_sampling_level must be one of 'token', .* got 'word'"),
+    (config(epsilon_low=-0.1), "epsilon_low must be finite and >= 0, got -0.1"),
+    (config(temperature=0), "temperature must be finite and > 0, got 0"),
+    (config(beta="0.04"), "beta must be a number, got '0.04'"),
+    (config(beta=True), "beta must be a number, got True"),
+    (config(beta=float("nan")), "beta must be finite and >= 0, got nan"),
+    (config(softcap=-1.0), "softcap must be finite and > 0, got -1.0"),
+    (config(max_completion_length=2.5), "max_completion_length must be a whole number >= 1 or None, got 2.5"),
+    (config(k3_clamp=1), "k3_clamp must be True or False, got 1"),
+    (config(top_entropy_quantile=1.5), r"top_entropy_quantile must be in \(0, 1\], got 1.5"),
+    (
+        config(importance_sampling_clip_min=4.0),
+        "clip_min must not lie above importance_sampling_clip_max, got 4.0 and 3.0",
+    ),
+    (config(log_ratio_min=1.0, log_ratio_max=-1.0), "log_ratio_min must not lie above log_ratio_max, got 1.0 and -1.0"),
+    (config(loss_type="dr_grpo"), "'dr_grpo' .* needs max_completion_length, got None; give the longest"),
+    (config(loss_aggregation="seq-mean-token-sum-norm"), "needs max_completion_length, got None"),
+    (config(loss_type="gmpo", importance_sampling_level="sequence"), "'gmpo' .*takes .*='token', got 'sequence'"),
+    (lambda: uk.GrpoConfig.like("openrlhf"), r"\.like: codebase must be one of 'trl', .* got 'openrlhf'"),
+    (lambda: uk.GrpoConfig.like("ms_swift", off_policy_mask_threshold=1.0), "off_policy_mask_threshold must be None"),
+    (lambda: uk.GrpoConfig.like("verl", delta=1.1), r"delta .* must be at least 1 \+ epsilon_high = 1.2, got 1.1"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "message"), BAD_LINEAR, ids=[m[:40] for _, m in BAD_LINEAR])
-@pytest.mark.parametrize("op", ["linear_grpo_loss", "linear_logprob", "linear_ce"])
-def test_linear_ops(op: str, wrong: dict[str, Any], message: str) -> None:
-    arguments: dict[str, Any] = dict(hidden=torch.zeros(N, H), weight=torch.zeros(V, H), token_ids=good()["token_ids"])
-    if op == "linear_grpo_loss":
-        arguments |= dict(cu_seqlens=good()["cu_seqlens"], advantages=torch.ones(B))
-    if op == "linear_ce":
-        arguments["row_weight"] = torch.ones(N)
-    getattr(uk, op)(**arguments)
-    with pytest.raises(ValueError, match=f"{op}: {message}"):
-        getattr(uk, op)(**{**arguments, **wrong})
+@pytest.mark.parametrize(("make", "message"), CONFIGS, ids=[m[:36] for _, m in CONFIGS])
+def test_a_wrong_setting(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make()
+    assert str(caught.value).startswith("GrpoConfig")
 
 
-ZEROS = torch.zeros(2)
-OTHER: list[tuple[Any, str]] = [
-    (
-        lambda: uk.selective_logprob(torch.zeros(2, 3), ZEROS.long(), temperature=0.0),
-        "selective_logprob: temperature must be a finite number > 0, got 0.0",
-    ),
-    (
-        lambda: uk.difficulty_weight(ZEROS, kind="cubic"),
-        "difficulty_weight: kind must be one of 'exp', .* got 'cubic'",
-    ),
-    (
-        lambda: uk.group_advantage(ZEROS, torch.tensor([0, 3])),
-        "group_advantage: cu_groups must end at 2",
-    ),
-    (
-        lambda: uk.box_iou(torch.zeros(2, 4), torch.zeros(3, 4)),
-        r"box_iou: boxes2 must be of shape \[2, 4\], got \[3, 4\]",
-    ),
-    (
-        lambda: uk.box_iou(torch.zeros(2, 4), torch.zeros(2, 4), kind="giou", convention="univg_r1"),
-        "kind 'giou' needs convention 'continuous'",
-    ),
-    (
-        lambda: uk.policy_loss(ZEROS, torch.tensor([0, 2]), advantages=torch.ones(1), backend="triton"),
-        "backend 'triton' needs CUDA tensors, got cpu; .*TRITON_INTERPRET=1",
-    ),
-    (lambda: uk.GrpoConfig(loss_type="dapo"), "GrpoConfig: loss_type must be one of 'grpo', got 'dapo'"),
-    (lambda: uk.GrpoConfig(importance_sampling_level="sequence"), "one of 'token', got 'sequence'"),
-    (lambda: uk.GrpoConfig(epsilon_low=-0.1), "epsilon_low must be finite and >= 0.0, got -0.1"),
-    (lambda: uk.GrpoConfig(temperature=0), "GrpoConfig: temperature must be finite and > 0.0, got 0"),
-    (lambda: uk.GrpoConfig(beta="0.04"), "GrpoConfig: beta must be a number, got '0.04'"),  # type: ignore[arg-type]
-    (lambda: uk.GrpoConfig(beta=float("nan")), "GrpoConfig: beta must be finite"),
-]
-
-
-@pytest.mark.parametrize(("call", "message"), OTHER, ids=[m[:40] for _, m in OTHER])
-def test_the_other_doors(call: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ValueError, match=message):
-        call()
+    for op in ("grpo_loss", "policy_loss", "box_iou"):
+        with pytest.raises(ValueError, match="resolve: backend must be one of 'auto', .*, got 'cuda_graph'"):
+            getattr(uk, op)(**good(op), backend="cuda_graph")
+        with pytest.raises(ValueError, match="backend 'triton' needs CUDA tensors, got cpu; .*TRITON_INTERPRET=1"):
+            getattr(uk, op)(**good(op), backend="triton")
+
+
+def test_an_unknown_row_argument() -> None:
+    with pytest.raises(TypeError, match="policy_loss: unknown argument 'advantage'; expected rewards, accuracy, .*"):
+        uk.policy_loss(ones(N), torch.tensor([0, N]), advantage=ones(1))  # type: ignore[call-arg]
+
+
+def test_leaf_logits_are_not_overwritten() -> None:
+    arguments = good("grpo_loss")
+    arguments["logits"].requires_grad_()
+    with pytest.raises(ValueError, match="grpo_loss: logits must not be a leaf .* pass inplace=False"):
+        uk.grpo_loss(**arguments)
