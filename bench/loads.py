@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import univg_kernels as uk
 from univg_kernels._rows import PolicyRows
+from univg_kernels._triton.launch import row_launch
 
 KERNEL = "grpo_rows_kernel"
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,9 +72,9 @@ def compile_kernel(capability: int, vocab: int) -> Compiled:
     launch = aot.record_one(lambda: run_kernel(vocab), KERNEL)
     with tempfile.TemporaryDirectory() as folder:
         binary = aot.compile_for(launch, capability, Path(folder))
-    tile = launch.arguments["LANES"] * launch.arguments["VEC"] * 2
+    lanes, vec, warps = row_launch(vocab, 2)
     spilled = binary.stack + binary.local
-    return Compiled(capability, launch.options["num_warps"], binary.registers, spilled, tile, find_sweeps(binary.ptx))
+    return Compiled(capability, warps, binary.registers, spilled, 2 * lanes * vec, find_sweeps(binary.ptx))
 
 
 def find_sweeps(ptx: str) -> tuple[Sweep, ...]:

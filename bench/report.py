@@ -31,9 +31,9 @@ error of eager torch in the same dtype + 1e-6 (fp32) or 1e-4 (bf16); packages of
 fails is listed as wrong and has no time. Variants of one case take turns in one process, so that ratios compare like
 with like; brackets hold the 20th and the 80th percentile. "Extra" is the peak of memory beyond the inputs and the
 gradients of hidden states and head that a variant must hand over; a new tensor for the gradient of the logits is
-extra. "Of copy": the bytes that the op must read and write at least, over the time, as a share of what a plain copy
-reaches on this machine; "of GEMM": the operations of the products that it needs, as a share of a large square
-product. `univg reference` is the specification in plain torch.
+extra. "Of copy": the bytes that the op must read and write at least, over the time, as a share of what a copy or a
+sweep in place reaches on this machine, the faster; "of GEMM": the operations of the products that it needs, as a share
+of a large square product. `univg reference` is the specification in plain torch.
 """
 NO_GPU = """## GPU
 

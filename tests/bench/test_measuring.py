@@ -85,7 +85,7 @@ class _HalfGradient(torch.autograd.Function):
         return x.square().sum()
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
         return ctx.saved_tensors[0] * upstream
 
 
