@@ -6,9 +6,9 @@
 // Else, response by response: add_row for its rows, finish, score_row for its rows, and with the sum of their
 // response_slope: a = own_slope() + share()·sum. Rows of weight 0 do not count: they are to be left out, unread.
 #pragma once
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 #if defined(__CUDACC__)
 #define UNIVG_HD __host__ __device__
@@ -172,7 +172,7 @@ UNIVG_HD Row<real> read_row(const RowInputs<real>& in, const Program<real>& p, i
   const real sampling = in.sampling_logp ? in.sampling_logp[t] : old;
   const real apart = old - sampling, away = sampling - logp;
   row.sampling_difference = apart == apart && in.sampling_logp ? apart : real(0);
-  constexpr real largest = std::numeric_limits<real>::max();
+  constexpr real largest = real(sizeof(real) == sizeof(double) ? DBL_MAX : FLT_MAX);
   row.drift = away == away ? clamp(away, -largest, largest) : real(0);
   row.high_entropy = !in.entropy_threshold || entropy >= *in.entropy_threshold;
   row.importance = 1;
