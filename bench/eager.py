@@ -48,4 +48,5 @@ def policy(logp: Tensor, rows: Rows, config: uk.GrpoConfig) -> Tensor:
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile for the shape at hand: static, as a user with fixed shapes would have it."""
+    torch._dynamo.config.recompile_limit = 64  # of one function: each shape and dtype is one
     return torch.compile(function, dynamic=False, fullgraph=True)

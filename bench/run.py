@@ -19,6 +19,9 @@ from .work import Case, Variant, Work
 Row = dict[str, Any]
 
 
+FOR_TIMES = 0.4  # of a case's share, at least; what building and proving took beyond the rest, later cases lose
+
+
 @dataclass(frozen=True)
 class Limits:
     rounds: int  # at most
@@ -50,7 +53,7 @@ def run_case(case: Case, device: Device, ceilings: Ceilings, limits: Limits) -> 
         if not verdict.right:
             rows.append(_row(case, variant=name, own=work.variants[name].own, status=f"wrong: {verdict.problem}"))
     right = {name: v for name, v in work.variants.items() if verdicts[name].right}
-    left = limits.seconds - (time.monotonic() - start)
+    left = max(limits.seconds - (time.monotonic() - start), FOR_TIMES * limits.seconds)
     for mode in device.modes:
         prepares = {name: v.prepare for name, v in right.items()}
         samples = measure(prepares, device, mode, limits.rounds, left / len(device.modes))

@@ -7,7 +7,7 @@ from ..work import Case
 from . import box_iou, groups, grpo_loss, linear_ce, linear_grpo_loss, linear_logprob, policy_loss, selective_logprob
 
 OPS = (
-    grpo_loss, linear_grpo_loss, selective_logprob, linear_logprob, linear_ce, policy_loss, groups, box_iou,
+    grpo_loss, box_iou, linear_grpo_loss, groups, policy_loss, selective_logprob, linear_logprob, linear_ce,
 )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ CONFIG = uk.GrpoConfig(beta=0.0)
 
 def cases(shapes: Shapes) -> list[Case]:
     targets, others = shapes["linear_grpo_loss"], shapes["linear_peers"]
-    out = [Case("linear_grpo_loss", d, s, "target", build_target, share=8) for s in targets for d in s.dtypes]
-    return out + [Case("linear_grpo_loss", d, s, "peers", build_peers, share=4) for s in others for d in s.dtypes]
+    out = [Case("linear_grpo_loss", d, s, "target", build_target, share=14) for s in targets for d in s.dtypes]
+    return out + [Case("linear_grpo_loss", d, s, "peers", build_peers, share=3) for s in others for d in s.dtypes]
 
 
 def products(hidden: Tensor, weight: Tensor, frozen: bool = False) -> Prepare:

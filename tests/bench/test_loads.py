@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,12 @@ def test_a_logit_is_read_once_a_sweep() -> None:
 
 
 def test_the_document_says_so() -> None:
-    assert loads_section() in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    """But for the registers, which a change of the kernel or of the compiler may move: `python -m bench.report`."""
+
+    def shape(text: str) -> str:
+        return re.sub(r"(\| sm_\d+ \([^|]+\)) \| \d+", r"\1 | some", text)
+
+    assert shape(loads_section()) in shape((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8"))
 
 
 def test_a_kernel_that_is_another_one_needs_another_text() -> None:
