@@ -15,8 +15,12 @@ import torch
 from . import _library
 from .config import check_choice
 
-Backend = Literal["auto", "triton", "cpp", "reference"]
-FACES = {"triton": "triton_impl", "cpp": "cpp_impl", "reference": "reference"}
+Backend = Literal["auto", "triton", "cpp", "cuda", "reference"]
+FACES = {"triton": "triton_impl", "cpp": "cpp_impl", "cuda": "cuda_impl", "reference": "reference"}
+# What "auto" takes on a device. On CUDA `grpo_loss` has a second compiled face, "cuda", for rows that are alone: times
+# measured on a GPU (`python -m bench.ops --device cuda`) are to say which of the two is taken; there are none yet.
+AUTO = {"cuda": "triton", "cpu": "cpp"}
+CUDA_OPS = ("grpo_loss",)  # that have a CUDA C++ face
 _log = logging.getLogger(__package__)
 _loaded: dict[tuple[str, str, str], ModuleType] = {}
 
@@ -26,8 +30,15 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@cache
+def _has_cuda_ops() -> bool:
+    if _library.is_built():
+        _library.load()
+    return torch._C._dispatch_has_kernel_for_dispatch_key("univg_kernels::grpo_head_", "CUDA")
+
+
 def resolve(device: torch.device | str, backend: Backend = "auto") -> str:
-    """Name the face that runs for tensors on `device`: "triton", "cpp" or "reference".
+    """Name the face that runs for tensors on `device`: "triton", "cpp", "cuda" or "reference".
 
     "auto" is Triton on CUDA and C++ on the CPU, and the reference where that one is not installed.
     Raises ValueError when an explicit `backend` cannot run, with what to do about it. Has no side effect.
@@ -35,9 +46,8 @@ def resolve(device: torch.device | str, backend: Backend = "auto") -> str:
     kind = torch.device(device).type
     check_choice("resolve", "backend", backend, ("auto", *FACES))
     if backend == "auto":
-        if kind == "cuda":
-            return "triton" if _has_triton() else "reference"
-        return "cpp" if kind == "cpu" and _library.is_built() else "reference"
+        installed = _has_triton() if kind == "cuda" else _library.is_built()
+        return AUTO.get(kind, "reference") if installed else "reference"
     if backend == "triton":
         if not _has_triton():
             raise ValueError("backend 'triton' needs the package triton; run: pip install triton")
@@ -51,11 +61,21 @@ def resolve(device: torch.device | str, backend: Backend = "auto") -> str:
             raise ValueError(f"backend 'cpp' needs CPU tensors, got {kind}; use backend='triton' or 'auto'")
         if not _library.is_built():
             raise ValueError(f"backend 'cpp': {_library.NOT_BUILT}")
+    if backend == "cuda":
+        if kind != "cuda":
+            raise ValueError(f"backend 'cuda' needs CUDA tensors, got {kind}; use backend='cpp' or 'auto'")
+        if not _has_cuda_ops():
+            raise ValueError(
+                "backend 'cuda': the C++ library univg_kernels._C was built without CUDA; with a CUDA torch and "
+                "its nvcc run: pip install --no-build-isolation . (in the source folder), or use backend='triton'"
+            )
     return backend
 
 
 def face(op: str, device: torch.device, backend: Backend) -> ModuleType:
     """The module that implements `op` on `device`. The choice is logged once per op and device type."""
+    if backend == "cuda" and op not in CUDA_OPS:
+        raise ValueError(f"{op}: backend 'cuda' has {', '.join(CUDA_OPS)} only; use backend='triton' or 'auto'")
     key = op, resolve(device, backend), device.type
     if key not in _loaded:  # a plain dictionary: torch.compile can follow it
         _log.info("%s runs on %s through its %s face", op, device.type, key[1])

@@ -1,4 +1,4 @@
-"""The CUDA C++ kernel of `grpo_loss` without a GPU: its own source, run by an emulated cluster (cuda/emulated_device.h)."""
+"""The CUDA C++ kernel of `grpo_loss` without a GPU: its own source in an emulated cluster (cuda/emulated_device.h)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Layout:
 
 
 def place(values: Tensor, offset: int, gap: int) -> tuple[Tensor, Tensor]:
-    """(buffer, view of it that holds `values`); the buffer begins at a 16-byte boundary and ends with 64 spare bytes."""
+    """(buffer, view of it that holds `values`); the buffer begins at a 16-byte boundary and is a little longer."""
     n, v = values.shape
     buffer = torch.full((offset + n * (v + gap) + 64,), torch.nan, dtype=values.dtype)
     assert buffer.data_ptr() % 16 == 0

@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ import univg_kernels as uk
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 from univg_kernels import _dispatch, _library
+from univg_kernels._program import row_program
+from univg_kernels._rows import PolicyRows
 
 PACKAGE = Path(uk.__file__).parent
 
@@ -50,7 +53,8 @@ def test_layout() -> None:
     assert len(doors) == 9
     for door in doors:
         files = {p.name for p in (PACKAGE / door).glob("*.py")}
-        assert files == {"__init__.py", "reference.py", "cpp_impl.py", "triton_impl.py"}, door
+        more = {"grpo_loss": {"cuda_impl.py"}, "policy_loss": {"table.py"}}.get(door, set())
+        assert files == {"__init__.py", "reference.py", "cpp_impl.py", "triton_impl.py"} | more, door
 
 
 def test_resolve() -> None:
@@ -76,12 +80,24 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch
     assert [r.getMessage() for r in caplog.records] == ["difficulty_weight runs on cpu through its cpp face"]
 
 
-def _rows(n: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    return [
-        torch.linspace(-1, 1, n, dtype=dtype),
-        torch.ones(n, dtype=dtype),
-        torch.full((n,), 0.5, dtype=dtype),
-    ]
+# One config for each way in which rows depend on each other, with the branches that take most arguments.
+COUPLED = {
+    "row": uk.GrpoConfig(),
+    "response": uk.GrpoConfig(
+        loss_type="sapo", importance_sampling_level="sequence", use_bias_correction_kl=True,
+        off_policy_mask_threshold=0.1,
+    ),
+    "batch": uk.GrpoConfig(loss_type="vespo", top_entropy_quantile=0.5, entropy_coef=0.1, kl_estimator="k3+"),
+}  # fmt: skip
+
+
+def _policy_arguments(n: int, dtype: torch.dtype, config: uk.GrpoConfig, full: bool) -> tuple[list[Any], list[Any]]:
+    """(row tensors, program) as the C++ policy ops take them."""
+    one = torch.ones(n, dtype=dtype)
+    given = dict(old_logp=-one, ref_logp=-one, sampling_logp=-1.1 * one) if full else {}
+    rows = PolicyRows(torch.tensor([0, 1, 1, n]), token_advantages=torch.linspace(-1, 1, n, dtype=dtype), **given)
+    inputs = import_module("univg_kernels.policy_loss.cpp_impl").row_inputs(rows, config, n, dtype, one)
+    return list(inputs), list(row_program(rows, config))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -91,44 +107,65 @@ def test_opcheck(dtype: torch.dtype) -> None:
         if find_spec(f"univg_kernels.{op}"):
             import_module(f"univg_kernels.{op}.cpp_impl")  # registers the fakes
 
-    ops, maths = torch.ops.univg_kernels, torch.float64 if dtype == torch.float64 else torch.float32
-    z = torch.randn(4, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
-    ids = torch.tensor([0, 5, 32, 7])
-    opcheck(ops.logprob.default, (z.clone().requires_grad_(), ids, 0.8))
+    checked, maths = set(), torch.float64 if dtype == torch.float64 else torch.float32
+
+    def check(name: str, *arguments: Any) -> None:
+        opcheck(getattr(torch.ops.univg_kernels, name).default, arguments)
+        checked.add(f"univg_kernels::{name}")
+
+    g = torch.Generator().manual_seed(0)
+    z, ids = torch.randn(4, 33, generator=g).to(dtype), torch.tensor([0, 5, 32, 7])
     one = torch.ones(4, dtype=maths)
-    opcheck(ops.logprob_backward.default, (z, ids, one * 5, one, one, one, 0.8))
-    opcheck(ops.logprob_backward_.default, (z.clone(), ids, one * 5, one, one, one, 0.8))
-    settings = ("grpo", 0.2, 0.2, float("inf"), 0.04)
-    for old in (None, -one):
-        for with_grad in (True, False):
-            logits = z.clone().requires_grad_(with_grad)
-            opcheck(ops.grpo_head.default, (logits, ids, *_rows(4, maths), old, old, *settings, 0.9, with_grad))
-        opcheck(ops.grpo_head_.default, (z.clone(), ids, *_rows(4, maths), old, old, *settings, 0.9))
-        opcheck(ops.policy_rows.default, (-one, old, *_rows(4, maths), old, old, *settings))
-    opcheck(ops.ce_head_.default, (z.clone(), ids, one))
-    opcheck(ops.group_advantage.default, (one.clone(), torch.tensor([0, 1, 4]), "group", 1e-4))
-    opcheck(ops.group_mean.default, (one.clone(), torch.tensor([0, 1, 4])))
-    opcheck(ops.difficulty_weight.default, (one * 0.5, "power", 2.0, True))
+    for softmax in ((0.8, 0.0), (0.8, 5.0)):
+        check("logprob", z.clone().requires_grad_(), ids, *softmax)
+        check("logprob", z, ids, *softmax, torch.tensor([True, False, True, True]))
+        check("logprob_backward", z, ids, one * 5, one, one, one, *softmax)
+        check("logprob_backward_", z.clone(), ids, one * 5, one, one, one, *softmax)
+        check("ce_head_", z.clone(), ids, one, *softmax)
+    for coupled, config in COUPLED.items():
+        for full in (True, False):
+            rows, program = _policy_arguments(4, maths, config, full)
+            logp, entropy = (x.clone().requires_grad_() for x in (-one, one))
+            check("policy_rows", logp, entropy, torch.tensor([0, 1, 1, 4]), *rows, *program)
+            check("policy_rows", -one, None if config.entropy_coef == 0 else one, torch.tensor([0, 4]), *rows, *program)
+            if coupled == "row":
+                check("grpo_head_", z.clone(), ids, *rows, *program, 0.9, 0.0)
+                for with_grad in (True, False):
+                    logits = z.clone().requires_grad_(with_grad)
+                    check("grpo_head", logits, ids, *rows, *program, 0.9, 5.0, with_grad)
+    check("group_advantage", one.clone(), torch.tensor([0, 1, 4]), "group", 1e-4, False)
+    check("group_mean", one.clone(), torch.tensor([0, 1, 4]))
+    check("difficulty_weight", one * 0.5, "power", 2.0, True)
     boxes = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3]], dtype=maths)
     for pairwise in (True, False):
-        opcheck(ops.box_iou.default, (boxes, boxes, pairwise, False, False))
+        check("box_iou", boxes, boxes, pairwise, False, False)
+    registered = {str(schema.name) for schema in torch._C._jit_get_all_schemas() if "univg_kernels::" in schema.name}
+    assert checked == {name for name in registered if "::triton" not in name}  # those: tests/ops/triton_suite.py
+
+
+DOORS = ["selective_logprob", "linear_logprob", "linear_ce", "grpo_loss", "linear_grpo_loss", "policy_loss"]
 
 
 @pytest.mark.parametrize(
-    "op", ["selective_logprob", "linear_logprob", "linear_ce", "grpo_loss", "linear_grpo_loss", "policy_loss"]
+    ("op", "coupled"), [(op, coupled) for op in DOORS for coupled in COUPLED if coupled == "row" or op[-4:] == "loss"]
 )
-def test_compiled_equals_eager(make_case, op: str) -> None:
+def test_compiled_equals_eager(make_case, op: str, coupled: str) -> None:
     """The doors trace without a graph break, backward pass included."""
-    names = {"selective_logprob": ["logits"], "grpo_loss": ["logits"], "policy_loss": ["logp"]}
+    names = {"selective_logprob": ["logits"], "grpo_loss": ["logits"], "policy_loss": ["logp", "entropy"]}
     counter = CompileCounterWithBackend("aot_eager")
 
+    torch.compiler.reset()
+
     def outcome(compiled: bool, case) -> list[torch.Tensor]:
-        inputs = [t.requires_grad_() for t in case.arguments(op if "loss" in op else "grpo_loss")[0]]
+        inputs, kwargs = case.arguments(op if op[-4:] == "loss" else "grpo_loss")
+        if op == "policy_loss":
+            inputs = (*inputs, kwargs.pop("entropy").requires_grad_())
         if op in ("linear_logprob", "linear_ce"):
             inputs = [getattr(case, n).clone().requires_grad_() for n in ("hidden", "weight", "bias")]
-        kwargs = dict(token_ids=case.token_ids) if op != "policy_loss" else {}
-        if "loss" in op:
-            kwargs |= dict(cu_seqlens=case.cu_seqlens, **case.rows)
+        if op[-4:] == "loss":
+            kwargs = {k: v for k, v in kwargs.items() if k != "inplace"} | dict(config=COUPLED[coupled])
+        else:
+            kwargs = dict(token_ids=case.token_ids)
         if op == "linear_ce":
             kwargs["row_weight"] = torch.linspace(0, 1, len(case.token_ids))
 
@@ -139,11 +176,23 @@ def test_compiled_equals_eager(make_case, op: str) -> None:
 
         loss(*inputs)  # the face is imported outside of the trace
         value = (torch.compile(loss, fullgraph=True, backend=counter) if compiled else loss)(*inputs)
-        return [value, *torch.autograd.grad(value, inputs)]
+        return [value, *torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)]
 
     case = make_case(seed=20).to(torch.float32)
     torch.testing.assert_close(outcome(True, case), outcome(False, case))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("op", ["group_advantage", "difficulty_weight", "box_iou"])
+def test_compiled_without_gradient(op: str) -> None:
+    """As a rollout calls them: forward only, no graph break, exactly the eager numbers."""
+    x = torch.rand(4, 4)
+    arguments = {
+        "group_advantage": (x[0], torch.tensor([0, 1, 4])), "difficulty_weight": (x[0],), "box_iou": (x, x.flip(0))
+    }[op]  # fmt: skip
+    eager = getattr(uk, op)(*arguments)
+    compiled = torch.compile(getattr(uk, op), fullgraph=True, backend="aot_eager")(*arguments)
+    torch.testing.assert_close(compiled, eager, rtol=0, atol=0)
 
 
 def test_library_speaks_only_the_stable_abi() -> None:

@@ -1,0 +1,71 @@
+"""CUDA C++ face of `grpo_loss`: a cluster of CTAs (Hopper) holds a row on chip, from its only read to its gradient.
+
+For rows that do not depend on each other; other calls belong to the Triton face.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._autograd import attach_gradients, needs_grad
+from .._program import row_program
+from .._rows import GrpoOutput, PolicyRows, coupling, response_factors
+from .._softmax import softmax_spec
+from .._triton.scale import scale_on_device
+from ..config import GrpoConfig
+from ..group_advantage.reference import group_advantage
+from ..policy_loss.cpp_impl import RowInputs, row_inputs
+from ..selective_logprob.cpp_impl import separate_rows
+from .cpp_impl import grpo_head, grpo_head_
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool) -> GrpoOutput:
+    _check(logits, rows, config)
+    (wanted,) = needs_grad(logits)
+    program, softmax = row_program(rows, config), softmax_spec(config)
+    with torch.no_grad():
+        z, ids = separate_rows(logits.detach()), token_ids.long().contiguous()
+        inputs = _row_inputs(rows, config, z.shape[0])
+        # torch.compile has its own ways of saving memory, and no addresses.
+        if inplace and wanted and not torch.compiler.is_compiling() and z.data_ptr() == logits.data_ptr():
+            # .data: the overwriting is not for the op to count, attach_gradients does.
+            loss, metrics, logp, _ = grpo_head_(logits.data, ids, inputs, program, softmax)
+            gradient = logits.detach()
+        else:
+            loss, metrics, logp, _, gradient = grpo_head(z, ids, inputs, program, softmax, wanted)
+            if wanted and softmax.vocab_size is not None:
+                gradient = F.pad(gradient, (0, z.shape[1] - softmax.vocab_size))
+    if wanted:
+        loss = attach_gradients("grpo_loss", loss, [logits], [gradient], scale_on_device)
+    return GrpoOutput(loss, metrics, logp)
+
+
+def _check(logits: Tensor, rows: PolicyRows, config: GrpoConfig) -> None:
+    if logits.dtype not in DTYPES:
+        raise ValueError(
+            f"grpo_loss: logits must be float32, bfloat16 or float16 for backend 'cuda', got {logits.dtype}; "
+            "use backend='reference'"
+        )
+    coupled = coupling(rows, config)
+    if coupled != "row":
+        raise ValueError(
+            f"grpo_loss: backend 'cuda' needs rows that do not depend on each other, got settings in which a row "
+            f"depends on its {coupled} (loss_type={config.loss_type!r}, "
+            f"importance_sampling_level={config.importance_sampling_level!r}, …); use backend='triton'"
+        )
+
+
+def _row_inputs(rows: PolicyRows, config: GrpoConfig, num_rows: int) -> RowInputs:
+    """As the C++ face has them; advantages from plain torch, which runs on any device."""
+
+    def factors(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, c: GrpoConfig) -> tuple[Tensor, Tensor]:
+        stats = group_advantage(rewards, cu_groups, accuracy, c)
+        return stats.advantages, stats.phi
+
+    advantages, phi = response_factors(rows, config, torch.float32, factors)
+    made = rows._replace(rewards=None, accuracy=None, cu_groups=None, advantages=advantages, phi=phi)
+    return row_inputs(made, config, num_rows, torch.float32)
