@@ -1,4 +1,4 @@
-"""`GrpoConfig.like("ms_swift")` against ms-swift 4.6.0's own trainer: loss and gradients, each option times each other."""
+"""`GrpoConfig.like("ms_swift")` against ms-swift 4.6.0's own trainer: loss and gradients, every option combined."""
 
 from __future__ import annotations
 

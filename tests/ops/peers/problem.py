@@ -48,6 +48,7 @@ def make_problem(seed: int = 0, far: float = 21.0) -> Problem:
     old, ref = logp - around(0.7), logp + around(1.5)
     advantages = torch.tensor([1.3, -0.7, 0.9, 0.0, -1.1, 0.4], dtype=torch.float64)
     old[4, 1], old[5, 2], old[1, 0] = logp[4, 1] - 24, logp[5, 2] + 23, logp[1, 0] - 4
+    old[1, 1] = logp[1, 1] + 0.6  # clipped from below
     ref[1, 3], ref[0, 2], ref[4, 4] = logp[1, 3] + far, logp[0, 2] - 24, logp[4, 4] + 2.9
     sampling = old + around(0.8)
     sampling[0, 1] = torch.nan

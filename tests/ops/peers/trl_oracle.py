@@ -92,7 +92,7 @@ def trainer(owner: type, log_probs: tuple[Tensor, Tensor], **settings: Any) -> A
     self._entropy_bonus_enabled = self.entropy_coef != 0.0
     self.model = SimpleNamespace(training=True)
     self.accelerator = _one_process()
-    self._metrics = {"train": defaultdict(list)}
+    self._metrics = {}
     self._get_per_token_logps_and_entropies = lambda *_, **__: (*log_probs, None)
     return self
 
@@ -105,14 +105,19 @@ def loss(
     sampled: bool = False,
     per_token: bool = False,
     num_items: float | None = None,
+    logged: dict[str, list[float]] | None = None,
     **settings: Any,
 ) -> Tensor:
-    """The loss that TRL returns. sampled: the sampler's log-probabilities are there; whether they correct it, say
-    `use_vllm` and the other settings; on_policy: TRL has no old log-probabilities and takes its own."""
+    """The loss that TRL returns; what it logs goes to `logged`.
+
+    sampled: the sampler's log-probabilities are there; whether they correct the loss, say `use_vllm` and the other
+    settings. on_policy: TRL has no old log-probabilities and takes its own.
+    """
     owner = _Gmpo if settings.get("loss_type") == "gmpo" else _Grpo
     if owner is _Gmpo:
         owner = type("GMPOTrainer", (_Gmpo, _Grpo), {})
     self = trainer(owner, log_probs, **settings)
+    self._metrics["train"] = defaultdict(list) if logged is None else logged
     ids = torch.zeros_like(problem.mask)
     count = problem.mask.sum() if num_items is None else torch.tensor(num_items, dtype=torch.float64)
     # The rows that TRL was given as completion, and those of them that a tool wrote.
