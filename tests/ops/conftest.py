@@ -50,7 +50,8 @@ class Case:
             return fresh("hidden", "weight", "bias"), dict(token_ids=self.token_ids, **shared)
         log_p = torch.log_softmax(self.logits.double(), -1)
         logp = log_p.gather(1, self.token_ids.long()[:, None])[:, 0].to(self.logits.dtype)
-        return (logp.requires_grad_(),), shared
+        entropy = -(log_p.exp() * log_p).sum(-1).to(self.logits.dtype)
+        return (logp.requires_grad_(),), dict(entropy=entropy, **shared)
 
 
 def offsets(lengths: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:

@@ -82,7 +82,7 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch
 
 # One config for each way in which rows depend on each other, with the branches that take most arguments.
 COUPLED = {
-    "row": uk.GrpoConfig(),
+    "row": uk.GrpoConfig(importance_sampling_mode="token_truncate"),
     "response": uk.GrpoConfig(
         loss_type="sapo", importance_sampling_level="sequence", use_bias_correction_kl=True,
         off_policy_mask_threshold=0.1,
