@@ -1,9 +1,9 @@
 """Where codebases differ in what they call by one name. TRL 1.16, verl 0.9, UniVG-R1's trainer, ms-swift 4.6.
 
 What no setting matches: TRL's gmpo counts an empty response as a loss of -A (a constant, no gradient); verl's gmpo
-takes the mean of KL and entropy over responses that are not empty, and that of the policy term over all; verl and
-ms-swift bound |old_logp - sampling_logp| by 20, verl adds 1e-8 to the length of a response, and both give NaN where we
-give 0 (a batch without a token; UniVG-R1 already for one empty response).
+takes the mean of KL and entropy over responses that are not empty, that of the policy term over all, and a dropped
+importance ratio for 1e-10; verl and ms-swift bound |old_logp - sampling_logp| by 20, verl adds 1e-8 to the length of a
+response, and both give NaN where we give 0 (a batch without a token; UniVG-R1 already for one empty response).
 """
 
 from __future__ import annotations
