@@ -133,8 +133,8 @@ def _side_by_side(a: Tensor, b: Tensor) -> bool:
     """Whether both are in one storage and do not overlap."""
 
     def span(x: Tensor) -> tuple[int, int]:
-        last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
-        return x.storage_offset(), x.storage_offset() + last
+        first = int(x.storage_offset())
+        return first, first + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
 
     (a_first, a_last), (b_first, b_last) = span(a), span(b)
     one = a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -22,8 +22,9 @@ class LinearGrads(NamedTuple):
 class Sum:
     """Sum over chunks of a gradient shaped like `like`, of which only the first `rows` get any.
 
-    Half precision is summed in fp32: rounding at every chunk would lose what the later chunks add. into: a buffer that
-    takes the sum besides what it holds, in its own dtype.
+    Half precision is summed in fp32: rounding at every chunk would lose what the later chunks add. (The product of each
+    chunk is rounded where torch has none with an fp32 result: on the CPU, and with `count`.) into: a buffer that takes
+    the sum besides what it holds, in its own dtype.
     """
 
     def __init__(self, like: Tensor, rows: int, several: bool, into: Tensor | None = None):

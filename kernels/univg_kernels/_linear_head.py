@@ -60,9 +60,12 @@ class Head(NamedTuple):
     bias: Tensor | None
 
     def buffer(self, rows: int) -> Tensor:
-        """For that many rows of logits, which begin at multiples of 16 bytes."""
+        """For that many rows of logits, which begin at multiples of 16 bytes. What lies between them is 0: torch's bf16
+        product on the CPU multiplies it by 0."""
         vocab, align = self.weight.shape[0], 16 // self.hidden.element_size()
-        return self.hidden.new_empty(rows, -(-vocab // align) * align)[:, :vocab]
+        wide = self.hidden.new_empty(rows, -(-vocab // align) * align)
+        wide[:, vocab:].zero_()
+        return wide[:, :vocab]
 
     def logits(self, out: Tensor, rows: slice | Tensor) -> Tensor:
         """The logits of `rows`, in `out` (torch.compile allocates for itself)."""
@@ -73,10 +76,9 @@ class Head(NamedTuple):
             return torch.mm(h, self.weight.t(), out=out)
         return torch.addmm(self.bias, h, self.weight.t(), out=out)
 
-    def first_logits(self, rows: Tensor, count: Tensor) -> Tensor:
-        """The logits of the first `count` [1] int32 of `rows`; those of the others hold anything."""
-        z = active_rows_product(self.hidden[rows], self.weight.t(), count.clamp(min=1))
-        return z if self.bias is None else z.add_(self.bias)
+    def first_logits(self, rows: Tensor, count: Tensor | None) -> Tensor:
+        """The logits, before the bias, of the first `count` [1] int32 of `rows`; those of the others hold anything."""
+        return active_rows_product(self.hidden[rows], self.weight.t(), None if count is None else count.clamp(min=1))
 
 
 def make_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, vocab_size: int | None) -> Head:

@@ -49,11 +49,11 @@ def plan_chunks(head: Head, coupling: str, host_seqlens: Tensor | None) -> Chunk
 
 
 class Kept(NamedTuple):
-    """Rows that have a gradient. index: their numbers, ascending. count: [1] int32 on the device, how many there are,
-    if the host does not know: index then goes on with the rows that have none."""
+    """Rows that have a gradient, ascending. number: [1] int32 on the device, how many they are, if the host does not
+    know: rows then goes on with those that have none."""
 
-    index: Tensor
-    count: Tensor | None
+    rows: Tensor
+    number: Tensor | None
 
 
 class Skipping(NamedTuple):
@@ -71,7 +71,7 @@ def _order_on_host(active: Tensor) -> Kept:
 
 
 def _move_on_host(z: Tensor, kept: Kept) -> None:
-    for target, source in enumerate(kept.index.tolist()):
+    for target, source in enumerate(kept.rows.tolist()):
         if target != source:
             z[target].copy_(z[source])
 
@@ -110,12 +110,12 @@ def gradient_sweep(
             else:
                 kept = skipping.order(active)
                 skipping.move(z, kept)
-            index = kept.index + start
-            if skipping is None or kept.count is not None:
-                sums.add(z, index, kept.count)
+            rows = kept.rows + start
+            if skipping is None or kept.number is not None:
+                sums.add(z, rows, kept.number)
             else:
-                waiting.append(index)
-                held += index.numel()
+                waiting.append(rows)
+                held += rows.numel()
         full = stop == start or held > 0.75 * chunks.size  # the next response does not fit, or hardly any row
         if waiting and (full or stop == n):
             sums.add(buffer[:held], torch.cat(waiting))
@@ -138,13 +138,12 @@ def remake_sweep(
     """Make the logits once more, of the rows that are active [N] bool, and sum up their gradients."""
     n, size = head.hidden.shape[0], chunk_rows(head)
     kept = Kept(torch.arange(n, device=active.device), None) if skipping is None else skipping.order(active)
-    buffer = head.buffer(size if kept.count is None else 0)
-    for i, rows in enumerate(kept.index.split(size)):
-        if kept.count is None:
-            count, z = None, head.logits(buffer[: rows.numel()], rows)
-        else:
-            count = (kept.count - i * size).clamp(0, rows.numel())
-            z = head.first_logits(rows, count)
+    # Logits must come out as they did before, to the bit: a bias added after the product would round them twice.
+    skips = kept.number is not None and head.bias is None
+    buffer = head.buffer(0 if skips else size)
+    for i, rows in enumerate(kept.rows.split(size)):
+        count = None if kept.number is None else (kept.number - i * size).clamp(0, rows.numel())
+        z = head.first_logits(rows, count) if skips else head.logits(buffer[: rows.numel()], rows)
         backward(z, rows)
         sums.add_bias(z)
         sums.add(z, rows, count)

@@ -1,42 +1,89 @@
-"""Triton face of `linear_grpo_loss`: torch's products around the row kernel of `grpo_loss`."""
+"""Triton face of `linear_grpo_loss`: torch's products around the row kernels of `grpo_loss`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .._autograd import attach_gradients, needs_grad
-from .._linear_head import run_linear_head
-from .._rows import GrpoOutput, PolicyRows
+from .._linear_head import LinearPolicy
+from .._linear_losses import linear_policy_loss
+from .._rows import GrpoOutput, PolicyRows, coupling
+from .._softmax import softmax_spec
+from .._triton.compact import skipping_on_device
 from .._triton.launch import check_dtype
 from .._triton.partials import empty_partials, reduce_partials
+from .._triton.rows import row_arguments
 from .._triton.scale import scale_on_device
 from ..config import GrpoConfig
-from ..grpo_loss.triton_impl import triton_grpo_rows, triton_grpo_rows_
-from ..policy_loss.triton_impl import row_arguments
+from ..grpo_loss.triton_impl import triton_grpo_rows_
+from ..policy_loss.triton_impl import triton_policy_rows
+from ..selective_logprob.triton_impl import triton_logprob, triton_logprob_backward_
 
 
-def linear_grpo_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig
-) -> GrpoOutput:
-    check_dtype("linear_grpo_loss", hidden)
-    inputs = (hidden, weight, bias)
-    needs = needs_grad(*inputs)
-    with torch.no_grad():
-        settings, ids = (float(config.temperature), *row_arguments(rows, config)), token_ids.contiguous()
-        logp = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-        partials = empty_partials(hidden.shape[0], hidden)
+class _Kernels:
+    """PolicyKernels of _linear_losses."""
 
-        def score(z: Tensor, start: int, stop: int) -> None:
-            # None: all rows go on to the backward products. Leaving the zero rows out would mean to wait for the
-            # device to know which they are.
-            if any(needs):
-                triton_grpo_rows_(z, ids, logp, partials, start, *settings)
-            else:
-                triton_grpo_rows(z, None, ids, logp, partials, start, *settings)
+    def __init__(self, hidden: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig):
+        n = hidden.shape[0]
+        self.rows, self.config, self.ids = rows, config, token_ids.contiguous()
+        self.scale, self.cap, _ = softmax_spec(config)
+        self.logp, self.entropy, self.log2_sum = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
+        self.a, self.b = (hidden.new_zeros(n, dtype=torch.float32) for _ in range(2))
+        self.coefficients = hidden.new_empty(2, n, dtype=torch.float32)  # a and b where they are made at once
+        self.partials = empty_partials(n, hidden)
+        # What follows from the entropy of all rows can only be made when they all have one.
+        self.settings = None if coupling(rows, config) == "batch" else row_arguments(rows, config, n)
 
-        grads = run_linear_head(hidden, weight, bias, score, needs)
-        loss, metrics = reduce_partials(partials)
-    if any(needs):
-        loss = attach_gradients("linear_grpo_loss", loss, inputs, grads, scale_on_device)
-    return GrpoOutput(loss, metrics, logp)
+    def _logprob(self, z: Tensor, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        mask = None if self.rows.mask is None else self.rows.mask[part]
+        return triton_logprob(z, self.ids[part], self.scale, self.cap, None, mask)
+
+    def reference(self, z: Tensor, start: int, stop: int) -> None:
+        assert self.rows.ref_logp is not None
+        self.rows.ref_logp[start:stop] = self._logprob(z, slice(start, stop))[0]
+
+    def logprob(self, z: Tensor, start: int, stop: int) -> None:
+        part = slice(start, stop)
+        self.logp[part], self.entropy[part], self.log2_sum[part] = self._logprob(z, part)
+
+    def policy(self, start: int, stop: int) -> None:
+        n = self.logp.numel()
+        settings = self.settings or row_arguments(self.rows, self.config, n, self.entropy)
+        first, end = 0, self.rows.cu_seqlens.numel() - 1
+        if (start, stop) != (0, n):
+            assert self.rows.host_seqlens is not None  # plan_chunks
+            first, end = (
+                torch.searchsorted(self.rows.host_seqlens, torch.tensor([start, stop]), right=True) - 1
+            ).tolist()
+        triton_policy_rows(
+            self.logp, self.entropy, self.a, self._bonus(), self.partials, first, end - first, *settings
+        )  # fmt: skip
+
+    def _bonus(self) -> Tensor | None:
+        return self.b if self.config.entropy_coef else None
+
+    def backward_(self, z: Tensor, rows: slice | Tensor) -> None:
+        b = self._bonus()
+        saved = (self.ids[rows], self.log2_sum[rows], self.entropy[rows], self.a[rows], None if b is None else b[rows])
+        triton_logprob_backward_(z, *saved, self.scale, self.cap)
+
+    def at_once_(self, z: Tensor, start: int, stop: int) -> Tensor:
+        assert self.settings is not None  # rows do not depend on each other
+        outputs = (self.logp, self.coefficients, self.partials)
+        triton_grpo_rows_(z, self.ids, *outputs, start, self.scale, self.cap, *self.settings)
+        return (self.coefficients[:, start:stop] != 0).any(0)
+
+    def outcome(self) -> tuple[Tensor, Tensor, Tensor]:
+        return *reduce_partials(self.partials), self.logp
+
+
+def linear_grpo_loss(policy: LinearPolicy, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
+    check_dtype("linear_grpo_loss", policy.hidden)
+
+    def kernels(rows: PolicyRows) -> _Kernels:
+        return _Kernels(policy.hidden.detach(), policy.token_ids, rows, config)
+
+    # With a KL term and no mask, next to no row is without a gradient: the plain products are the faster ones then.
+    with_kl = policy.reference is not None or rows.ref_logp is not None
+    skipping = None if with_kl and rows.mask is None else skipping_on_device(policy.hidden)
+    return linear_policy_loss(policy, rows, config, kernels, skipping, scale_on_device)

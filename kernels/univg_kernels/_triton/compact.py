@@ -1,0 +1,50 @@
+"""Rows of a chunk that have a gradient, brought to its top without a second chunk and without asking the host."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._linear_head import can_count_on_device
+from .._linear_sweeps import Kept, Skipping, order_on_device
+from .launch import launch
+
+ROWS = 16
+COLUMNS = 256
+WARPS = 4
+
+
+@triton.jit(do_not_specialize=["stride", "V"])
+def compact_kernel(z, stride, order, count, V, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Row i of z becomes row order[i], i < count, in a strip of columns. order ascends, so that order[i] >= i: what a
+    tile of rows overwrites has been read by it or by an earlier one. Rows that stay are neither read nor written."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    n = tl.load(count)
+    for start in range(0, n, ROWS):
+        i = start + tl.arange(0, ROWS).to(tl.int64)
+        source = tl.load(order + i, mask=i < n, other=0)
+        moves = ((i < n) & (source != i))[:, None] & (columns < V)[None, :]
+        tile = tl.load(z + source[:, None] * stride + columns[None, :], mask=moves)
+        tl.debug_barrier()  # the whole tile is read before any of it is overwritten, by whichever thread
+        tl.store(z + i[:, None] * stride + columns[None, :], tile, mask=moves)
+
+
+@torch.library.custom_op("univg_kernels::triton_compact_", mutates_args=("z",))
+def triton_compact_(z: Tensor, order: Tensor, count: Tensor) -> None:
+    """order: [m] int64, whose first `count` [1] int32 ascend."""
+    launch(
+        compact_kernel, triton.cdiv(z.shape[1], COLUMNS), z, z, z.stride(0), order, count, z.shape[1],
+        ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS, num_stages=1,
+    )  # fmt: skip
+
+
+def _move(z: Tensor, kept: Kept) -> None:
+    assert kept.number is not None  # order_on_device
+    triton_compact_(z, kept.rows, kept.number)
+
+
+def skipping_on_device(hidden: Tensor) -> Skipping | None:
+    """None where the products cannot be told the number of rows without a copy to the host: all are multiplied."""
+    return Skipping(order_on_device, _move) if can_count_on_device(hidden) else None
