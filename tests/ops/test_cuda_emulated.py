@@ -51,6 +51,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     subprocess.run([str(COMPILER), *flags, str(HERE / "emulated_grpo.cpp"), "-o", str(path)], check=True)
     loaded = ctypes.CDLL(str(path))
     loaded.emulate_grpo.argtypes = [POINTER(Call)]
+    loaded.emulate_reduction.argtypes = [c_void_p, c_int64, c_void_p, c_void_p]
     loaded.walk_row.argtypes = [c_int32, ctypes.c_uint64, c_int32, c_int32, c_int32]
     return loaded
 
@@ -121,8 +122,9 @@ def run(library: ctypes.CDLL, case: Any, config: uk.GrpoConfig, layout: Layout, 
     assert torch.equal(buffer.view(torch.uint8), before.view(torch.uint8))
     counted = reads.as_strided(z.shape, z.stride(), layout.offset).clone()
     assert int(reads.sum()) == int(counted.sum()), "read beside the rows"
-    sums, maxima = records[1:9].sum(1), records[[6, 9, 7, 10]].amax(1)
-    return Outcome(records[0].sum(), torch.cat([sums, maxima]), logp, active, out, counted)
+    loss, metrics = torch.tensor(torch.nan), torch.full((len(uk.METRICS),), torch.nan)
+    library.emulate_reduction(records.data_ptr(), n, loss.data_ptr(), metrics.data_ptr())
+    return Outcome(loss, metrics, logp, active, out, counted)
 
 
 def reference(case: Any, config: uk.GrpoConfig) -> tuple[uk.GrpoOutput, Tensor]:
@@ -204,6 +206,18 @@ def test_inactive_rows_are_filled_with_zeros(library, make_case) -> None:
     got = run(library, case, uk.GrpoConfig(), Layout(ranks=2, threads=32))
     assert got.active.tolist() == [True] * 3 + [False] * 2
     assert (got.gradient[:3] != 0).any(1).all() and (got.gradient[3:] == 0).all()
+
+
+def test_reduction(library) -> None:
+    """Sums and maxima over more rows than threads; a NaN stays; no row gives zeros."""
+    records = torch.rand(11, 1000, generator=torch.Generator().manual_seed(1))
+    records[10, 300] = torch.nan
+    results = torch.empty(1 + len(uk.METRICS))
+    for rows in (records, records[:, :0].contiguous()):
+        library.emulate_reduction(rows.data_ptr(), rows.shape[1], results.data_ptr(), results[1:].data_ptr())
+        maxima = rows[[6, 9, 7, 10]].amax(1) if rows.numel() else torch.zeros(4)
+        want = torch.cat([rows[:9].double().sum(1).float(), maxima])
+        torch.testing.assert_close(results, want, equal_nan=True, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("fault", ["nan", "inf", "id"])

@@ -60,7 +60,7 @@ def test_nothing_is_spilled(binary: Binary) -> None:
 
 @pytest.mark.slow
 def test_a_row_is_read_from_global_memory_once(binary: Binary) -> None:
-    """The row is fetched by 16-byte copies to shared memory, in two places of the code (before the loop, and in it), and
+    """It is fetched by 16-byte copies to shared memory, in two places of the code (before the loop, and in it), and
     no global memory is read after the barrier of the cluster: the gradient is made of what is on chip."""
     triton = pytest.importorskip("triton", reason="its cuobjdump reads the binary")
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"

@@ -64,7 +64,8 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   Block* block;
   int rank, thread;
-  int64_t cluster_phase = 0;  // the barrier's count of openings when this fiber arrived
+  int64_t cluster_phase;  // the barrier's count of openings when this fiber arrived
+  bool arrived, waited;   // at the cluster's barrier
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open_group;
   bool done;
@@ -104,7 +105,6 @@ inline void meet(Barrier& b) {
 }
 inline void enter() {
   machine.kernel();
-  if (!machine.current->groups.empty()) machine.current->groups.clear();
   machine.current->done = true;
   ++machine.steps;
 }
@@ -129,7 +129,7 @@ inline void run_cluster(int64_t index, int ranks, int threads, size_t shared_byt
     Fiber& f = fibers[i];
     if (!f.stack) f.stack = std::make_unique<char[]>(kStack);
     f.block = &machine.blocks[i / threads], f.rank = i / threads, f.thread = i % threads;
-    f.groups.clear(), f.open_group.clear(), f.done = false;
+    f.groups.clear(), f.open_group.clear(), f.done = f.arrived = f.waited = false;
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.get(), f.context.uc_stack.ss_size = kStack;
     f.context.uc_link = &machine.scheduler;
@@ -163,15 +163,18 @@ UNIVG_DEVICE unsigned char* shared_memory() { return machine.current->block->sha
 
 UNIVG_DEVICE void sync_block() { emulated::meet(machine.current->block->barrier); }
 UNIVG_DEVICE void cluster_arrive() {
+  if (machine.current->arrived) emulated::fail("a thread arrives twice without waiting");
+  machine.current->arrived = true;
   machine.current->cluster_phase = machine.cluster.opened;
   machine.cluster.arrive();
 }
 UNIVG_DEVICE void cluster_begin() { cluster_arrive(); }
 UNIVG_DEVICE void cluster_wait() {
   emulated::wait_until([] { return machine.cluster.opened != machine.current->cluster_phase; });
+  machine.current->arrived = false, machine.current->waited = true;
 }
 UNIVG_DEVICE void store_cluster(float4* slot, int rank, float4 v) {
-  if (machine.cluster.opened == 0) emulated::fail("a CTA is written to before it is known to have begun");
+  if (!machine.current->waited) emulated::fail("a CTA is written to before it is known to have begun");
   const auto offset = reinterpret_cast<unsigned char*>(slot) - shared_memory();
   std::memcpy(machine.blocks[rank].shared + offset, &v, sizeof v);
 }

@@ -1,5 +1,5 @@
-// The kernel of csrc/cuda/grpo_rows.cuh in the emulated device, as a C function for ctypes.
-#include "../../../csrc/cuda/grpo_rows.cuh"
+// The kernels of csrc/cuda in the emulated device, and the index arithmetic walked, as C functions for ctypes.
+#include "../../../csrc/cuda/reduce_records.cuh"
 
 using namespace univg;
 using namespace univg::gpu;
@@ -51,6 +51,13 @@ void run(const Call& c) {
 
 extern "C" void emulate_grpo(const Call* c) {
   return c->dtype == 0 ? run<float>(*c) : c->dtype == 1 ? run<bf16>(*c) : run<fp16>(*c);
+}
+
+extern "C" void emulate_reduction(const float* records, int64_t rows, float* loss, float* metrics) {
+  constexpr int kThreads = 64;
+  std::vector<emulated::Fiber> fibers(kThreads);
+  machine.kernel = [&] { reduce_records(records, rows, loss, metrics); };
+  for (int i = 0; i < kSums + kMaxima; ++i) emulated::run_cluster(i, 1, kThreads, kThreads * sizeof(double), i, fibers);
 }
 
 // Walks every column of a row at the address `row`: by the loops of the kernel, then by Place. 0, or the column at fault.
