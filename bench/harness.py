@@ -15,34 +15,49 @@ from typing import Any
 import torch
 
 from .device import Device, Sample
+from .verdict import failure
 from .work import Prepare
 
 FEWEST = 3  # rounds, whatever the box says
-SLOW = 1 / 6  # a variant that takes more than this share of the box in one call keeps its first sample alone
+SLOW = 1 / 6  # a variant that takes more than this share of the box in one call gets one sample alone
 
 
 def measure(
     variants: dict[str, Prepare], device: Device, mode: str, rounds: int, seconds: float
-) -> dict[str, list[Sample]]:
-    """Samples of each variant; one round of all to warm up, then up to `rounds` that count, within `seconds`.
+) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+    """(samples of each variant, why others have none): one round of all to warm up, then up to `rounds` that count,
+    within `seconds`.
 
     They take turns, each round in another order: what else the machine does hits all alike.
     """
     gc.freeze()  # with this many packages loaded a collection takes 10 ms
     end = time.monotonic() + seconds
-    order = list(variants)
-    samples: dict[str, list[Sample]] = {name: [] for name in order}
-    warm = {name: _once(variants[name], device, mode) for name in order}
+    warm, failures = _warm_up(variants, device, mode)
+    samples: dict[str, list[Sample]] = {name: [] for name in warm}
+    order = list(warm)
     for name in [n for n in order if warm[n].seconds > SLOW * seconds]:
-        samples[name].append(warm[name])
-        order.remove(name)
+        samples[name].append(_once(variants[name], device, mode))
+        if samples[name][0].seconds > SLOW * seconds:  # it was not the compilation
+            order.remove(name)
     for done in range(rounds):
         if done >= FEWEST and time.monotonic() > end:
             break
         for i in range(len(order)):
             name = order[(done + i) % len(order)]
             samples[name].append(_once(variants[name], device, mode))
-    return samples
+    return samples, failures
+
+
+def _warm_up(variants: dict[str, Prepare], device: Device, mode: str) -> tuple[dict[str, Sample], dict[str, str]]:
+    """One call of each; what one that was right at a small size raises at this one, such as for want of memory."""
+    warm, failures = {}, {}
+    for name, prepare in variants.items():
+        try:
+            warm[name] = _once(prepare, device, mode)
+        except Exception as error:
+            failures[name] = failure(error)
+            device.release()
+    return warm, failures
 
 
 def _once(prepare: Prepare, device: Device, mode: str) -> Sample:

@@ -34,6 +34,7 @@ def main() -> None:
     from .cases import all_cases
     from .ceilings import measure_ceilings
     from .device import find_device
+    from .harness import stamp
     from .run import Limits, run_cases, save
 
     device = find_device(options.device)
@@ -44,8 +45,9 @@ def main() -> None:
     if options.list:
         print("\n".join(c.name for c in cases))
         return
+    origin = stamp(device)
     ceilings = measure_ceilings(device, scale=1e-4 if tiny else 1.0)
-    print(table.heading(device, ceilings), flush=True)
+    print(table.heading(origin, ceilings), flush=True)
     rows = []
     limits = Limits(options.repeats, options.budget or device.budget, frozenset(options.without))
     for of_case in run_cases(cases, device, ceilings, limits):
@@ -54,7 +56,7 @@ def main() -> None:
     if not tiny:
         print(f"\n{targets.text(rows)}", flush=True)
     if options.out:
-        save(options.out, rows, device)
+        save(options.out, rows, origin)
     wrong = [f"{r['case']}: {r['variant']} is {r['status']}" for r in rows if r.get("own") and r["status"] != "timed"]
     if wrong:
         raise SystemExit("\n".join(wrong))

@@ -68,8 +68,7 @@ def liger_scaled_ce() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor
 def liger_linear_ce(device: Device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """(hidden, weight, ids) -> mean cross entropy."""
     needs_cuda(device, "Liger's fused linear cross entropy")
-    module = load("liger_kernel.ops.fused_linear_cross_entropy", "liger-kernel")
-    return lambda h, w, ids: module.LigerFusedLinearCrossEntropyFunction.apply(h, w, ids)[0]
+    return load("liger_kernel.transformers.functional", "liger-kernel").liger_fused_linear_cross_entropy
 
 
 TRL_CHUNK = 32768  # vocabulary entries of a tile, TRL's default

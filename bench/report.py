@@ -59,7 +59,7 @@ def _device(kind: str, path: Path, rows: list[Row]) -> str:
         f"## {kind.upper()}: {origin['hardware']}",
         "",
         f"{origin['isa']}{threads}; {versions}; commit {origin['commit']}, {origin['date'][:10]}, "
-        f"load average {origin['load_average']:.1f} at the end; [{path.name}](../bench/results/{path.name}).",
+        f"load average {origin['load_average']:.1f} at the start; [{path.name}](../bench/results/{path.name}).",
         f"Measured ceilings: copy {timed[0]['ceiling_copy_bytes_per_s'] / 1e9:.1f} GB/s (read + written), "
         + ", ".join(f"{d} products {g / 1e12:.3g} TFLOP/s" for d, g in sorted(gemm.items(), reverse=True))
         + ".",

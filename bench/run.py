@@ -11,7 +11,7 @@ from typing import Any
 
 from .ceilings import Ceilings
 from .device import Device
-from .harness import measure, stamp, summarise
+from .harness import measure, summarise
 from .shapes import DTYPES, Shape
 from .verdict import prove
 from .work import Case, Variant, Work
@@ -51,13 +51,16 @@ def run_case(case: Case, device: Device, ceilings: Ceilings, limits: Limits) -> 
     rows = [_row(case, variant=name, status=f"absent: {reason}") for name, reason in work.absent.items()]
     for name, verdict in verdicts.items():
         if not verdict.right:
-            rows.append(_row(case, variant=name, own=work.variants[name].own, status=f"wrong: {verdict.problem}"))
+            rows.append(_row(case, variant=name, own=work.variants[name].own, status=verdict.problem))
     right = {name: v for name, v in work.variants.items() if verdicts[name].right}
     left = max(limits.seconds - (time.monotonic() - start), FOR_TIMES * limits.seconds)
     for mode in device.modes:
         prepares = {name: v.prepare for name, v in right.items()}
-        samples = measure(prepares, device, mode, limits.rounds, left / len(device.modes))
+        samples, failures = measure(prepares, device, mode, limits.rounds, left / len(device.modes))
         for name, variant in right.items():
+            if name in failures:
+                rows.append(_row(case, mode=mode, variant=name, own=variant.own, status=failures[name]))
+                continue
             row = _row(case, mode=mode, variant=name, own=variant.own, status="timed", **summarise(samples[name]))
             row |= {"samples_s": [round(s.seconds, 9) for s in samples[name]], "error_of_allowed": verdicts[name].error}
             rows.append(row | _derived(work, variant, row, ceilings, case.dtype))
@@ -93,10 +96,9 @@ def _derived(work: Work, variant: Variant, row: Row, ceilings: Ceilings, dtype: 
     return out
 
 
-def save(path: Path, rows: list[Row], device: Device) -> None:
+def save(path: Path, rows: list[Row], origin: Row) -> None:
     """One JSON object a line, each with hardware, versions, commit and date."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    origin = stamp(device)
     with path.open("w") as file:
         for row in rows:
             file.write(json.dumps(row | origin) + "\n")

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from .ceilings import Ceilings
-from .device import Device
-from .harness import stamp
 
 Row = dict[str, Any]
 
 
-def heading(device: Device, ceilings: Ceilings) -> str:
-    origin = stamp(device)
+def heading(origin: Row, ceilings: Ceilings) -> str:
     gemm = ", ".join(f"{rate / 1e12:.3g} TFLOP/s {name}" for name, rate in ceilings.gemm.items())
     versions = ", ".join(f"{k} {v}" for k, v in origin["versions"].items())
     machine = f"{origin['hardware']} ({origin['isa']}), load average {origin['load_average']:.1f}"
@@ -24,8 +21,9 @@ def heading(device: Device, ceilings: Ceilings) -> str:
 
 
 def is_fast(row: Row) -> bool:
-    """A row of the compiled face of this project."""
-    return bool(row.get("own")) and row["status"] == "timed" and row["variant"] != "univg reference"
+    """A row of a compiled face of this project on the problem that the case is named after."""
+    own = bool(row.get("own")) and row["status"] == "timed"
+    return own and row["variant"] != "univg reference" and ", " not in row["variant"]
 
 
 def fast_row(rows: list[Row], case: str, mode: str) -> Row | None:

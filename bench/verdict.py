@@ -18,7 +18,7 @@ class Verdict:
     """error: the largest error over what is allowed, of all results; right where it is <= 1."""
 
     error: float
-    problem: str = ""
+    problem: str = ""  # begins with "wrong" or "failed"
 
     @property
     def right(self) -> bool:
@@ -47,12 +47,16 @@ def _outcomes(judge: Judge) -> tuple[Outcome, Outcome]:
 def _judge(variant: Variant, truth: Outcome, eager: Outcome, dtype: torch.dtype) -> Verdict:
     try:
         got = {k: v for k, v in variant.prepare()().items() if k in truth}
-    except Exception as error:  # whatever a foreign package raises: said, counted as wrong, never timed
-        return Verdict(float("nan"), f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}")
+    except Exception as error:  # whatever a foreign package raises: said, and never timed
+        return Verdict(float("nan"), failure(error))
     shares = {k: _share(k, got[k], eager[k], truth[k], dtype) / (1 if variant.own else PEER) for k in got}
     worst = max(shares, key=lambda k: (not shares[k] <= 1, shares[k]))
-    wrong = f"{worst}: {shares[worst]:.1f} times the error allowed" if not shares[worst] <= 1 else ""
+    wrong = f"wrong: {worst}: {shares[worst]:.1f} times the error allowed" if not shares[worst] <= 1 else ""
     return Verdict(shares[worst], wrong)
+
+
+def failure(error: Exception) -> str:
+    return f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
 def _share(name: str, got: Tensor, eager: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
