@@ -48,7 +48,7 @@ def policy_rows_kernel(logp, entropy, a_out, b_out, partials, N, response_start,
         if BRANCHES.loss_type == "gmpo":  # a geometric mean; the entropy mask is in the mean of the log-ratio
             gate = zero + policy_factor
         if BRANCHES.off_policy_mask:
-            allowed = (advantage >= 0) | (drift <= numbers.off_policy_mask_threshold)
+            allowed = (advantage >= 0) | (zero + drift <= numbers.off_policy_mask_threshold)
             gate = tl.where(allowed, gate, gate * 0)
         log_ratio = difference
         if BRANCHES.level != "token":
@@ -131,6 +131,6 @@ def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: 
     loss, metrics, a, b, out = _forward(logp, entropy, rows, config)
     differentiable = [logp, entropy if config.entropy_coef else None]
     if any(needs_grad(*differentiable)):
-        grads = [g if x is None else g.to(x.dtype) for x, g in zip(differentiable, (a, b), strict=True)]
+        grads = [None if x is None else g.to(x.dtype) for x, g in zip(differentiable, (a, b), strict=True)]
         loss = attach_gradients("policy_loss", loss, differentiable, grads, scale_on_device)
     return GrpoOutput(loss, metrics, out)
