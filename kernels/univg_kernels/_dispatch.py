@@ -73,11 +73,12 @@ def resolve(device: torch.device | str, backend: Backend = "auto") -> str:
 
 
 def face(op: str, device: torch.device, backend: Backend) -> ModuleType:
-    """The module that implements `op` on `device`. The choice is logged once per op and device type."""
-    if backend == "cuda" and op not in CUDA_OPS:
-        raise ValueError(f"{op}: backend 'cuda' has {', '.join(CUDA_OPS)} only; use backend='triton' or 'auto'")
-    key = op, resolve(device, backend), device.type
-    if key not in _loaded:  # a plain dictionary: torch.compile can follow it
-        _log.info("%s runs on %s through its %s face", op, device.type, key[1])
-        _loaded[key] = importlib.import_module(f"{__package__}.{op}.{FACES[key[1]]}")
+    """The module that implements `op` on `device`. Chosen and logged once per op, device type and backend."""
+    key = op, backend, device.type
+    if key not in _loaded:  # a plain dictionary: torch.compile can follow it, and not all of resolve
+        if backend == "cuda" and op not in CUDA_OPS:
+            raise ValueError(f"{op}: backend 'cuda' has {', '.join(CUDA_OPS)} only; use backend='triton' or 'auto'")
+        name = resolve(device, backend)
+        _log.info("%s runs on %s through its %s face", op, device.type, name)
+        _loaded[key] = importlib.import_module(f"{__package__}.{op}.{FACES[name]}")
     return _loaded[key]
