@@ -5,11 +5,15 @@ Checks of values run on CPU tensors only, and not while torch.compile traces: el
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTS = (torch.int64, torch.int32)
+LARGEST = sys.float_info.max
 
 
 def check_tensor(
@@ -29,6 +33,10 @@ def check_tensor(
     if not fits:
         want = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{op}: {name} must be of shape [{want}], got {list(value.shape)}{tail}")
+    if value.layout != torch.strided:
+        raise ValueError(
+            f"{op}: {name} must be a dense tensor, got layout {value.layout}; convert with {name}.to_dense()"
+        )
     if value.dtype not in dtypes:
         want = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         got = str(value.dtype).removeprefix("torch.")
@@ -41,20 +49,20 @@ def check_tensor(
     return value
 
 
-def _values_at_hand(x: Tensor) -> bool:
+def values_at_hand(x: Tensor) -> bool:
     return x.is_cpu and not torch.compiler.is_compiling()
 
 
 def check_ids(op: str, token_ids: object, rows: int, vocab: int, device: torch.device) -> Tensor:
     ids = check_tensor(op, "token_ids", token_ids, (rows,), INTS, device, "one id per row")
-    if _values_at_hand(ids) and rows:
+    if values_at_hand(ids) and rows:
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= vocab:
             raise ValueError(
                 f"{op}: token_ids must be in [0, {vocab}), got values from {low} to {high}; give rows that are "
                 "not scored any valid id and switch them off with mask"
             )
-    return ids
+    return ids.contiguous()
 
 
 def check_offsets(op: str, name: str, offsets: object, end: int, device: torch.device, of: str) -> Tensor:
@@ -62,7 +70,7 @@ def check_offsets(op: str, name: str, offsets: object, end: int, device: torch.d
     cu = check_tensor(op, name, offsets, (None,), INTS, device)
     if cu.numel() < 1:
         raise ValueError(f"{op}: {name} must hold at least one offset, got none; begin it with 0")
-    if _values_at_hand(cu):
+    if values_at_hand(cu):
         values = cu.to(torch.int64)
         if int(values[0]) != 0 or bool((values[1:] < values[:-1]).any()):
             raise ValueError(f"{op}: {name} must begin with 0 and never fall, got {values[:16].tolist()}")
@@ -71,7 +79,7 @@ def check_offsets(op: str, name: str, offsets: object, end: int, device: torch.d
                 f"{op}: {name} must end at {end} (the number of {of}), got {int(values[-1])}; "
                 f"build it as the cumulative sum of the lengths with a 0 in front"
             )
-    return cu
+    return cu.contiguous()
 
 
 def check_logits(op: str, logits: object) -> Tensor:
@@ -109,6 +117,11 @@ def check_weight_grad(op: str, weight_grad: object, weight: Tensor) -> None:
         return
     dtypes = tuple({weight.dtype, torch.float32} if weight.dtype.itemsize < 8 else {weight.dtype})
     g = check_tensor(op, "weight_grad", weight_grad, tuple(weight.shape), dtypes, weight.device)
+    if not torch.compiler.is_compiling() and g.numel() and g.data_ptr() == weight.data_ptr():
+        raise ValueError(
+            f"{op}: weight_grad must be a buffer of its own, got the memory of weight; "
+            "make it with torch.zeros_like(weight, dtype=torch.float32)"
+        )
     if g.requires_grad or not g.is_contiguous():
         raise ValueError(
             f"{op}: weight_grad must be a contiguous buffer that requires no gradient, got strides {list(g.stride())} "
@@ -116,7 +129,11 @@ def check_weight_grad(op: str, weight_grad: object, weight: Tensor) -> None:
         )
 
 
-def check_positive(op: str, name: str, value: float) -> float:
-    if not (isinstance(value, (int, float)) and 0.0 < value < float("inf")):
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_positive(op: str, name: str, value: Any) -> float:
+    if not (is_number(value) and 0.0 < value <= LARGEST):
         raise ValueError(f"{op}: {name} must be a finite number > 0, got {value!r}")
     return float(value)

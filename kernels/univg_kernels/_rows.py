@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from ._checks import FLOATS, check_offsets, check_tensor
+from ._checks import FLOATS, LARGEST, check_offsets, check_tensor, is_number, values_at_hand
 from .config import GrpoConfig
 
 
@@ -51,6 +51,10 @@ class RowArguments(TypedDict, total=False):
         for an entropy bonus with entropy_aggregation="token-mean", which is a mean over this call, as in TRL).
     entropy_threshold: number or scalar tensor, nats: rows below it get no policy term and no bonus. None:
         the quantile 1 - top_entropy_quantile of this call's rows, if that is below 1.
+
+    Any strides do. A call may have no rows, or no responses: loss, metrics and gradients are 0. NaN or an infinity in a
+    row that counts goes into the loss and into the gradients of its response, and no further unless `coupling` is
+    "batch". Importance ratios are at least 0, which is the caller's to see to.
     """
 
     rewards: Tensor | None
@@ -165,6 +169,7 @@ def check_rows(
             f"{op}: give one of importance_ratio, token_importance_ratio and sampling_logp, got {ratios[0]} and "
             f"{other}; for sampling_logp in the off-policy mask only, set importance_sampling_mode='none'"
         )
+    rows = rows._replace(**{k: v.contiguous() for k, v in rows._asdict().items() if isinstance(v, Tensor)})
     return rows._replace(ref_logp=None) if config.beta == 0 else rows
 
 
@@ -181,10 +186,13 @@ def _check_advantages(op: str, rows: PolicyRows) -> None:
         raise ValueError(f"{op}: cu_groups and accuracy belong to rewards; with {given[0]} give phi [B] instead")
 
 
-def _check_scalar(op: str, name: str, value: float | Tensor | None, device: torch.device, low: float) -> None:
+def _check_scalar(op: str, name: str, value: Any, device: torch.device, low: float) -> None:
     if isinstance(value, Tensor):
         check_tensor(op, name, value, (), (*FLOATS, torch.int64, torch.int32), device)
-    elif value is not None and not (isinstance(value, (int, float)) and low < value < float("inf")):
+        if not values_at_hand(value):
+            return
+        value = value.item()
+    if value is not None and not (is_number(value) and low < value <= LARGEST):
         bound = "" if low == -torch.inf else f" > {low:g}"
         raise ValueError(f"{op}: {name} must be a finite number{bound}, got {value!r}")
 

@@ -72,6 +72,11 @@ def check_number(op: str, name: str, value: Any, low: float, *, above: bool = Fa
         raise ValueError(f"{op}: {name} must be {'a number' if infinite else 'finite'}{bound}, got {value!r}")
 
 
+def check_flag(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{op}: {name} must be True or False, got {value!r}")
+
+
 def check_whole(op: str, name: str, value: Any) -> None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise ValueError(f"{op}: {name} must be a whole number >= 1 or None, got {value!r}")
@@ -164,8 +169,8 @@ class GrpoConfig:
         for name in ("max_completion_length", "vocab_size"):
             check_whole("GrpoConfig", name, getattr(self, name))
         for field in fields(self):
-            if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
-                raise ValueError(f"GrpoConfig: {field.name} must be True or False, got {getattr(self, field.name)!r}")
+            if field.type == "bool":
+                check_flag("GrpoConfig", field.name, getattr(self, field.name))
         self._check_together()
 
     def _check_together(self) -> None:
@@ -218,3 +223,12 @@ class GrpoConfig:
         from .conventions import settings_like
 
         return cls(**settings_like(codebase, settings))
+
+
+def check_config(op: str, config: Any) -> GrpoConfig:
+    """The config of a call; the default one for None."""
+    if config is None:
+        return GrpoConfig()
+    if not isinstance(config, GrpoConfig):
+        raise ValueError(f"{op}: config must be a GrpoConfig or None, got {type(config).__name__}; use GrpoConfig(...)")
+    return config

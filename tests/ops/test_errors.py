@@ -177,12 +177,22 @@ VALUES: list[Fault] = [
     ),
     (LOSSES, dict(denominator=0), "denominator must be a finite number > 0, got 0"),
     (LOSSES, dict(denominator=float("nan")), "denominator must be a finite number > 0, got nan"),
+    (LOSSES, dict(denominator=torch.tensor(0)), "denominator must be a finite number > 0, got 0"),
+    (LOSSES, dict(denominator=10**400), "denominator must be a finite number > 0, got 10000"),
     (LOSSES, dict(denominator="6"), "denominator must be a finite number > 0, got '6'"),
     (LOSSES, dict(entropy_threshold=float("inf")), "entropy_threshold must be a finite number, got inf"),
     (("group_advantage",), dict(cu_groups=torch.tensor([0, 2])), "cu_groups must end at 3 .*responses B.*, got 2"),
     (("group_advantage",), dict(cu_groups=torch.tensor([0, 5, 3])), "cu_groups must begin with 0 and never fall"),
     (("difficulty_weight",), dict(kind="cubic"), "kind must be one of 'exp', .* got 'cubic'"),
     (("difficulty_weight",), dict(power=0.0), "power must be a finite number > 0, got 0.0"),
+    (("difficulty_weight",), dict(normalize=1), "normalize must be True or False, got 1"),
+    (("grpo_loss",), dict(inplace=None), "inplace must be True or False, got None"),
+    ((*LOSSES, "group_advantage"), dict(config={}), r"config must be a GrpoConfig or None, got dict; use GrpoConfig\("),
+    (
+        LOSSES,
+        dict(advantages=ones(B).to_sparse()),
+        r"advantages must be a dense tensor, .*; convert with advantages.to_d",
+    ),
     (("box_iou",), dict(mode="all"), "mode must be one of 'aligned', 'pairwise', got 'all'"),
     (
         ("box_iou",),
@@ -296,6 +306,13 @@ def test_a_wrong_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_row_argument() -> None:
     with pytest.raises(TypeError, match="policy_loss: unknown argument 'advantage'; expected rewards, accuracy, .*"):
         uk.policy_loss(ones(N), torch.tensor([0, N]), advantage=ones(1))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("op", ["linear_grpo_loss", "linear_ce"])
+def test_a_gradient_does_not_go_into_the_weight(op: str) -> None:
+    arguments = good(op)
+    with pytest.raises(ValueError, match="weight_grad must be a buffer of its own, got the memory of weight; make it"):
+        getattr(uk, op)(**arguments, weight_grad=arguments["weight"].view(V, H))
 
 
 def test_leaf_logits_are_not_overwritten() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from .._checks import FLOATS, check_positive, check_tensor
 from .._dispatch import Backend, face
 from .._rows import math_dtype
-from ..config import CHOICES, check_choice
+from ..config import CHOICES, check_choice, check_flag
 
 
 def difficulty_weight(
@@ -28,5 +28,6 @@ def difficulty_weight(
     m = check_tensor("difficulty_weight", "miou", miou, (None,), FLOATS)
     check_choice("difficulty_weight", "kind", kind, CHOICES["difficulty"])
     check_positive("difficulty_weight", "power", power)
+    check_flag("difficulty_weight", "normalize", normalize)
     impl = face("difficulty_weight", m.device, backend)
     return impl.difficulty_weight(m.detach().to(math_dtype(m)), kind, float(power), normalize)

@@ -7,7 +7,7 @@ from torch import Tensor
 from .._checks import FLOATS, check_offsets, check_tensor
 from .._dispatch import Backend, face
 from .._rows import GroupAdvantage, math_dtype
-from ..config import GrpoConfig
+from ..config import GrpoConfig, check_config
 
 
 def group_advantage(
@@ -20,7 +20,8 @@ def group_advantage(
 ) -> GroupAdvantage:
     """Advantage of each response within its group, A = (r - mean) / (std + advantage_eps), and its group's phi.
 
-    std has ddof 1 and is 0 for a group of one; a group of equal rewards gets A = 0 exactly.
+    std has ddof 1. A group of one has std 0 and A = 0 (its reward itself, if not center_singletons); a group of equal
+    rewards has A = 0 exactly; groups may be empty. NaN or an infinity stays in its group, unless scale_rewards="batch".
     phi = difficulty_weight(mean accuracy of the group); 1 without `accuracy`.
 
     Args:
@@ -39,4 +40,5 @@ def group_advantage(
     if accuracy is not None:
         acc = check_tensor(op, "accuracy", accuracy, (r.numel(),), FLOATS, r.device, "one value per response")
         acc = acc.detach().to(math_dtype(r))
-    return face(op, r.device, backend).group_advantage(r.detach().to(math_dtype(r)), cu, acc, config or GrpoConfig())
+    config = check_config(op, config)
+    return face(op, r.device, backend).group_advantage(r.detach().to(math_dtype(r)), cu, acc, config)

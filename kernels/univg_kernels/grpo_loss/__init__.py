@@ -11,7 +11,7 @@ from .._checks import check_ids, check_logits
 from .._dispatch import Backend, face
 from .._rows import GrpoOutput, RowArguments, check_rows
 from .._softmax import check_vocab
-from ..config import GrpoConfig
+from ..config import GrpoConfig, check_config, check_flag
 
 
 def grpo_loss(
@@ -46,10 +46,11 @@ def grpo_loss(
         precision that rounds a second time, unless it is a power of two.
     Source: DeepSeekMath (arXiv 2402.03300), UniVG-R1's phi; of each loss type: docs/losses.md.
     """
-    op, config = "grpo_loss", config or GrpoConfig()
+    op, config = "grpo_loss", check_config("grpo_loss", config)
     z = check_logits(op, logits)
     ids = check_ids(op, token_ids, z.shape[0], check_vocab(op, config.vocab_size, z.shape[1]), z.device)
     checked = check_rows(op, z.shape[0], z.device, config, cu_seqlens, dict(rows))
+    check_flag(op, "inplace", inplace)
     if inplace and z.is_leaf and z.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{op}: logits must not be a leaf that requires a gradient when inplace=True, got a leaf; "

@@ -11,7 +11,7 @@ from .._dispatch import Backend, face
 from .._linear_head import LinearPolicy, ReferenceHead
 from .._rows import GrpoOutput, RowArguments, check_rows
 from .._softmax import check_vocab
-from ..config import GrpoConfig
+from ..config import GrpoConfig, check_config
 
 
 def linear_grpo_loss(
@@ -51,7 +51,7 @@ def linear_grpo_loss(
     Raises: ValueError for wrong shapes, dtypes, devices, ids or offsets.
     Note: extra memory is the gradients and one chunk of logits.
     """
-    op, config = "linear_grpo_loss", config or GrpoConfig()
+    op, config = "linear_grpo_loss", check_config("linear_grpo_loss", config)
     h, w, b = check_linear(op, hidden, weight, bias)
     ids = check_ids(op, token_ids, h.shape[0], check_vocab(op, config.vocab_size, w.shape[0]), h.device)
     checked = check_rows(op, h.shape[0], h.device, config, cu_seqlens, dict(rows))

@@ -9,7 +9,7 @@ from torch import Tensor
 from .._checks import FLOATS, check_tensor
 from .._dispatch import Backend, face
 from .._rows import GrpoOutput, RowArguments, check_rows
-from ..config import GrpoConfig
+from ..config import GrpoConfig, check_config
 
 
 def policy_loss(
@@ -31,7 +31,7 @@ def policy_loss(
     Returns: GrpoOutput(loss, metrics, logp).
     Raises: ValueError for wrong shapes, dtypes, devices or offsets.
     """
-    op, config = "policy_loss", config or GrpoConfig()
+    op, config = "policy_loss", check_config("policy_loss", config)
     lp = check_tensor(op, "logp", logp, (None,), FLOATS)
     h = None if entropy is None else check_tensor(op, "entropy", entropy, (lp.numel(),), FLOATS, lp.device)
     checked = check_rows(op, lp.numel(), lp.device, config, cu_seqlens, dict(rows))
