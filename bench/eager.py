@@ -1,7 +1,7 @@
 """What a trainer writes without a fused head, in plain torch: baseline, measure of rounding, and in fp64 the truth.
 
-The row program on top is the `reference` face of `policy_loss`, the specification of the loss table, with proofs of its
-own in `tests/ops`. It costs O(N), the log-probabilities below cost O(N·V).
+On top of the log-probabilities, which cost O(N·V), lies the row program, which costs O(N): in fp64 the specification,
+with proofs of its own in `tests/ops`; else our compiled `policy_loss`, so that launches of plain torch slow no peer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def linear_logp_entropy(hidden: Tensor, weight: Tensor, ids: Tensor) -> tuple[Te
 
 
 def policy(logp: Tensor, rows: Rows, config: uk.GrpoConfig) -> Tensor:
-    return uk.policy_loss(logp, **rows.policy, config=config, backend="reference").loss
+    backend: uk.Backend = "reference" if logp.dtype == torch.float64 else "auto"
+    return uk.policy_loss(logp, **rows.policy, config=config, backend=backend).loss
 
 
 @cache
