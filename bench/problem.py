@@ -81,10 +81,13 @@ def head_logp(hidden: Tensor, weight: Tensor, ids: Tensor, chunk: int = 256) -> 
     return torch.cat([logits_logp(h @ weight.t(), i) for h, i in parts])
 
 
-def faces(device: Device) -> dict[str, uk.Backend]:
-    """The faces that can run on this device, compiled ones first."""
+def faces(device: Device, *, cuda: bool = False) -> dict[str, uk.Backend]:
+    """The faces that can run on this device, compiled ones first, the default one first of all. `cuda`: this op with
+    these settings has a CUDA C++ face, where the library was built with one."""
     found: dict[str, uk.Backend] = {}
     for backend in get_args(uk.Backend):
+        if backend == "cuda" and not cuda:
+            continue
         try:
             found[f"univg {uk.resolve(device.torch, backend)}"] = backend
         except ValueError:  # says why it cannot run here

@@ -62,7 +62,8 @@ def build(shape: Shape, dtype: torch.dtype, device: Device, label: str, compiled
     }
     if not compiled:
         del makers["torch.compile"]
-    for name, backend in faces(device).items():
+    alone = config.importance_sampling_level == "token"  # rows that the CUDA C++ face takes
+    for name, backend in faces(device, cuda=alone).items():
         makers[name] = lambda b=backend: Variant(inputs.prepared(univg(b)), judge, own=True)  # type: ignore[misc]
     variants, absent = collect(makers)
     size = float(source.numel() * source.element_size())

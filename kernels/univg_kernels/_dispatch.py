@@ -69,6 +69,11 @@ def resolve(device: torch.device | str, backend: Backend = "auto") -> str:
                 "backend 'cuda': the C++ library univg_kernels._C was built without CUDA; with a CUDA torch and "
                 "its nvcc run: pip install --no-build-isolation . (in the source folder), or use backend='triton'"
             )
+        if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (9, 0):
+            raise ValueError(
+                "backend 'cuda' needs a GPU of compute capability 9.0 (Hopper) or above, got "
+                f"{torch.cuda.get_device_capability(device)}; use backend='triton' or 'auto'"
+            )
     return backend
 
 
