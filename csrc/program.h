@@ -1,4 +1,4 @@
-// The Program of a call, from the arguments that every policy op ends with.
+// What every policy op is called with: its Program and its row tensors.
 #pragma once
 #include <string>
 #include <vector>
@@ -26,12 +26,13 @@ Enum parse(const char* what, const char* const (&names)[count], const std::strin
   STD_TORCH_CHECK(false, what, ": expected one of ", expected, ", got ", name);
 }
 
-#define UNIVG_PROGRAM_PARAMETERS                                                                      \
-  const std::string &loss_type, const std::string &level, const std::string &kl,                      \
-      const std::string &importance, bool k3_clamp, bool kl_times_ratio, bool kl_times_importance,    \
+// The arguments that every policy op ends with, as _program.py has them.
+#define UNIVG_PROGRAM_PARAMETERS                                                                           \
+  const std::string &loss_type, const std::string &level, const std::string &kl,                           \
+      const std::string &importance, bool k3_clamp, bool kl_times_ratio, bool kl_times_importance,         \
       bool importance_mean, bool off_policy_mask, const std::vector<double>&scalars
-#define UNIVG_PROGRAM_ARGUMENTS                                                                        \
-  loss_type, level, kl, importance, k3_clamp, kl_times_ratio, kl_times_importance, importance_mean, \
+#define UNIVG_PROGRAM_ARGUMENTS                                                                            \
+  loss_type, level, kl, importance, k3_clamp, kl_times_ratio, kl_times_importance, importance_mean,        \
       off_policy_mask, scalars
 
 inline Program<double> parse_program(UNIVG_PROGRAM_PARAMETERS) {
@@ -59,17 +60,17 @@ Program<real> cast_program(const Program<double>& p) {
   return q;
 }
 
-// The row tensors of a policy op, as they come; none is read before `pointers` has checked them.
+// The row tensors of a policy op, unchecked: RowInputs of policy_loss/cpp_impl.py.
 struct RowTensors {
   Tensor advantage, phi, weight;
   std::optional<Tensor> entropy_weight, entropy_threshold, old_logp, ref_logp, sampling_logp, importance;
 };
 
-#define UNIVG_ROW_PARAMETERS                                                                              \
-  const Tensor &advantage, const Tensor &phi, const Tensor &weight, const std::optional<Tensor>&entropy_weight, \
-      const std::optional<Tensor>&entropy_threshold, const std::optional<Tensor>&old_logp,                \
-      const std::optional<Tensor>&ref_logp, const std::optional<Tensor>&sampling_logp,                    \
-      const std::optional<Tensor>&given_importance
+#define UNIVG_ROW_PARAMETERS                                                                               \
+  const Tensor &advantage, const Tensor &phi, const Tensor &weight,                                        \
+      const std::optional<Tensor>&entropy_weight, const std::optional<Tensor>&entropy_threshold,           \
+      const std::optional<Tensor>&old_logp, const std::optional<Tensor>&ref_logp,                          \
+      const std::optional<Tensor>&sampling_logp, const std::optional<Tensor>&given_importance
 #define UNIVG_ROW_ARGUMENTS \
   advantage, phi, weight, entropy_weight, entropy_threshold, old_logp, ref_logp, sampling_logp, given_importance
 

@@ -8,126 +8,10 @@
 #pragma once
 #include <cfloat>
 #include <cmath>
-#include <cstdint>
 
-#if defined(__CUDACC__)
-#define UNIVG_HD __host__ __device__
-#else
-#define UNIVG_HD
-#endif
+#include "row_types.h"
 
 namespace univg {
-
-enum class LossType { grpo, bnpo, dr_grpo, dapo, luspo, cispo, sapo, vespo, gmpo, reinforce };
-enum class Level { token, sequence, sequence_token };
-enum class KL { none, k1, k2, k3, k1_straight, k3_straight };
-enum class Importance {
-  none,
-  token_given,
-  sequence_given,
-  token_truncate,
-  token_mask,
-  sequence_truncate,
-  sequence_mask
-};
-
-// SCALARS of kernels/univg_kernels/_program.py, in its order.
-enum Scalar {
-  epsilon_low,
-  epsilon_high,
-  clip_low,
-  clip_high,
-  delta,
-  log_ratio_min,
-  log_ratio_max,
-  sapo_temperature_pos,
-  sapo_temperature_neg,
-  vespo_k_pos,
-  vespo_lambda_pos,
-  vespo_k_neg,
-  vespo_lambda_neg,
-  beta,
-  importance_clip_min,
-  importance_clip_max,
-  off_policy_threshold,
-  num_scalars
-};
-
-template <class real>
-struct Program {
-  LossType loss;
-  Level level;
-  KL kl;
-  Importance importance;
-  bool k3_clamp, kl_times_ratio, kl_times_importance, importance_mean, off_policy_mask;
-  real scalars[num_scalars];
-
-  UNIVG_HD real operator[](Scalar name) const { return scalars[name]; }
-  UNIVG_HD bool importance_of_response() const {
-    return importance == Importance::sequence_given || sums_sampling();
-  }
-  UNIVG_HD bool sums_sampling() const {
-    return importance == Importance::sequence_truncate || importance == Importance::sequence_mask;
-  }
-  // Whether a row's gradient needs nothing of the other rows of its response.
-  UNIVG_HD bool rows_are_alone() const {
-    return level == Level::token && loss != LossType::vespo && loss != LossType::gmpo && !off_policy_mask &&
-           !sums_sampling();
-  }
-  // Whether a row's gradient needs the slopes of the other rows of its response, too.
-  UNIVG_HD bool spreads() const { return level == Level::sequence || loss == LossType::gmpo; }
-};
-
-// [N] each; all but the first three may be null. entropy_threshold: one value.
-template <class real>
-struct RowInputs {
-  const real *advantage, *phi, *weight, *entropy_weight, *entropy_threshold, *old_logp, *ref_logp, *sampling_logp,
-      *importance;
-  UNIVG_HD bool counts(int64_t t) const { return weight[t] != 0; }
-};
-
-// Coefficients that a row hands to its head: a = dL/dlogp, b = dL/dentropy.
-template <class real>
-struct Coefficients {
-  real a = 0, b = 0;
-  UNIVG_HD bool active() const { return a != 0 || b != 0; }
-};
-
-// A row before any loss has looked at it.
-template <class real>
-struct Row {
-  real logp, entropy, advantage, phi, weight, entropy_weight;
-  real ref;                  // logp where there is no reference
-  real difference;           // logp - old_logp
-  real sampling_difference;  // old_logp - sampling_logp; 0 where the sampler does not know
-  real drift;                // (sampling_logp, or old_logp) - logp; likewise
-  real importance;           // of this row alone, or given
-  bool high_entropy;
-};
-
-// Sums over the rows of a response that count.
-struct ResponseSums {
-  double size = 0, difference = 0, near_difference = 0, drift = 0, sampling = 0, log_importance = 0, high_entropy = 0,
-         one_sided = 0;
-};
-
-// What a row must know of its response; as it stands, of one that no row depends on.
-template <class real>
-struct Response {
-  real size = 1, mean_difference = 0, near_difference = 0, drift = 0, importance = 1, log_importance = 0,
-       high_entropy = 1, mean_one_sided = 0;
-};
-
-template <class real>
-struct Score {
-  real loss, kl, ratio, importance;
-  real direct;          // dL/dlogp, not through a ratio
-  real ratio_slope;     // dL/d log-ratio of this row
-  real response_slope;  // dL/d the mean over the response that its rows share
-  real b;               // dL/dentropy
-  bool low, high, dropped;
-  UNIVG_HD real own_slope() const { return direct + ratio_slope; }
-};
 
 // NaN stays NaN in these, as in torch.
 template <class real>
@@ -152,9 +36,14 @@ UNIVG_HD real corrected(real ratio, const Program<real>& p) {
   return clamp(ratio, low, high);
 }
 
+// vespo keeps the logarithms of its weights within [ln 1e-8, 20].
 template <class real>
-UNIVG_HD real bounded_log(real ratio) {
-  return clamp(std::log(ratio), real(-18.420680743952367), real(20));  // ln 1e-8
+UNIVG_HD real vespo_bounded(real logarithm) {
+  return clamp(logarithm, real(-18.420680743952367), real(20));
+}
+template <class real>
+UNIVG_HD real vespo_log(real ratio) {
+  return vespo_bounded(std::log(ratio));
 }
 
 template <class real>
@@ -199,7 +88,7 @@ UNIVG_HD void add_row(ResponseSums& sums, const Row<real>& row, const Program<re
   sums.drift += row.drift;
   sums.sampling += row.sampling_difference;
   sums.high_entropy += row.high_entropy;
-  if (p.loss == LossType::vespo) sums.log_importance += bounded_log(row.importance);
+  if (p.loss == LossType::vespo) sums.log_importance += vespo_log(row.importance);
   if (p.loss == LossType::gmpo) {
     bool moves;
     sums.log_importance += std::log(row.importance);
@@ -251,10 +140,11 @@ UNIVG_HD Term<real> sapo(real ratio, real advantage, const Program<real>& p) {
 }
 
 template <class real>
-UNIVG_HD Term<real> vespo(real log_importance, const Row<real>& row, const Response<real>& r, const Program<real>& p) {
+UNIVG_HD Term<real> vespo(real importance, const Row<real>& row, const Response<real>& r, const Program<real>& p) {
   const bool good = row.advantage >= 0;
   const real k = good ? p[vespo_k_pos] : p[vespo_k_neg], lambda = good ? p[vespo_lambda_pos] : p[vespo_lambda_neg];
-  const real log_w = clamp(r.near_difference + log_importance, real(-18.420680743952367), real(20));
+  const real log_importance = p.importance_of_response() ? vespo_log(importance) : r.log_importance;
+  const real log_w = vespo_bounded(r.near_difference + log_importance);
   const real slope = -std::exp(lambda + k * log_w - lambda * std::exp(log_w)) * row.advantage;
   return {slope * row.logp, slope};
 }
@@ -276,7 +166,7 @@ UNIVG_HD Term<real> policy_term(real ratio, real importance, const Row<real>& ro
     case LossType::luspo: return clipped_surrogate(ratio, row.advantage, p);
     case LossType::cispo: return cispo(ratio, row, p);
     case LossType::sapo: return sapo(ratio, row.advantage, p);
-    case LossType::vespo: return vespo(p.importance_of_response() ? bounded_log(importance) : r.log_importance, row, r, p);
+    case LossType::vespo: return vespo(importance, row, r, p);
     case LossType::gmpo: return gmpo(row, r);
     case LossType::reinforce: return {-row.advantage * row.logp, -row.advantage};
   }

@@ -32,6 +32,9 @@ inline const int64_t* checked_ids(const Tensor& token_ids, const LogitsView& log
   return ids;
 }
 
+// How many rows one thread takes at least: fewer columns, more rows.
+inline int64_t rows_per_thread(int64_t vocab) { return vocab < 16384 ? 16384 / vocab : 1; }
+
 // The gradient of one row; zeros, without a look at z, where its coefficients are 0.
 template <class scalar_t, class acc_t>
 void write_grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash,
@@ -52,7 +55,7 @@ void for_each_row(const Tensor& logits, const Tensor* out, const Tensor& token_i
   const auto* z = static_cast<const scalar_t*>(logits.data_ptr());
   auto* g = out ? static_cast<scalar_t*>(out->data_ptr()) : nullptr;
   const Squash<acc_t> squash = make_squash<acc_t>(scale, cap);
-  torch::stable::parallel_for(0, in.rows, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, in.rows, rows_per_thread(in.vocab), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const scalar_t* row = z + t * in.stride;
       Coefficients<acc_t> c;

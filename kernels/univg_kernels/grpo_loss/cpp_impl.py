@@ -73,26 +73,14 @@ def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoC
 def _in_place(logits: Tensor, ids: Tensor, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
     softmax = softmax_spec(config)
     with torch.no_grad():
-        z = logits.data  # the ops must not count the overwriting: that is done by _tell_autograd
+        z = logits.data  # the overwriting is not for the ops to count: attach_gradients does
         if coupling(rows, config) == "row":
             inputs = row_inputs(rows, config, z.shape[0], math_dtype(z))
             loss, metrics, logp, _ = grpo_head_(z, ids, inputs, row_program(rows, config), softmax)
         else:
             loss, metrics, logp = coupled_head_(z, ids, rows, config, softmax)
-        gradient = _tell_autograd(logits)
-    return GrpoOutput(attach_gradients("grpo_loss", loss, [logits], [gradient]), metrics, logp)
-
-
-def _tell_autograd(logits: Tensor) -> Tensor:
-    """Count the overwriting of `logits`, so that what had saved them before raises; give back what they hold now.
-
-    Not for a view, such as [B, L, V] flattened to rows: autograd would then replace the view's backward by a general
-    one that makes and fills another [B, L, V]. Its other uses are caught by attach_gradients.
-    """
-    gradient = logits.detach()
-    if not logits._is_view():
-        torch.autograd.graph.increment_version(gradient)
-    return gradient
+    loss = attach_gradients("grpo_loss", loss, [logits], [logits.detach()])
+    return GrpoOutput(loss, metrics, logp)
 
 
 def _out_of_place(z: Tensor, ids: Tensor, rows: PolicyRows, config: GrpoConfig, wanted: bool) -> GrpoOutput:

@@ -37,7 +37,7 @@ class RowInputs(NamedTuple):
 
     def part(self, start: int, stop: int) -> RowInputs:
         """Of the rows [start, stop)."""
-        return RowInputs(*(t if t is None or t.dim() == 0 else t[start:stop] for t in self))
+        return RowInputs._make(t if t is None or t.dim() == 0 else t[start:stop] for t in self)
 
 
 def row_inputs(
@@ -53,7 +53,7 @@ def row_inputs(
         *(terms.advantage, terms.phi, terms.weight, terms.entropy_weight, terms.entropy_threshold),
         *(rows.old_logp, rows.ref_logp, rows.sampling_logp, importance),
     )
-    return RowInputs(*(None if t is None else t.to(dtype).contiguous() for t in named))
+    return RowInputs._make(None if t is None else t.to(dtype).contiguous() for t in named)
 
 
 def _group_factors(
