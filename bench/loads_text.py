@@ -43,6 +43,9 @@ cases tells: its floor is 4·N·V bytes.
 
 Losses whose rows depend on each other (sequence level, gmpo, vespo) need all log-probabilities of a response before
 the first gradient: they take a launch for each sweep, and the second one reads from memory, 6·N·V bytes.
+
+The CUDA C++ face (`backend="cuda"`, sm_90 and above, where the library is built with nvcc) is written to need no second
+read at all: a cluster of thread blocks holds the row on chip. It is not counted here: nvcc is not at hand everywhere.
 """
 
 

@@ -35,19 +35,19 @@ extra. "Of copy": the bytes that the op must read and write at least, over the t
 sweep in place reaches on this machine, the faster; "of GEMM": the operations of the products that it needs, as a share
 of a large square product. `univg reference` is the specification in plain torch.
 """
-NO_GPU = """## GPU
+NONE = """## {kind}
 
-Nothing is claimed: no run on a GPU is among the results. `make gpu` makes one.
+Nothing is claimed: no run of `make {command}` is among the results.
 """
+COMMANDS = {"cpu": "bench", "cuda": "gpu"}
 
 
 def document(found: dict[str, tuple[Path, list[Row]]], loads: str) -> str:
-    parts = [HEAD]
-    for kind, (path, rows) in sorted(found.items()):
-        parts.append(_device(kind, path, rows))
-    if "cuda" not in found:
-        parts.append(NO_GPU)
-    return "\n".join([*parts, loads])
+    devices = [
+        _device(kind, *found[kind]) if kind in found else NONE.format(kind=kind.upper(), command=command)
+        for kind, command in COMMANDS.items()
+    ]
+    return "\n".join([HEAD, *devices, loads])
 
 
 def _device(kind: str, path: Path, rows: list[Row]) -> str:
