@@ -79,6 +79,74 @@ def test_another_use_of_overwritten_logits_raises(make_case, use: str, before: b
         (loss + other).backward()
 
 
+def shaped(case) -> tuple[Tensor, Tensor]:
+    """(leaf [N, V], what a model returns of it: not a leaf, [1, N, V])."""
+    leaf = case.logits.clone().requires_grad_()
+    return leaf, (leaf * 1.0)[None].clone()
+
+
+def reference_gradient(case) -> Tensor:
+    (logits,), kwargs = case.arguments("grpo_loss")
+    return torch.autograd.grad(uk.grpo_loss(logits, backend="reference", **kwargs).loss, logits)[0]
+
+
+def test_inplace_in_a_reshaped_tensor(make_case) -> None:
+    """[B, L, V] flattened to rows: nothing of that size is made on the way back, and hooks may still be registered."""
+    case = make_case(seed=30).to(torch.float32)
+    leaf, model_output = shaped(case)
+    seen = []
+    model_output.register_hook(lambda g: seen.append(g.data_ptr()))
+    rows = model_output.view(-1, model_output.shape[-1])
+    loss = uk.grpo_loss(rows, **policy_arguments(case)).loss
+    rows.register_hook(lambda g: g)
+    (loss * 3.0).backward()
+    assert seen == [model_output.data_ptr()]
+    torch.testing.assert_close(leaf.grad, 3 * reference_gradient(case))
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("use", USES)
+def test_another_use_of_a_reshaped_tensor_raises(make_case, use: str, before: bool) -> None:
+    """Through the tensor that the rows are another shape of, or through another view of it."""
+    case = make_case(seed=31)
+    for other_view in (False, True):
+        _, model_output = shaped(case)
+        other = USES[use](model_output.view(-1) if other_view else model_output) if before else None
+        loss = uk.grpo_loss(model_output.view(case.logits.shape), **policy_arguments(case)).loss
+        other = USES[use](model_output.view(-1) if other_view else model_output) if other is None else other
+        with pytest.raises(RuntimeError, match="in-?place"):
+            (loss + other).backward()
+
+
+def test_a_later_use_of_the_rows_themselves_raises(make_case) -> None:
+    case = make_case(seed=32)
+    _, model_output = shaped(case)
+    rows = model_output.view(case.logits.shape)
+    loss = uk.grpo_loss(rows, **policy_arguments(case)).loss
+    with pytest.raises(RuntimeError, match="inplace=False"):
+        (loss + rows.sum()).backward()
+
+
+@pytest.mark.parametrize("views", ["slices", "unbind", "scaled in place"])
+def test_inplace_in_parts_of_one_tensor(make_case, views: str) -> None:
+    """Each loss overwrites its part, and only its part."""
+    case = make_case(seed=33, lengths=(4, 4), groups=(2,)).to(torch.float32)
+    arguments = policy_arguments(case)
+    arguments |= dict(cu_seqlens=torch.tensor([0, 4, 8]))
+    leaf = case.logits.clone().requires_grad_()
+    pair = torch.stack([leaf, leaf * 0.5])
+    if views == "scaled in place":
+        pair.mul_(1.0)
+    parts = pair.unbind(0) if views == "unbind" else (pair[0], pair[1])
+    losses = [uk.grpo_loss(part, **arguments).loss for part in parts]
+    (losses[0] * 2.0 + losses[1] * 3.0).backward()
+    other = case.logits.clone().requires_grad_()
+    kwargs = {**arguments, "backend": "reference", "inplace": False}
+    one, two = (uk.grpo_loss(z, **kwargs).loss for z in (other, other * 0.5))
+    (one * 2.0 + two * 3.0).backward()
+    torch.testing.assert_close(leaf.grad, other.grad)
+
+
 def test_two_losses_of_overwritten_logits_raise(make_case) -> None:
     case = make_case(seed=4)
     for pick in (lambda a, b: a + b, lambda a, b: a, lambda a, b: b):

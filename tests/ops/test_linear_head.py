@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -415,6 +419,27 @@ def test_nothing_is_read_before_it_is_written(make_case, request, name: str, dty
         torch.use_deterministic_algorithms(False)
     for a, b in zip(plain, filled, strict=True):
         assert torch.equal(a, b)
+
+
+def run_triton_suite(interpret: bool) -> None:
+    suite = Path(__file__).with_name("linear_triton_suite.py")
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    if interpret:
+        env["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=suite.parents[2])
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+
+
+def test_triton_faces_in_the_interpreter() -> None:
+    pytest.importorskip("triton", reason="triton is published for Linux only")
+    run_triton_suite(interpret=True)
+
+
+@pytest.mark.gpu
+def test_triton_faces_on_the_gpu() -> None:
+    run_triton_suite(interpret=False)
 
 
 # --- linear_logprob ---

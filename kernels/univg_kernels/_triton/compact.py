@@ -12,20 +12,20 @@ from .._linear_sweeps import Kept, Skipping, order_on_device
 from .launch import launch
 
 ROWS = 16
-COLUMNS = 256
+WORDS = 128
 WARPS = 4
 
 
-@triton.jit(do_not_specialize=["stride", "V"])
-def compact_kernel(z, stride, order, count, V, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row i of z becomes row order[i], i < count, in a strip of columns. order ascends, so that order[i] >= i: what a
-    tile of rows overwrites has been read by it or by an earlier one. Rows that stay are neither read nor written."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+@triton.jit(do_not_specialize=["stride", "width"])
+def compact_kernel(z, stride, order, count, width, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """Row i of z becomes row order[i], i < count, in a strip of WORDS columns. order ascends, so that order[i] >= i:
+    what a tile of rows overwrites has been read by it or by an earlier one. Rows that stay are not touched."""
+    columns = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
     n = tl.load(count)
     for start in range(0, n, ROWS):
         i = start + tl.arange(0, ROWS).to(tl.int64)
         source = tl.load(order + i, mask=i < n, other=0)
-        moves = ((i < n) & (source != i))[:, None] & (columns < V)[None, :]
+        moves = ((i < n) & (source != i))[:, None] & (columns < width)[None, :]
         tile = tl.load(z + source[:, None] * stride + columns[None, :], mask=moves)
         tl.debug_barrier()  # the whole tile is read before any of it is overwritten, by whichever thread
         tl.store(z + i[:, None] * stride + columns[None, :], tile, mask=moves)
@@ -33,10 +33,14 @@ def compact_kernel(z, stride, order, count, V, ROWS: tl.constexpr, COLUMNS: tl.c
 
 @torch.library.custom_op("univg_kernels::triton_compact_", mutates_args=("z",))
 def triton_compact_(z: Tensor, order: Tensor, count: Tensor) -> None:
-    """order: [m] int64, whose first `count` [1] int32 ascend."""
+    """order: [m] int64, whose first `count` [1] int32 ascend. z: rows of `Head.buffer`, moved with their padding, in
+    words of 8 bytes whatever the dtype."""
+    per_word = 8 // z.element_size()
+    width = triton.cdiv(z.shape[1], per_word)
+    words = z.as_strided((z.shape[0], width * per_word), z.stride()).view(torch.int64)
     launch(
-        compact_kernel, triton.cdiv(z.shape[1], COLUMNS), z, z, z.stride(0), order, count, z.shape[1],
-        ROWS=ROWS, COLUMNS=COLUMNS, num_warps=WARPS, num_stages=1,
+        compact_kernel, triton.cdiv(width, WORDS), z, words, words.stride(0), order, count, width,
+        ROWS=ROWS, WORDS=WORDS, num_warps=WARPS, num_stages=1,
     )  # fmt: skip
 
 
