@@ -1,7 +1,8 @@
 """The row program: log-probability of a row -> its loss, its gradient and its metrics, scalars or blocks of rows.
 
 The loss table lives here, one branch for each loss type and each KL estimator; the heads that make log-probabilities
-know nothing of it. Slopes are those that autograd gives the specification, policy_loss/{table,reference}.py.
+know nothing of it. Slopes are those that autograd gives the specification, policy_loss/{table,reference}.py. What is
+compared is written so that NaN goes into both the loss and the gradient.
 """
 
 from __future__ import annotations
@@ -50,9 +51,8 @@ def policy_term(lp, ratio, advantage, vespo_log_weight, gmpo_mean, s, BRANCHES: 
         # -min(min(ratio, delta)·A, clip(ratio)·A); bounds belong to the side that moves.
         free = tl.where(ratio > s.delta, s.delta, ratio) * advantage
         clipped = clip(ratio, s.clip_low, s.clip_high) * advantage
-        inside = (ratio >= s.clip_low) & (ratio <= s.clip_high)
-        moves = tl.where(free <= clipped, ratio <= s.delta, inside)
-        return -tl.where(free <= clipped, free, clipped), tl.where(moves, -ratio * advantage, 0.0), zero
+        stopped = tl.where(free <= clipped, ratio > s.delta, (ratio < s.clip_low) | (ratio > s.clip_high))
+        return -tl.where(free <= clipped, free, clipped), tl.where(stopped, 0.0, -ratio * advantage), zero
 
 
 @triton.jit
@@ -79,10 +79,9 @@ def kl_term(lp, ref, BRANCHES: tl.constexpr):
         value = 0.5 * d * d
     if KL == "k3" or KL == "k3+":
         if BRANCHES.k3_clamp:
-            within = clip(d, -20.0, 20.0)
-            whole = exp_minus_1_minus(within)
+            whole = exp_minus_1_minus(clip(d, -20.0, 20.0))
             value = clip(whole, -10.0, 10.0)
-            slope = tl.where((within == d) & (value == whole), -(whole + d), 0.0)
+            slope = tl.where((tl.abs(d) > 20) | (tl.abs(whole) > 10), 0.0, -(whole + d))
         else:
             value = exp_minus_1_minus(d)
             slope = -(value + d)
@@ -111,14 +110,14 @@ def loss_row(lp, difference, log_ratio, ref, advantage, phi, weight, importance,
     Returns (loss, a = dL_t/dlp of the row itself, slope by what the response shares, kl, ratio, clipped low, high).
     Shared are the mean of the log-ratio (level "sequence") and that of gmpo.
     """
-    inside = (log_ratio >= s.log_ratio_min) & (log_ratio <= s.log_ratio_max)
+    outside = (log_ratio < s.log_ratio_min) | (log_ratio > s.log_ratio_max)
     ratio = tl.exp(clip(log_ratio, s.log_ratio_min, s.log_ratio_max))
     value, by_ratio, a = policy_term(lp, ratio, advantage, vespo_log_weight, gmpo_mean, s, BRANCHES)
     value = tl.where(gate != 0, phi * gate * value, 0.0)
     a = tl.where(gate != 0, phi * gate * a, 0.0)
     shared = tl.where(gate != 0, phi * gate * by_ratio, 0.0)
     if BRANCHES.loss_type != "gmpo":
-        shared = tl.where(inside, shared, 0.0)
+        shared = tl.where(outside, 0.0, shared)
     kl, kl_slope = kl_term(lp, ref, BRANCHES)
     kl_by_ratio = tl.zeros_like(lp)
     if BRANCHES.kl != "none":
@@ -127,7 +126,7 @@ def loss_row(lp, difference, log_ratio, ref, advantage, phi, weight, importance,
             factor *= importance
         if BRANCHES.kl_times_ratio:
             factor *= ratio
-            kl_by_ratio = tl.where(inside, factor * kl, 0.0)
+            kl_by_ratio = tl.where(outside, 0.0, factor * kl)
         value += factor * kl
         a += factor * kl_slope
     if BRANCHES.level == "sequence":

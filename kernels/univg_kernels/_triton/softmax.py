@@ -61,9 +61,9 @@ def capped_tile(tile, columns, V, vocab, scale, cap):
 
 
 @triton.jit
-def base2_exponent(tile, factor, shift):
-    """tile·factor - shift, one rounding, NaN kept. [LANES, VEC] fp32."""
-    u = tl.fma(tile, tl.zeros_like(tile) + factor, tl.zeros_like(tile) - shift)
+def base2_exponent(tile, factor, top, log2_mass):
+    """(tile·factor - top) - log2_mass: in this order no digit of a likely column is lost. NaN kept. [LANES, VEC]."""
+    u = tl.fma(tile, tl.zeros_like(tile) + factor, tl.zeros_like(tile) - top) - log2_mass
     return tl.maximum(u, ABSENT, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -76,7 +76,7 @@ def target_logit(row, target, V, vocab):
 
 @triton.jit
 def log_probability(z, scale, cap, top, log2_mass):
-    """(exponent of z - top) - log2_mass in nats: in this order no digit of a likely token is lost."""
+    """base2_exponent of the target's logit, in nats."""
     if cap is None:
         above = tl.fma(z, scale * LOG2E, -top)
     else:
@@ -101,7 +101,7 @@ def sweep_forward(row, first, V, vocab, scale, cap, LANES: tl.constexpr, VEC: tl
         tile = load_tile(row, start + LANES * VEC, V, LANES, VEC)
         new_peak = tl.maximum(peak, tl.max(x, axis=1) * factor)
         shrink = tl.exp2(peak - new_peak)
-        u = base2_exponent(x, factor, new_peak[:, None])
+        u = base2_exponent(x, factor, new_peak[:, None], 0.0)
         e = tl.exp2(u)
         moment = shrink * (moment + mass * (peak - new_peak)) + tl.sum(e * u, axis=1)
         mass = mass * shrink + tl.sum(e, axis=1)
@@ -115,8 +115,8 @@ def sweep_forward(row, first, V, vocab, scale, cap, LANES: tl.constexpr, VEC: tl
 
 
 @triton.jit
-def sweep_backward(row, out, target, V, vocab, scale, cap, log2_sum, a, b, entropy, HAS_B: tl.constexpr,
-                   LANES: tl.constexpr, VEC: tl.constexpr):  # fmt: skip
+def sweep_backward(row, out, target, V, vocab, scale, cap, top, log2_mass, a, b, entropy,
+                   HAS_B: tl.constexpr, LANES: tl.constexpr, VEC: tl.constexpr):  # fmt: skip
     """out = (a·(1[target] - p) - b·p·(log p + H))·dx/dz, a = dL/dlogp, b = dL/dH. `out` may be `row`.
 
     Runs from the last tile to the first: the end of the row was read last and is the likeliest to be in the L2 cache.
@@ -135,7 +135,7 @@ def sweep_backward(row, out, target, V, vocab, scale, cap, log2_sum, a, b, entro
         columns = tile_columns(start, LANES, VEC)
         x, factor, cap_slope = capped_tile(tile, columns, V, vocab, scale, cap)
         tile = load_tile(row, start - STEP, V, LANES, VEC)
-        u = base2_exponent(x, factor, log2_sum)
+        u = base2_exponent(x, factor, top, log2_mass)
         gradient = tl.exp2(u) * (constant + slope * u) if HAS_B else tl.exp2(u) * constant
         gradient += tl.where(columns == target, at_target, 0.0)
         if cap is not None:

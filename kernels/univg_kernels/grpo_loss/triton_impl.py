@@ -90,9 +90,7 @@ def grpo_rows_kernel(logits, stride, gradient, gradient_stride, token_ids, logp,
             if (a == 0.0) & (b == 0.0):
                 fill_zeros(out, V, LANES, VEC)
             else:
-                sweep_backward(
-                    row, out, target, V, vocab, scale, cap, top + log2_mass, a, b, entropy, HAS_B, LANES, VEC
-                )
+                sweep_backward(row, out, target, V, vocab, scale, cap, top, log2_mass, a, b, entropy, HAS_B, LANES, VEC)
     else:
         tl.store(logp + n, 0.0)
         if coefficients is not None:

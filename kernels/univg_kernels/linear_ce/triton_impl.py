@@ -32,7 +32,7 @@ def ce_rows_kernel(logits, stride, token_ids, row_weight, logp, V, scale, cap,
         fill_zeros(row, V, LANES, VEC)
     else:
         sweep_backward(
-            row, row, target, V, None, scale, cap, top + log2_mass, -weight, 0.0, entropy, False, LANES, VEC
+            row, row, target, V, None, scale, cap, top, log2_mass, -weight, 0.0, entropy, False, LANES, VEC
         )  # fmt: skip
 
 

@@ -27,7 +27,8 @@ class _Kernels:
         n = hidden.shape[0]
         self.rows, self.config, self.ids = rows, config, token_ids.contiguous()
         self.scale, self.cap, _ = softmax_spec(config)
-        self.logp, self.entropy, self.log2_sum = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
+        self.logp, self.entropy = (hidden.new_empty(n, dtype=torch.float32) for _ in range(2))
+        self.log2_sum = hidden.new_empty(n, dtype=torch.float64)
         self.a, self.b = (hidden.new_zeros(n, dtype=torch.float32) for _ in range(2))
         self.coefficients = hidden.new_empty(2, n, dtype=torch.float32)  # a and b where they are made at once
         self.partials = empty_partials(n, hidden)

@@ -82,10 +82,9 @@ def policy_rows_kernel(logp, entropy, a_out, b_out, partials, N, response_start,
             )
             part = tl.zeros_like(lp) + total / tl.maximum(length, 1.0)
             if BRANCHES.loss_type == "gmpo":
-                free = tl.where(
-                    advantage > 0, difference <= numbers.epsilon_high, difference >= -numbers.epsilon_low
-                )  # fmt: skip
-                part = tl.where(free, high_entropy * total / tl.maximum(gmpo_rows, 1.0), 0.0)
+                over, under = difference > numbers.epsilon_high, difference < -numbers.epsilon_low
+                stopped = tl.where(advantage > 0, over, under)
+                part = tl.where(stopped, 0.0, high_entropy * total / tl.maximum(gmpo_rows, 1.0))
             a = tl.load(a_out + n, mask=inside, other=0.0) + tl.where(keep, part, 0.0)
             tl.store(a_out + n, a, mask=inside)
 

@@ -28,7 +28,7 @@ def logprob_kernel(logits, stride, token_ids, mask, logp, entropy, log2_sum, V, 
         top, log2_mass, h = sweep_forward(row, first, V, vocab, scale, cap, LANES, VEC)
         tl.store(logp + n, log_probability(z, scale, cap, top, log2_mass))
         tl.store(entropy + n, h)
-        tl.store(log2_sum + n, top + log2_mass)
+        tl.store(log2_sum + n, top.to(tl.float64) + log2_mass.to(tl.float64))
     else:
         tl.store(logp + n, 0.0)
         tl.store(entropy + n, 0.0)
@@ -50,9 +50,12 @@ def logprob_backward_kernel(logits, stride, gradient, gradient_stride, token_ids
     if (a == 0.0) & (b == 0.0):
         fill_zeros(out, V, LANES, VEC)
     else:
+        whole = tl.load(log2_sum + n).to(tl.float64)
+        top = whole.to(tl.float32)
+        rest = (whole - top.to(tl.float64)).to(tl.float32)
         sweep_backward(
-            row, out, tl.load(token_ids + n), V, vocab, scale, cap, tl.load(log2_sum + n),
-            a, b, tl.load(entropy + n), HAS_B, LANES, VEC,
+            row, out, tl.load(token_ids + n), V, vocab, scale, cap, top, rest, a, b, tl.load(entropy + n), HAS_B,
+            LANES, VEC,
         )  # fmt: skip
 
 
@@ -82,8 +85,10 @@ def _launch_backward(
 
 
 def _empty_rows(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    a, b, c = (logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
-    return a, b, c
+    """logp, entropy, log2_sum. The last is a large number whose every digit tells in the gradient, hence fp64."""
+    n, kinds = logits.shape[0], (torch.float32, torch.float32, torch.float64)
+    logp, entropy, log2_sum = (logits.new_empty(n, dtype=kind) for kind in kinds)
+    return logp, entropy, log2_sum
 
 
 @torch.library.custom_op("univg_kernels::triton_logprob", mutates_args=())
@@ -91,7 +96,7 @@ def triton_logprob(
     logits: Tensor, token_ids: Tensor, scale: float, cap: float, vocab_size: int | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(logp, entropy, log2 of the softmax's denominator), [N] fp32 each; 0 for rows that `mask` leaves unread."""
+    """(logp, entropy, log2 of the softmax's denominator), [N] fp32, fp32, fp64; 0 for rows that `mask` leaves unread."""
     (n, v), z, out = logits.shape, separate_rows(logits), _empty_rows(logits)
     launch(
         logprob_kernel, n, z, z, z.stride(0), token_ids.contiguous(), None if mask is None else mask.contiguous(),
