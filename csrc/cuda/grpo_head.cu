@@ -123,8 +123,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> grpo_head(const Tensor& logit
 std::tuple<Tensor, Tensor, Tensor, Tensor> grpo_head_(const Tensor& logits, const Tensor& token_ids,
                                                       UNIVG_ROW_PARAMETERS, UNIVG_PROGRAM_PARAMETERS, double scale,
                                                       double cap) {
-  auto r = run_head(logits, &logits, token_ids, {UNIVG_ROW_ARGUMENTS}, parse_program(UNIVG_PROGRAM_ARGUMENTS), scale,
-                    cap);
+  auto r =
+      run_head(logits, &logits, token_ids, {UNIVG_ROW_ARGUMENTS}, parse_program(UNIVG_PROGRAM_ARGUMENTS), scale, cap);
   return {r.loss, r.metrics, r.logp, r.active};
 }
 

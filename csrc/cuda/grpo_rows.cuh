@@ -1,6 +1,6 @@
 // One row of logits, held on chip by one cluster, from its only read to its gradient.
 #pragma once
-#include "cluster_softmax.cuh"
+#include "held_slice.cuh"
 
 namespace univg::gpu {
 
@@ -30,18 +30,12 @@ struct GrpoRows {
   float scale, knee;
   RowInputs<float> inputs;
   Program<float> program;
-  float* logp;      // [rows]
-  bool* active;     // [rows]
+  float* logp;     // [rows]
+  bool* active;    // [rows]
   float* records;  // [num_records, rows]
 };
 
 constexpr int kInputs = 9;  // of RowInputs
-
-// gradient = e·(constant + slope·u)·bend', u the exponent above the peak, e = 2^u
-struct Gradient {
-  float peak, constant, slope, of_target;
-  bool active;
-};
 
 struct alignas(16) Shared {
   Exchange exchange;
@@ -50,9 +44,6 @@ struct alignas(16) Shared {
   float edges[kMostEdges<bf16>];
 };
 static_assert(sizeof(Shared) % kVectorBytes == 0);  // the slice follows
-
-// Copies that a thread has under way before it works on the first.
-constexpr int kAhead = 8;
 
 // Loads first, then stores: one latency for all of them.
 UNIVG_DEVICE void fetch_inputs(const RowInputs<float>& in, int64_t t, float* out) {
@@ -68,115 +59,16 @@ UNIVG_DEVICE void fetch_inputs(const RowInputs<float>& in, int64_t t, float* out
 }
 
 UNIVG_DEVICE RowInputs<float> fetched(const RowInputs<float>& in, const float* x) {
-  return {x, x + 1, x + 2, in.entropy_weight ? x + 3 : nullptr, in.entropy_threshold ? x + 4 : nullptr,
-          in.old_logp ? x + 5 : nullptr, in.ref_logp ? x + 6 : nullptr, in.sampling_logp ? x + 7 : nullptr,
+  return {x,
+          x + 1,
+          x + 2,
+          in.entropy_weight ? x + 3 : nullptr,
+          in.entropy_threshold ? x + 4 : nullptr,
+          in.old_logp ? x + 5 : nullptr,
+          in.ref_logp ? x + 6 : nullptr,
+          in.sampling_logp ? x + 7 : nullptr,
           in.importance ? x + 8 : nullptr};
 }
-
-template <class T>
-UNIVG_DEVICE void fill_zeros(T* out, int columns, int rank, int ranks) {
-  const RowParts<T> parts(out, columns);
-  const Slice slice(parts.vectors, rank, ranks);
-  T* vectors = out + parts.column_of_vector(slice.begin);
-  for (int v = thread(); v < slice.size; v += threads()) store_vector(vectors + v * kColumns<T>, Vector{0, 0, 0, 0});
-  if (rank == 0 && thread() < parts.edges()) store_element(out + parts.column_of_edge(thread()), T{});
-}
-
-// What a CTA keeps of its row: vectors in shared memory, the edges beside them. A thread reads back only what it has
-// brought itself, so there is no barrier between.
-template <class T, bool kCap>
-struct HeldSlice {
-  const T* row;
-  RowParts<T> parts;
-  Slice slice;
-  Vector* held;
-  float* edges;
-  int edge;  // of this thread, or -1
-  Bend bend;
-
-  UNIVG_DEVICE HeldSlice(const T* row_, int columns, int rank, int ranks, Shared& shared, Bend bend_)
-      : row(row_),
-        parts(row_, columns),
-        slice(parts.vectors, rank, ranks),
-        held(reinterpret_cast<Vector*>(&shared + 1)),
-        edges(shared.edges),
-        edge(rank == 0 && thread() < parts.edges() ? thread() : -1),
-        bend(bend_) {}
-
-  UNIVG_DEVICE float logit(const Place& p) const {
-    return p.edge >= 0 ? edges[p.edge] : to_float(reinterpret_cast<const T*>(held + p.vector)[p.offset]);
-  }
-
-  template <int kCount>
-  UNIVG_DEVICE void bend_all(float (&w)[kCount]) const {
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) w[j] = bend.template bent<kCap>(w[j]);
-  }
-
-  // The only read of the row, and the online softmax while the next copies are under way.
-  UNIVG_DEVICE Mass sweep_forward() const {
-    const T* source = row + parts.column_of_vector(slice.begin);
-    int next = thread();
-#pragma unroll 1
-    for (int i = 0; i < kAhead; ++i, next += threads()) {
-      if (next < slice.size) copy_async(held + next, source + next * kColumns<T>);
-      commit_copies();
-    }
-    Mass m;
-    if (edge >= 0) {
-      const float z = to_float(load_element(row + parts.column_of_edge(edge)));
-      edges[edge] = z;
-      const float w[1] = {bend.template bent<kCap>(z)};
-      add_columns(m, w, bend.scale2);
-    }
-#pragma unroll 1
-    for (int v = thread(); v < slice.size; v += threads(), next += threads()) {
-      if (next < slice.size) copy_async(held + next, source + next * kColumns<T>);
-      commit_copies();
-      wait_copies<kAhead>();
-      float w[kColumns<T>];
-      unpack(held[v], w, T{});
-      bend_all(w);
-      add_columns(m, w, bend.scale2);
-    }
-    return m;
-  }
-
-  template <bool kEntropy, int kCount>
-  UNIVG_DEVICE void differentiate(float (&w)[kCount], const Gradient& g) const {
-    bend_all(w);
-#pragma unroll
-    for (int j = 0; j < kCount; ++j) {
-      // Without entropy, the exponent of -inf may stay -inf: it only goes through 2^u.
-      const float u = kEntropy ? exponent(w[j], bend.scale2, g.peak) : fmaf(w[j], bend.scale2, -g.peak);
-      const float factor = kEntropy ? fmaf(g.slope, u, g.constant) : g.constant;
-      w[j] = exp2_fast(u) * factor * bend.template slope<kCap>(w[j]);
-    }
-  }
-
-  template <bool kEntropy>
-  UNIVG_DEVICE void sweep_backward(T* out, const Gradient& g) const {
-    const bool aligned = RowParts<T>(out, parts.columns).head == parts.head;  // as the logits are
-    T* target = out + parts.column_of_vector(slice.begin);
-#pragma unroll 1
-    for (int v = thread(); v < slice.size; v += threads()) {
-      float w[kColumns<T>];
-      unpack(held[v], w, T{});
-      differentiate<kEntropy>(w, g);
-      if (aligned) {
-        store_vector(target + v * kColumns<T>, pack(w, T{}));
-      } else {
-#pragma unroll
-        for (int j = 0; j < kColumns<T>; ++j) store_element(target + v * kColumns<T> + j, round_to(w[j], T{}));
-      }
-    }
-    if (edge >= 0) {
-      float w[1] = {edges[edge]};
-      differentiate<kEntropy>(w, g);
-      store_element(out + parts.column_of_edge(edge), round_to(w[0], T{}));
-    }
-  }
-};
 
 template <class T>
 UNIVG_DEVICE void store_records(const GrpoRows<T>& g, int64_t t, const float (&values)[num_records]) {
@@ -241,12 +133,13 @@ UNIVG_DEVICE void grpo_row(const GrpoRows<T>& g) {
   if (thread() == 0) fetch_inputs(g.inputs, t, shared.inputs);
 
   const T* row = g.logits + t * g.stride;
-  const HeldSlice<T, kCap> held(row, g.columns, rank, ranks, shared, Bend{g.scale * kLog2e, g.knee});
+  const HeldSlice<T, kCap> held(row, g.columns, rank, ranks, Bend{g.scale * kLog2e, g.knee},
+                                reinterpret_cast<Vector*>(&shared + 1), shared.edges);
   const Mass mass = held.sweep_forward();
   Place target;
   if (exists) target = Place::of(static_cast<int>(id), held.parts, held.slice, rank, threads());
-  RowSoftmax sum = cluster_sum(mass, shared.exchange, rank, ranks,
-                               [&] { return target.thread >= 0 ? held.logit(target) : 0.0f; });
+  RowSoftmax sum =
+      cluster_sum(mass, shared.exchange, rank, ranks, [&] { return target.thread >= 0 ? held.logit(target) : 0.0f; });
   if (thread() < kWarp) {
     if (!exists) sum.target = NAN;  // seen in the loss
     const Gradient gradient = score<T, kCap>(g, held.bend, sum, shared.inputs, t, writes);

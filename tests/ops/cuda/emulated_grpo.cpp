@@ -27,9 +27,16 @@ void run(const Call& c) {
   g.ids = c.ids, g.scale = c.scale, g.knee = c.knee;
   g.inputs = {c.inputs[0], c.inputs[1], c.inputs[2], c.inputs[3], c.inputs[4],
               c.inputs[5], c.inputs[6], c.inputs[7], c.inputs[8]};
-  g.program = {static_cast<LossType>(c.loss), static_cast<Level>(c.level), static_cast<KL>(c.kl),
-               static_cast<Importance>(c.importance), c.flags[0] != 0, c.flags[1] != 0, c.flags[2] != 0,
-               c.flags[3] != 0, c.flags[4] != 0, {}};
+  g.program = {static_cast<LossType>(c.loss),
+               static_cast<Level>(c.level),
+               static_cast<KL>(c.kl),
+               static_cast<Importance>(c.importance),
+               c.flags[0] != 0,
+               c.flags[1] != 0,
+               c.flags[2] != 0,
+               c.flags[3] != 0,
+               c.flags[4] != 0,
+               {}};
   std::memcpy(g.program.scalars, c.scalars, sizeof c.scalars);
   g.logp = c.logp, g.active = c.active, g.records = c.records;
   auto& watched = machine.watched;
@@ -60,7 +67,8 @@ extern "C" void emulate_reduction(const float* records, int64_t rows, float* los
   for (int i = 0; i < kSums + kMaxima; ++i) emulated::run_cluster(i, 1, kThreads, kThreads * sizeof(double), i, fibers);
 }
 
-// Walks every column of a row at the address `row`: by the loops of the kernel, then by Place. 0, or the column at fault.
+// Walks every column of a row at the address `row`: by the loops of the kernel, then by Place. 0, or the column at
+// fault.
 template <class T>
 int walk(uintptr_t address, int columns, int ranks, int threads) {
   const RowParts<T> parts(reinterpret_cast<const T*>(address), columns);
