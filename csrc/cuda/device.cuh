@@ -26,11 +26,8 @@ UNIVG_DEVICE int cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
   return static_cast<int>(size);
 }
-UNIVG_DEVICE int64_t cluster_index() {
-  uint32_t index;
-  asm("mov.u32 %0, %%clusterid.x;" : "=r"(index));
-  return index;
-}
+// Not %clusterid: nvcc 13 makes that of blockIdx in fp32, which is wrong from 2^24 CTAs on.
+UNIVG_DEVICE int64_t cluster_index() { return blockIdx.x / static_cast<unsigned>(cluster_size()); }
 
 UNIVG_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(16) unsigned char memory[];

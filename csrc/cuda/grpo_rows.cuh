@@ -43,7 +43,7 @@ struct alignas(16) Shared {
   float inputs[kInputs];
   float edges[kMostEdges<bf16>];
 };
-static_assert(sizeof(Shared) % kVectorBytes == 0);  // the slice follows
+static_assert(sizeof(Shared) % kVectorBytes == 0 && sizeof(Shared) <= 1024);  // the slice follows; cuda_impl.py
 
 // Loads first, then stores: one latency for all of them.
 UNIVG_DEVICE void fetch_inputs(const RowInputs<float>& in, int64_t t, float* out) {

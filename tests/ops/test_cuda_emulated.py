@@ -165,6 +165,23 @@ def test_kernel(library, make_case, assert_no_worse, vocab: int, layout: Layout,
         assert (got.gradient[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_vocabulary_of_today(library, make_case, assert_no_worse, dtype: torch.dtype) -> None:
+    """152064 columns, as many CTAs and threads as on a GPU with 200 KB of shared memory."""
+    case = make_case(lengths=(2,), groups=(1,), vocab=152064, given=True, masked=False)
+    truth, true_grad = reference(case, uk.GrpoConfig())
+    case = case.to(dtype)
+    eager, eager_grad = reference(case, uk.GrpoConfig())
+    planned = (c_int32 * 3)()
+    library.plan(152064 * dtype.itemsize // 16, 200 << 10, planned)
+    ranks, slice_bytes, threads = planned
+    assert (ranks, slice_bytes) == (8, 152064 * dtype.itemsize // 8)
+    got = run(library, case, uk.GrpoConfig(), Layout(ranks=ranks, threads=threads))
+    assert_no_worse("loss", got.loss, eager.loss, truth.loss, dtype)
+    assert_no_worse("gradient", got.gradient, eager_grad, true_grad, dtype)
+    assert (got.reads == 1).all()
+
+
 CONFIGS = {
     "entropy bonus": dict(entropy_coef=0.3, entropy_aggregation="loss"),
     "softcap": dict(softcap=2.0, temperature=0.7, logit_scale=1.3),
@@ -246,7 +263,7 @@ def test_plan(library) -> None:
     """Every row of up to 8 times the shared memory of a CTA gets a cluster whose slices fit; longer rows get none."""
     most = 200 << 10
     for vectors in [0, 1, 100, 2560, 2561, 19008, 38016, 8 * (most // 16), 8 * (most // 16) + 1]:
-        ranks, slice_bytes, threads = out = (c_int32 * 3)()
+        out = (c_int32 * 3)()
         library.plan(vectors, most, out)
         ranks, slice_bytes, threads = out
         if vectors > 8 * (most // 16):

@@ -21,6 +21,8 @@ from ..selective_logprob.cpp_impl import separate_rows
 from .cpp_impl import grpo_head, grpo_head_
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CLUSTER = 8  # CTAs at most; kMostRanks in csrc/cuda/row_slices.h
+SHARED_BESIDES = 1024  # bytes of a CTA's shared memory that no column gets, at most
 
 
 def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoConfig, inplace: bool) -> GrpoOutput:
@@ -50,6 +52,12 @@ def _check(logits: Tensor, rows: PolicyRows, config: GrpoConfig) -> None:
             f"grpo_loss: logits must be float32, bfloat16 or float16 for backend 'cuda', got {logits.dtype}; "
             "use backend='reference'"
         )
+    columns, longest = config.vocab_size or logits.shape[1], _most_columns(logits)
+    if columns > longest:
+        raise ValueError(
+            f"grpo_loss: logits must have at most {longest} columns for backend 'cuda' (what {CLUSTER} CTAs can hold "
+            f"on chip), got {columns}; use backend='triton'"
+        )
     coupled = coupling(rows, config)
     if coupled != "row":
         raise ValueError(
@@ -57,6 +65,14 @@ def _check(logits: Tensor, rows: PolicyRows, config: GrpoConfig) -> None:
             f"depends on its {coupled} (loss_type={config.loss_type!r}, "
             f"importance_sampling_level={config.importance_sampling_level!r}, …); use backend='triton'"
         )
+
+
+def _most_columns(logits: Tensor) -> float:
+    if not logits.is_cuda:
+        return float("inf")
+    device = torch.cuda.get_device_properties(logits.device)
+    held = getattr(device, "shared_memory_per_block_optin", device.shared_memory_per_block)
+    return CLUSTER * (held - SHARED_BESIDES) // logits.element_size()
 
 
 def _row_inputs(rows: PolicyRows, config: GrpoConfig, num_rows: int) -> RowInputs:

@@ -105,7 +105,7 @@ inline void run_cluster(int64_t index, int ranks, int threads, size_t shared_byt
     b.memory.assign(shared_bytes + 16, 0xff);
     b.shared = b.memory.data() + (16 - reinterpret_cast<uintptr_t>(b.memory.data()) % 16) % 16;
   }
-  constexpr size_t kStack = 64 << 10;
+  constexpr size_t kStack = 32 << 10;
   const int count = ranks * threads;
   if (static_cast<int>(fibers.size()) < count) fibers.resize(count);
   for (int i = 0; i < count; ++i) {
