@@ -15,6 +15,17 @@ SHAPES = {
     "vocabulary larger than a block, not a multiple": dict(lengths=(4, 3), groups=(2,), vocab=2500),
     "several chunks of the linear head": dict(lengths=(50, 30, 20), groups=(3,), vocab=40),
 }
+CONFIGS = {
+    "row": uk.GrpoConfig(temperature=0.9),
+    "row, capped": uk.GrpoConfig(
+        loss_type="cispo", epsilon_high=2.0, temperature=0.9, softcap=6.0, kl_estimator="k2", entropy_coef=0.05
+    ),
+    "response": uk.GrpoConfig(
+        loss_type="dapo", importance_sampling_level="sequence", temperature=0.9, epsilon_low=0.9, epsilon_high=9.0,
+        use_bias_correction_kl=True, kl_estimator="k1",
+    ),
+    "batch": uk.GrpoConfig(loss_type="sapo", temperature=0.9, top_entropy_quantile=0.99, entropy_coef=-0.05),
+}  # fmt: skip
 NAMES = {"grpo_loss": ["logits"], "linear_grpo_loss": ["hidden", "weight", "bias"], "policy_loss": ["logp"]}
 
 
@@ -32,10 +43,12 @@ def run(case, op: str, config: uk.GrpoConfig, backend: str) -> tuple[uk.GrpoOutp
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("op", NAMES)
-def test_policy_losses(make_case, assert_no_worse, op: str, shape: str, dtype: torch.dtype) -> None:
-    config = uk.GrpoConfig(temperature=0.9)
+def test_policy_losses(
+    make_case, assert_no_worse, op: str, shape: str, config: uk.GrpoConfig, dtype: torch.dtype
+) -> None:
     case = make_case(seed=11, temperature=0.9, **SHAPES[shape]).to(dtype)
     truth, true_grads = run(case.to(torch.float64), op, config, "reference")
     eager, eager_grads = run(case, op, config, "reference")
@@ -187,9 +200,7 @@ def test_denominator_may_lie_on_the_device(make_case, backend: uk.Backend) -> No
     """A count summed over ranks is a tensor: no copy to the host is asked for."""
     case = make_case(seed=14)
     (logits,), kwargs = case.arguments("grpo_loss")
-    number, tensor = (
-        uk.grpo_loss(logits, backend=backend, denominator=n, **kwargs).loss for n in (7, torch.tensor(7))
-    )
+    number, tensor = (uk.grpo_loss(logits, backend=backend, denominator=n, **kwargs).loss for n in (7, torch.tensor(7)))
     default = uk.grpo_loss(logits, backend=backend, **kwargs).loss
     torch.testing.assert_close(number, tensor)
     torch.testing.assert_close(default * (len(case.cu_seqlens) - 1), number * 7)
