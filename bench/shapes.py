@@ -25,8 +25,9 @@ class Shape:
     def proof(self) -> Shape:
         """What correctness is shown at: the timed vocabulary, fewer rows and a narrower head, so that fp64 is cheap.
         Five responses of 64 are still two chunks of the linear head on the CPU."""
-        rows = (5 if self.width else 2) * 64 if self.vocab else self.rows
-        return replace(self, rows=min(self.rows, rows), length=min(self.length, 64), width=min(self.width, 64))
+        length = min(self.length, 64 if self.width else 32)
+        rows = (5 if self.width else 2) * length if self.vocab else self.rows
+        return replace(self, rows=min(self.rows, rows), length=length, width=min(self.width, 64))
 
 
 QWEN2_2B = 151936  # also Qwen2.5-VL-3B; not a multiple of 256
