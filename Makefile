@@ -10,7 +10,7 @@ setup: $(STAMP)
 
 # torch first: a package that merely asks for torch would bring another build of it. Last, codebases whose losses the
 # tests compare ours with: the bare wheels (4 MB), read as source and never imported (tests/ops/peers/source.py).
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 	test -x .venv/bin/pip || { rm -rf .venv; $(PYTHON) -m venv .venv; }
 	$(PIP) torch numpy setuptools wheel scikit-build-core cmake ninja
 	$(PIP) --no-build-isolation -e ".[train,dev]"
