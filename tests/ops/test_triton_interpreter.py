@@ -1,4 +1,4 @@
-"""Runs triton_suite.py where its kernels can run: in Triton's interpreter on the CPU, and on a GPU if there is one."""
+"""Runs triton_suite*.py where its kernels can run: in Triton's interpreter on the CPU, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="triton is published for Linux only")
-SUITE = Path(__file__).with_name("triton_suite.py")
+SUITES = sorted(Path(__file__).parent.glob("triton_suite*.py"))
 
 
 def run_suite(interpret: bool) -> None:
@@ -19,8 +19,9 @@ def run_suite(interpret: bool) -> None:
     env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     if interpret:
         env["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUITE)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=SUITE.parents[2])
+    options = ["-q", "-p", "no:cacheprovider", "-p", "ops.triton_device"]
+    command = [sys.executable, "-m", "pytest", *options, *map(str, SUITES)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=SUITES[0].parents[2])
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
 
 

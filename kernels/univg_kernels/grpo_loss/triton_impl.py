@@ -153,19 +153,6 @@ def triton_grpo_rows_(
     _launch(logits, logits, token_ids, logp, coefficients, partials, row_start, scale, cap, rows, vocab_size)
 
 
-def _tell_autograd(logits: Tensor) -> Tensor:
-    """Count the overwriting of `logits`, so that what had saved them before raises; give back what they hold now.
-
-    Not for a view, such as [B, L, V] flattened to rows: autograd would then replace the view's backward by a general
-    one that makes and fills another [B, L, V], and torch's register_hook crashes on such a view. Its other uses that
-    send a gradient to the view itself are still caught by attach_gradients.
-    """
-    gradient = logits.detach()
-    if not logits._is_view():
-        torch.autograd.graph.increment_version(gradient)
-    return gradient
-
-
 class _Call(NamedTuple):
     logits: Tensor  # detached, with separate rows
     token_ids: Tensor
@@ -185,7 +172,7 @@ def _independent_rows(call: _Call) -> Outcome:
     settings = (logp, None, partials, 0, softmax.scale, softmax.cap, *row_arguments(call.rows, call.config, n))
     gradient = None
     if call.over:
-        # .data: the op must not count the overwriting, that is done by _tell_autograd.
+        # .data: the op must not count the overwriting, attach_gradients does.
         triton_grpo_rows_(z.data, call.token_ids, *settings, softmax.vocab_size)
     else:
         gradient = torch.empty_like(z, memory_format=torch.contiguous_format) if call.wanted else None
@@ -220,8 +207,7 @@ def grpo_loss(logits: Tensor, token_ids: Tensor, rows: PolicyRows, config: GrpoC
         call = _Call(z, token_ids.contiguous(), rows, config, softmax_spec(config), wanted, over)
         make = _independent_rows if coupling(rows, config) == "row" else _dependent_rows
         loss, metrics, logp, gradient = make(call)
-        if over:
-            gradient = _tell_autograd(logits)
     if wanted:
-        loss = attach_gradients("grpo_loss", loss, [logits], [gradient], scale_on_device)
+        grads = [logits.detach() if over else gradient]
+        loss = attach_gradients("grpo_loss", loss, [logits], grads, scale_on_device)
     return GrpoOutput(loss, metrics, logp)

@@ -96,7 +96,7 @@ def triton_logprob(
     logits: Tensor, token_ids: Tensor, scale: float, cap: float, vocab_size: int | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(logp, entropy, log2 of the softmax's denominator), [N] fp32, fp32, fp64; 0 for rows that `mask` leaves unread."""
+    """(logp, entropy, log2 of the softmax's denominator), [N] fp32, fp32, fp64; 0 in rows that `mask` keeps unread."""
     (n, v), z, out = logits.shape, separate_rows(logits), _empty_rows(logits)
     launch(
         logprob_kernel, n, z, z, z.stride(0), token_ids.contiguous(), None if mask is None else mask.contiguous(),
