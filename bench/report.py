@@ -86,6 +86,10 @@ def _table(case: str, rows: list[Row]) -> list[str]:
             "|---|---|---|---|---|---|---|",
         ]
         lines += [_cells(r, fast_row(rows, case, r["mode"])) for r in timed]
+        if timed[0]["floor_bytes"]:
+            lines += ["", f"To read and write at least: {timed[0]['floor_bytes'] / 2**20:.1f} MiB."]
+        elif any(r["flops"] for r in timed):
+            lines += ["", f"To compute at least: {max(r['flops'] for r in timed) / 1e12:.3g} TFLOP in its products."]
         lines.append("")
     if others:
         lines += ["; ".join(f"{r['variant'] or 'all'}: {r['status']}" for r in others) + ".", ""]

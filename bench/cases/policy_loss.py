@@ -38,5 +38,8 @@ def build(shape: Shape, dtype: torch.dtype, device: Device, kind: str) -> Work:
     makers: Makers = {}
     for name, b in faces(device).items():
         makers[name] = lambda b=b: Variant(inputs.prepared(call(b)), judge, own=True)  # type: ignore[misc]
+    if kind == "grpo":  # one stands for all: each compilation takes as long as all these cases
+        spec = torch.compile(call("reference"), dynamic=False)
+        makers["torch.compile"] = lambda: Variant(inputs.prepared(spec), judge)
     variants, absent = collect(makers)
     return Work(variants, absent, floor_bytes=4.0 * logp.numel() * logp.element_size())
