@@ -143,12 +143,14 @@ def linear_cross_entropy(
 
 
 class LogprobKernels(NamedTuple):
-    """logprob: (z, ids, scale, cap) -> (logp, entropy, sum), the last in whatever form the face's backward_ takes it.
-    backward_: (z, ids, sum, entropy, a, b, scale, cap): z becomes its gradient, zeros, unread, where a = b = 0."""
+    """logprob: (z, ids, scale, cap) -> (logp, entropy, sum), the last as the face's backward_ takes it, in sum_dtype
+    (None: that of the maths). backward_: (z, ids, sum, entropy, a, b, scale, cap): z becomes its gradient, zeros,
+    unread, where a = b = 0. skipping: hidden -> how rows are left out."""
 
     logprob: Callable[..., tuple[Tensor, Tensor, Tensor]]
     backward_: Callable[..., None]
     skipping: Callable[[Tensor], Skipping | None]
+    sum_dtype: torch.dtype | None
 
 
 class LinearLogprob(torch.autograd.Function):
@@ -160,7 +162,8 @@ class LinearLogprob(torch.autograd.Function):
         kernels: LogprobKernels,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         head, n = make_head(hidden, weight, bias, softmax.vocab_size), hidden.shape[0]
-        logp, entropy, total = (hidden.new_empty(n, dtype=math_dtype(hidden)) for _ in range(3))
+        logp, entropy = (hidden.new_empty(n, dtype=math_dtype(hidden)) for _ in range(2))
+        total = torch.empty_like(logp, dtype=kernels.sum_dtype)
 
         def score(z: Tensor, start: int, stop: int) -> None:
             part = slice(start, stop)

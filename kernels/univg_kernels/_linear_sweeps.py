@@ -78,7 +78,8 @@ def _move_on_host(z: Tensor, kept: Kept) -> None:
 
 def order_on_device(active: Tensor) -> Kept:
     """Waits for nobody."""
-    return Kept(torch.argsort(~active, stable=True), active.sum(0, keepdim=True, dtype=torch.int32))
+    order = torch.argsort((~active).to(torch.int8), stable=True)
+    return Kept(order, active.sum(0, keepdim=True, dtype=torch.int32))
 
 
 def skipping_on_host() -> Skipping | None:

@@ -1,12 +1,11 @@
-"""The linear heads: every path to the gradients against the reference, and what each of them multiplies."""
+"""The linear heads: every path to the gradients against the reference, and what each of them multiplies.
+
+Their Triton faces: triton_suite_linear.py.
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -366,10 +365,8 @@ def move_by_copy(z: Tensor, kept: Kept) -> None:
 @pytest.fixture
 def counted_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of the Triton face, with the C++ kernels and torch's grouped products on the CPU."""
-    from univg_kernels.linear_ce import cpp_impl as ce
-    from univg_kernels.linear_grpo_loss import cpp_impl as policy
-
-    for face in (ce, policy):
+    for op in ("linear_grpo_loss", "linear_ce", "linear_logprob"):
+        face = import_module(f"univg_kernels.{op}.cpp_impl")
         monkeypatch.setattr(face, "skipping_on_host", lambda: Skipping(order_on_device, move_by_copy))
 
 
@@ -379,9 +376,10 @@ def test_counted_on_the_device(make_case, assert_no_worse, counted_on_device, na
     case, config = make(make_case, 16, **SEVERAL, ref=name != "rows without a KL term").to(dtype), CONFIGS[name]
     if "batch" in name:
         case.rows["entropy_threshold"] = 3.0
-    truth = outcome(case.to(torch.float64), config, "reference")
-    results = zip(outcome(case, config, "cpp"), outcome(case, config, "reference"), truth, strict=True)
-    for i, (got, eager, true) in enumerate(results):
+    bias = "batch" not in name  # without one, the second product is of as many rows, too
+    truth = outcome(case.to(torch.float64), config, "reference", bias=bias)
+    faces = (outcome(case, config, backend, bias=bias) for backend in ("cpp", "reference"))
+    for i, (got, eager, true) in enumerate(zip(*faces, truth, strict=True)):
         if i == WEIGHT and dtype == torch.bfloat16:  # as above
             eager = true + (eager - true) * 2
         assert_no_worse(f"{name} result {i}", got, eager, true, dtype)
@@ -390,7 +388,12 @@ def test_counted_on_the_device(make_case, assert_no_worse, counted_on_device, na
 @pytest.mark.parametrize(
     ("config", "advantages", "rows"),
     # The chunks hold 16 rows each, whole responses; of a chunk without active rows one row of zeros is multiplied.
-    [(ROW, HALF, N + N), (ROW, ONES * 0, N + 2 * 5), (RESPONSE, HALF, N + N)],
+    [
+        (ROW, HALF, N + N),
+        (ROW, ONES * 0, N + 2 * 5),
+        (RESPONSE, HALF, N + N),
+        (uk.GrpoConfig(top_entropy_quantile=0.5), ONES, N + 3 * N / 2 + 3 * 2),  # the last two of 5 chunks have none
+    ],
 )
 def test_rows_multiplied_as_counted_on_the_device(make_case, counted_on_device, config, advantages, rows) -> None:
     case = make_case(seed=4, **EVEN).to(torch.float32)
@@ -411,35 +414,14 @@ def test_nothing_is_read_before_it_is_written(make_case, request, name: str, dty
     if counted == "device":
         request.getfixturevalue("counted_on_device")
     case = make(make_case, 20, **SEVERAL, ref=name != "rows without a KL term").to(dtype)
-    plain = outcome(case, CONFIGS[name], "cpp")
+    plain = outcome(case, CONFIGS[name], "cpp", bias="batch" not in name)
     torch.use_deterministic_algorithms(True)
     try:
-        filled = outcome(case, CONFIGS[name], "cpp")
+        filled = outcome(case, CONFIGS[name], "cpp", bias="batch" not in name)
     finally:
         torch.use_deterministic_algorithms(False)
     for a, b in zip(plain, filled, strict=True):
         assert torch.equal(a, b)
-
-
-def run_triton_suite(interpret: bool) -> None:
-    suite = Path(__file__).with_name("linear_triton_suite.py")
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    if interpret:
-        env["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=suite.parents[2])
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
-
-
-def test_triton_faces_in_the_interpreter() -> None:
-    pytest.importorskip("triton", reason="triton is published for Linux only")
-    run_triton_suite(interpret=True)
-
-
-@pytest.mark.gpu
-def test_triton_faces_on_the_gpu() -> None:
-    run_triton_suite(interpret=False)
 
 
 # --- linear_logprob ---
@@ -478,14 +460,18 @@ def test_logprob_backward_may_be_repeated_but_not_differentiated(make_case) -> N
         once.sum().backward()
 
 
+@pytest.mark.parametrize("counted", ["host", "device"])
 @pytest.mark.parametrize(("frozen", "products"), [("none", 3), ("weight", 2), ("hidden", 2)])
-def test_logprob_makes_the_active_rows_once_more(make_case, frozen: str, products: int) -> None:
-    case = make_case(seed=4, **EVEN)
+def test_logprob_makes_the_active_rows_once_more(make_case, request, frozen: str, products: int, counted: str) -> None:
+    case, rows = make_case(seed=4, **EVEN).to(torch.float32), 30
+    if counted == "device":
+        request.getfixturevalue("counted_on_device")
+        rows += 3  # in the first two of 5 chunks; of each other one row of zeros is multiplied
     hidden, weight = (case.hidden.requires_grad_(frozen != "hidden"), case.weight.requires_grad_(frozen != "weight"))
     logp, entropy = uk.linear_logprob(hidden, weight, case.token_ids, backend="cpp")
-    upstream = torch.zeros(N, dtype=torch.float64)
+    upstream = torch.zeros(N)
     upstream[5:25] = 1.0
     with Products(H, V) as counter:
         torch.autograd.backward([logp, entropy], [upstream, upstream.roll(10)])
-    assert counter.rows == pytest.approx(products * 30)
+    assert counter.rows == pytest.approx(products * rows)
     assert (weight.grad is None) == (frozen == "weight") and (hidden.grad is None) == (frozen == "hidden")

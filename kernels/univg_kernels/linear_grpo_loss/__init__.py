@@ -32,12 +32,13 @@ def linear_grpo_loss(
     """`grpo_loss` of hidden @ weight.T + bias, never holding the logits [N, V].
 
     The gradients are made in the forward pass, chunk by chunk: three products, and rows without a gradient (masked,
-    clipped, zero advantage without KL) are left out of the two backward ones. Where rows depend on the rest of their
-    response, a chunk holds whole responses (cu_seqlens must be readable by the host: on the CPU); where they depend
-    on the whole batch, or the host does not know the lengths, the logits are made twice: four products, unless all
-    rows fit one chunk. No weight gradient is made for a weight that does not require one, and none at all under
-    torch.no_grad(). The first backward pass hands the gradients over; a second one through the same result raises
-    RuntimeError.
+    clipped, zero advantage without KL) are left out of the two backward ones: on the CPU, and in bf16 on CUDA devices
+    of compute capability 9 and 10, where their number never comes to the host; other CUDA devices and dtypes multiply
+    all rows. Where rows depend on the rest of their response, a chunk holds whole responses (cu_seqlens must be
+    readable by the host: on the CPU); where they depend on the whole batch, or the host does not know the lengths, the
+    logits are made twice: four products, unless all rows fit one chunk. No weight gradient is made for a weight that
+    does not require one, and none at all under torch.no_grad(). The first backward pass hands the gradients over; a
+    second one through the same result raises RuntimeError.
 
     Args:
         hidden: [N, H] fp32|bf16|fp16|fp64, the final hidden states of the scored rows.
@@ -45,11 +46,13 @@ def linear_grpo_loss(
         token_ids [N], cu_seqlens [B+1], rows: as in `grpo_loss`.
         ref_hidden: [N, H'], with ref_weight [V, H'] (default: weight) and ref_bias [V]: the reference policy, whose
             log-probabilities are made in the same pass, one product more, instead of ref_logp.
-        weight_grad: [V, H] fp32 or of weight's dtype: the weight's gradient is added to it in the forward pass, as for
-            an upstream gradient of 1 (scale the loss by denominator instead), and weight itself gets none.
+        weight_grad: [V, H] fp32 or of weight's dtype: the weight's gradient is added to it in the forward pass, also
+            that of a weight that requires none, and weight itself gets none. For an upstream gradient of 1: another
+            one raises RuntimeError in the backward pass (scale the loss by denominator instead).
     Returns: GrpoOutput(loss scalar, metrics [len(METRICS)], logp [N]), fp32; the loss is fp64 for fp64 input.
     Raises: ValueError for wrong shapes, dtypes, devices, ids or offsets.
-    Note: extra memory is the gradients and one chunk of logits.
+    Note: extra memory is the gradients and one chunk of logits, as long as the longest response at least where rows
+        depend on their response.
     """
     op, config = "linear_grpo_loss", check_config("linear_grpo_loss", config)
     h, w, b = check_linear(op, hidden, weight, bias)

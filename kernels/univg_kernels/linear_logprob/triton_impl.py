@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .._linear_losses import LinearLogprob, LogprobKernels
@@ -10,7 +11,7 @@ from .._triton.compact import skipping_on_device
 from .._triton.launch import check_dtype
 from ..selective_logprob.triton_impl import triton_logprob, triton_logprob_backward_
 
-KERNELS = LogprobKernels(triton_logprob, triton_logprob_backward_, skipping_on_device)
+KERNELS = LogprobKernels(triton_logprob, triton_logprob_backward_, skipping_on_device, torch.float64)
 
 
 def linear_logprob(

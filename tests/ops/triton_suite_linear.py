@@ -1,18 +1,17 @@
-"""The linear heads' Triton faces; test_linear_head.py runs this in the interpreter, and on a GPU if there is one."""
+"""The linear heads' Triton faces, where only the device knows which rows have a gradient. Run like triton_suite.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import univg_kernels as uk
-from ops.triton_suite import rounding_as_on_a_gpu  # noqa: F401  (a fixture of every test; tests/ is on the path)
+from ops.triton_device import DEVICE, moved
 from torch import Tensor
 from univg_kernels import _linear_head
 from univg_kernels._linear_head import Head, can_count_on_device
 from univg_kernels._linear_sweeps import order_on_device
 from univg_kernels._triton.compact import triton_compact_
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHUNK = 16
 SEVERAL = dict(lengths=(7, 0, 9, 3, 5, 10), groups=(4, 2), vocab=40)  # 34 rows
 CONFIGS = {
@@ -30,8 +29,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"univg_kernels.{module}.chunk_rows", lambda head: CHUNK)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize(("rows", "vocab"), [(40, 37), (33, 3000), (1, 8)])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("rows", "vocab"), [(40, 37), (33, 3000)])
 def test_compaction(rows: int, vocab: int, share: float) -> None:
     g = torch.Generator().manual_seed(rows)
     for dtype in (torch.bfloat16, torch.float32):
@@ -48,7 +47,7 @@ def test_compaction(rows: int, vocab: int, share: float) -> None:
 def outcome(case, config: uk.GrpoConfig, backend: str, buffer: Tensor | None = None) -> list[Tensor]:
     inputs, kwargs = case.arguments("linear_grpo_loss")
     inputs = tuple(t.detach().to(DEVICE).requires_grad_() for t in inputs[:2])
-    kwargs = {k: v.to(DEVICE) if isinstance(v, Tensor) and k != "cu_seqlens" else v for k, v in kwargs.items()}
+    kwargs = moved(kwargs) | {"cu_seqlens": case.cu_seqlens}  # the lengths stay on the host
     out = uk.linear_grpo_loss(*inputs, config=config, backend=backend, weight_grad=buffer, **kwargs)
     out.loss.backward()
     return [*out, *(t.grad if t.grad is not None else buffer for t in inputs)]
