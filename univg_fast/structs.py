@@ -73,6 +73,7 @@ class Sample:
     pixel_values: np.ndarray  # [sum(t*h*w), patch_dim] float32
     sizes: tuple[tuple[int, int], ...]  # original (width, height) of each image, px
     response_ids: np.ndarray | None = None  # [R] int64, ends with <|im_end|> (stage 1)
+    resized: tuple[tuple[int, int], ...] = ()  # (width, height) of each image as the model sees it, px
 
 
 @dataclass(frozen=True)

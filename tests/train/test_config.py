@@ -101,7 +101,7 @@ def test_published_values_of_the_recipes() -> None:
         ("sft: 3\n", ":1: sft: expected a mapping of keys, got 3"),
         ("- a\n", ":1: the file: expected a mapping of keys, got ['a']"),
         ("grpo:\n  difficulty: exq\n", "exp, power, log, none, got 'exq'; did you mean 'exp'?"),
-        ("data:\n  sft: a.json\n", "a list of a string, got 'a.json'; a list of one is written [a.json]"),
+        ("data:\n  sft: a.json\n", "to anything, got 'a.json'; a list of one is written [a.json]"),
         ("rewards:\n  terms: {iou: much}\n", "a mapping of a string to a float, got {'iou': 'much'}"),
         ("sft:\n\n  learning_rate: -1\n", ":3: sft.learning_rate: expected a number > 0, got -1.0"),
         ("sft:\n  learning_rate: .nan\n", ":2: sft.learning_rate: expected a number > 0, got nan"),

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from univg_fast.data.builtin import BuiltinConfig
+from univg_fast.data.entries import check_entry
 
+Entry = str | dict[str, Any]  # univg_fast/data/entries.py
 Bounds = tuple[float | None, float | None, float | None]  # greater than, at least, at most
 
 
@@ -45,15 +47,20 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     builtin: BuiltinConfig | None = None  # make this data set in the run folder, instead of reading files
-    sft: tuple[str, ...] = ()  # stage-1 files
-    grpo: tuple[str, ...] = ()  # stage-2 files
-    eval: tuple[str, ...] = ()  # held-out files
+    sft: tuple[Entry, ...] = ()  # stage-1 files: paths, or {path, weight, image_root, coordinates, answer_style}
+    grpo: tuple[Entry, ...] = ()  # stage-2 files
+    eval: tuple[Entry, ...] = ()  # held-out files
     image_root: str | None = None  # relative image paths start here; null: at the data file's folder
     min_pixels: int = num(3136, gt=0)  # of one image after resizing
     max_pixels: int = num(401408, gt=0)  # of one image after resizing
     max_bad_fraction: float = num(0.01, ge=0, le=1)  # more bad records than this stop the run
     num_workers: int = num(0, ge=0)  # threads that decode images ahead of the step; 0: one
     prompt_template: Literal["qwen2_vl", "short"] = "qwen2_vl"  # short: no system turn, no format instruction
+    answer_style: Literal["univg_r1", "bbox_2d", "box_tokens"] | None = None  # of answers; null: as each file's targets
+    exif: Literal["ignore", "apply"] = (
+        "ignore"  # apply: turn images as their EXIF says; boxes are then of the turned ones
+    )
+    cache_dir: str | None = None  # where images inside of parquet files are unpacked; null: ~/.cache/univg_fast
     max_length: int = num(8192, gt=0)  # tokens of a prompt (stage 1: and its response); longer: skipped, counted
 
 
@@ -160,6 +167,12 @@ def check(config: Config) -> None:
         raise ValueError("stages: expected at least one of sft, grpo; got none")
     if config.data.builtin is not None and (config.data.sft or config.data.grpo or config.data.eval):
         raise ValueError("data.builtin: expected null where data.sft, data.grpo or data.eval name files")
+    for use in ("sft", "grpo", "eval"):
+        for entry in getattr(config.data, use):
+            try:
+                check_entry(entry)
+            except ValueError as error:
+                raise ValueError(f"data.{use}: {error}") from None
     if config.data.min_pixels > config.data.max_pixels:
         limit, got = config.data.max_pixels, config.data.min_pixels
         raise ValueError(f"data.min_pixels: expected at most data.max_pixels ({limit}), got {got}")

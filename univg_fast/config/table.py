@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -87,7 +88,7 @@ def type_name(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return "one of " + ", ".join(str(x) for x in arguments)
-    if type(None) in arguments:
+    if origin is types.UnionType or type(None) in arguments:
         return " or ".join("null" if x is type(None) else type_name(x) for x in arguments)
     if origin is tuple and typing.get_origin(arguments[0]) is typing.Literal:
         return f"a list from {', '.join(typing.get_args(arguments[0]))}"
@@ -97,5 +98,5 @@ def type_name(kind: Any) -> str:
         return f"a list of {type_name(arguments[0])}"
     if origin is dict:
         return f"a mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
-    words = {int: "an int", float: "a float", bool: "true or false", str: "a string"}
+    words = {int: "an int", float: "a float", bool: "true or false", str: "a string", Any: "anything"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))

@@ -5,27 +5,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from threading import Lock
-
-import numpy as np
 
 from univg_fast.structs import BadRecord, Record, Sample
 
 from .errors import SampleError
+from .mix import Mix, mix_of
 from .samples import Processor, make_sample
 
 
-@lru_cache(maxsize=4)
-def epoch_order(number: int, seed: int, epoch: int) -> np.ndarray:
-    """[number] int64: the order of the records in one epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(number)
-
-
-def batch_indices(number: int, batch_size: int, seed: int, step: int) -> list[int]:
+def batch_indices(mix: Mix | int, batch_size: int, seed: int, step: int) -> list[int]:
     """Record indices of a step's global batch: the epochs' orders, end to end, cut into batches."""
+    mix = Mix((mix,), (1.0,)) if isinstance(mix, int) else mix
     first = step * batch_size
-    return [int(epoch_order(number, seed, at // number)[at % number]) for at in range(first, first + batch_size)]
+    places = (divmod(at, mix.epoch) for at in range(first, first + batch_size))
+    return [int(mix.order(seed, epoch)[at]) for epoch, at in places]
 
 
 class SampleLoader:
@@ -57,14 +51,14 @@ class SampleLoader:
             )
         self.records, self.processor, self.batch_size = records, processor, batch_size
         self.seed, self.with_response, self.rank, self.world_size = seed, with_response, rank, world_size
-        self.prefetch = prefetch
+        self.mix, self.prefetch = mix_of(records), prefetch
         self._pool = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="samples")
         self._pending: dict[int, list[Future[Sample | BadRecord]]] = {}
         self._cache = _Cache(cache_bytes)
 
     def indices(self, step: int) -> list[int]:
         """This rank's record indices of a step."""
-        return batch_indices(len(self.records), self.batch_size, self.seed, step)[self.rank :: self.world_size]
+        return batch_indices(self.mix, self.batch_size, self.seed, step)[self.rank :: self.world_size]
 
     def batch(self, step: int) -> tuple[list[Sample], list[BadRecord]]:
         """This rank's samples of a step, and the records that gave none."""

@@ -1,182 +1,195 @@
-"""Data files to records: UniVG-R1's two formats, recognised by content; a bad entry is reported and skipped.
+"""Entries of data files to records: images resolved, boxes 0-1000, marks and instructions taken off; or Refused.
 
-Stage 1 (sharegpt): {"id", "images", "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}],
-"type"}; `messages` with role/content is read too. Stage 2: {"question", "answer": [x1, y1, x2, y2],
-"images"}. Both may have "id", "task" (or "type"), "target_image" (from 0) and "cot". Boxes are integers
-0-1000 of their image's own size.
+The formats themselves are read in univg_fast/data/formats; what is common to all of them is done here and nowhere else.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from univg_fast.rewards.parse import answer_box
-from univg_fast.structs import BadRecord, Box, Record, Target
+from univg_fast.structs import BadRecord, Record, Target
 
+from .boxtext import TextBox, rewrite, spelled
+from .coordinates import Size, from_norm1000, smart_resize, to_norm1000
 from .errors import Refused
-from .images import probe_all
-from .jsonfile import read_rows
+from .formats import RawRecord, RawTarget, read_row
+from .formats.conversations import TAGS
+from .formats.ms_swift import BBOX, REF
+from .formats.raw import MARK
+from .images import Header, Headers
 from .prompts import split_instruction
 
-MARK = "<image>"
-HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
-STAGE1_KEYS = {"conversations", "messages", "type"}
-STAGE2_KEYS = {"question", "answer"}
-KNOWN = STAGE1_KEYS | STAGE2_KEYS | {"id", "images", "image", "task", "target_image", "cot"}
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file's entries are understood; `coordinates` and `answer_style` win over what the format says."""
+
+    root: Path  # relative image paths start here
+    coordinates: str | None = None
+    answer_style: str | None = None
+    exif: str = "ignore"
+    min_pixels: int = 3136  # these three: for boxes in pixels of the resized image
+    max_pixels: int = 401408
+    factor: int = 28
+    headers: Headers = field(default_factory=Headers, compare=False)
 
 
-def read_records(path: str | Path, image_root: str | Path | None = None) -> tuple[list[Record], list[BadRecord]]:
-    """Read one file. Relative image paths start at `image_root`, or at the file's folder.
+def read_records(
+    path: str | Path, image_root: str | Path | None = None, **options: Any
+) -> tuple[list[Record], list[BadRecord]]:
+    """Read one file into memory. Relative image paths start at `image_root`, or at the file's folder.
 
-    Every image is opened far enough to read its header; a damaged body shows when it is decoded. Each
-    BadRecord's message begins with "path:line". ValueError only if there is no such file.
+    Every image is opened far enough to read its header; a damaged body shows when it is decoded. Each BadRecord's
+    message begins with "path:line". `options` as in Reading. ValueError only if there is no such file.
     """
-    path = Path(path)
-    root = Path(image_root) if image_root is not None else path.parent
-    rows = list(read_rows(path))
-    on_line = Counter(row[0] for row in rows if isinstance(row, tuple))
-    entries = []
-    for index, row in enumerate(rows):  # a list written on one line: only the index tells its elements apart
-        mark = f"[{index}]" if isinstance(row, tuple) and on_line[row[0]] > 1 else ""
-        entries.append(_entry(row, path, root, mark))
-    problems = probe_all(image for entry in entries if isinstance(entry, Record) for image in entry.images)
-    records: list[Record] = []
-    bad: list[BadRecord] = []
-    for entry in entries:
-        if isinstance(entry, BadRecord):
-            bad.append(entry)
-        elif problem := next((problems[image] for image in entry.images if image in problems), None):
-            bad.append(problem.bad_record(entry.source))
-        else:
-            records.append(entry)
-    return records, bad
+    from .scan import scan  # scan builds on this module
 
-
-def _entry(row: tuple[int, Any] | BadRecord, path: Path, root: Path, mark: str) -> Record | BadRecord:
-    if isinstance(row, BadRecord):
-        return row
-    line, value = row
-    source = f"{path}:{line}{mark}"
-    try:
-        return parse_record(value, source, root, f"{path.stem}:{line}{mark}")
-    except Refused as error:
-        return error.bad_record(source)
+    records, report = scan([{"path": str(path)} | options], image_root)
+    return list(records), list(report.bad)
 
 
 def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
-    """One decoded entry to a Record, its images not opened; Refused says what is wrong with it."""
-    if not isinstance(row, dict):
-        raise Refused("schema", f"expected an object, got {_brief(row)}")
-    images = _images(row, root)
-    turns = row.get("conversations", row.get("messages"))
-    if turns is not None:
-        text, response = _turns(turns)
-        box = None
-    elif "question" in row:
-        text, response = _string(row, "question"), None
-        box = _box(_need(row, "answer"), "answer")
-    else:
-        keys = ", ".join(row) or "none"
-        raise Refused("schema", f"expected the key conversations (stage 1) or question (stage 2), got {keys}")
-    if text.count(MARK) != len(images):
-        marks = f"expected {len(images)} {MARK} marks, one for each image, got {text.count(MARK)}"
-        raise Refused("count", marks)
+    """The record of a decoded entry that holds one; Refused says what is wrong with it."""
+    raws = list(usable(read_row(row, root)))
+    return make_record(raws[0], source, default_uid, Reading(root))
+
+
+def usable(raws: list[RawRecord]) -> Iterator[RawRecord]:
+    """Of a conversation with several answers those with a box; Refused where none has one."""
+    if len(raws) == 1 and raws[0].turns == 1:
+        yield raws[0]
+        return
+    if not any(raw.targets for raw in raws):
+        raise Refused("box", "no answer of the conversation holds a box")
+    yield from (raw for raw in raws if raw.targets)
+
+
+def image_paths(raw: RawRecord, root: Path) -> tuple[str, ...]:
+    """Absolute paths of a record's images."""
+    start = str(root) if root.is_absolute() else os.path.join(os.getcwd(), root)
+    return tuple(os.path.join(start, image.removeprefix("./")) for image in raw.images)
+
+
+def make_record(raw: RawRecord, source: str, default_uid: str, reading: Reading) -> Record:
+    """A raw record to a Record. Headers of images are read where its boxes are in pixels; Refused as for an entry."""
+    images = image_paths(raw, reading.root)
+    system = reading.coordinates or raw.coordinates
+    frame = _Frame(images, system, reading)
+    try:
+        targets = tuple(Target(frame.norm1000(t.box, t.image), t.image, t.label) for t in raw.targets)
+    except Refused:  # an image
+        raise
+    except ValueError as error:
+        raise Refused("box", f"{'answer' if raw.response is None else 'the answer'}: {error}") from None
+    text, response = fill(raw, frame)
     question, told = split_instruction(text.replace(MARK, ""))
     if not question:
         raise Refused("schema", "the question is empty")
-    cot = _cot(row.get("cot", told), response)
-    if response is not None:
-        box = _response_box(response, cot)
-    target = row.get("target_image")
-    if target is not None and not (_is_int(target) and 0 <= target < len(images)):
-        raise Refused("schema", f"target_image: expected an index from 0 to {len(images) - 1}, got {_brief(target)}")
+    told = raw.cot if raw.cot is not None else told
+    thinks = response is None or any(tag in response for tag in TAGS[:2])
+    uid = default_uid if raw.uid is None else str(raw.uid)
     return Record(
-        uid=str(row.get("id", default_uid)),
+        uid=f"{uid}.{raw.turn}" if raw.turns > 1 else uid,
         source=source,
-        images=tuple(images),
+        images=images,
         question=question,
-        targets=(Target(box, target),) if box is not None else (),
+        targets=targets,
         response=response,
-        task=str(row.get("task", row.get("type", "unknown"))),
-        cot=cot,
-        extra={key: value for key, value in row.items() if key not in KNOWN},
+        task="unknown" if raw.task is None else str(raw.task),
+        cot=thinks if told is None else told,
+        answer_style=reading.answer_style or raw.answer_style or _style(response),
+        extra=raw.extra,
     )
 
 
-def _images(row: dict[str, Any], root: Path) -> list[str]:
-    images = row.get("images", row.get("image"))
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not images or not all(isinstance(image, str) and image for image in images):
-        raise Refused("schema", f"images: expected a list of paths with at least one, got {_brief(images)}")
-    return [str((root / image).absolute()) for image in images]
+def fill(raw: RawRecord, frame: _Frame) -> tuple[str, str | None]:
+    """Question and response with names and boxes in the places kept for them, all boxes counted 0-1000."""
+    texts = [raw.question] if raw.response is None else [raw.question, raw.response.strip()]
+    placed, refs = iter(raw.placed), iter(raw.refs)
+    done = []
+    for text, only_tokens in zip(texts, (True, False), strict=False):
+        if frame.system != "norm1000":
+            text = rewrite(text, frame.respelled, len(raw.images), only_tokens)
+        if raw.refs and REF in text:
+            first, *others = text.split(REF)
+            text = first + "".join(_ref(next(refs, None)) + other for other in others)
+        if raw.placed and BBOX in text:
+            first, *others = text.split(BBOX)
+            text = first + "".join(_token_box(next(placed, None), frame) + other for other in others)
+        done.append(text)
+    return done[0], done[1] if len(done) == 2 else None
 
 
-def _turns(turns: Any) -> tuple[str, str]:
-    """(human text, model text) of one question and one answer; a system turn may stand before them."""
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Refused("schema", f"conversations: expected a list of turns, got {_brief(turns)}")
-    said = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in turns]
-    said = said[1:] if said and said[0][0] == "system" else said
-    speakers = [speaker for speaker, _ in said]
-    if len(said) != 2 or speakers[0] not in HUMAN or speakers[1] not in MODEL:
-        raise Refused("schema", f"conversations: expected one human turn and one gpt turn, got {_brief(speakers)}")
-    texts = [text for _, text in said]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise Refused("schema", "conversations: expected non-empty texts")
-    return texts[0], texts[1].strip()
+class _Frame:
+    """The images that a record's numbers belong to."""
+
+    def __init__(self, images: tuple[str, ...], system: str, reading: Reading):
+        self.images, self.system, self.reading = images, system, reading
+
+    def norm1000(self, box: tuple[float, ...], image: int | None) -> tuple[int, int, int, int]:
+        """0-1000 of the box's image; ValueError for a box that is none, or whose image is not known and matters."""
+        if self.system in ("norm1", "norm1000"):
+            return to_norm1000(box, self.system)
+        size = self._size(image)
+        return to_norm1000(box, self.system, size, self._resized(size))
+
+    def respelled(self, box: TextBox, text: str) -> str:
+        """A box of a text in 0-1000; what is no box of its image stays as it is."""
+        try:
+            return spelled(box, text, self.norm1000(box.numbers, box.image))
+        except ValueError:
+            return text[box.start : box.end]
+
+    def _size(self, image: int | None) -> Size:
+        headers = [self.reading.headers[path] for path in (self.images if image is None else [self.images[image]])]
+        bad = next((header for header in headers if isinstance(header, Refused)), None)
+        if bad is not None:
+            raise bad
+        sizes = {header.shown(self.reading.exif) for header in headers if isinstance(header, Header)}
+        if len(sizes) > 1:
+            raise ValueError(f"boxes in pixels of {len(sizes)} sizes of images: which image does each belong to?")
+        return sizes.pop()
+
+    def _resized(self, size: Size) -> Size | None:
+        reading = self.reading
+        if self.system != "resized":
+            return None
+        return smart_resize(size, reading.factor, reading.min_pixels, reading.max_pixels)
 
 
-def _cot(told: Any, response: str | None) -> bool:
-    """Whether the answer begins with reasoning: what the entry says, else what its target does, else yes."""
-    if told is None:
-        return response is None or "<think>" in response or "<answer>" in response
-    if not isinstance(told, bool):
-        raise Refused("schema", f"cot: expected true or false, got {_brief(told)}")
-    return told
+def _ref(name: str | None) -> str:
+    return REF if name is None else f"<|object_ref_start|>{name}<|object_ref_end|>"
 
 
-def _response_box(response: str, cot: bool) -> Box | None:
-    """The box that a stage-1 target answers with; None where it claims none (no tag, and no <think>)."""
-    box = answer_box(response, cot=cot)
-    if box is None:
-        if cot and ("<answer>" in response or "</answer>" in response or "<think>" in response):
-            raise Refused("box", "the target has no <answer>(x1,y1),(x2,y2)</answer>")
-        return None
-    return _box(list(box), "the target's answer")
+def _token_box(target: RawTarget | None, frame: _Frame) -> str:
+    if target is None:
+        return BBOX
+    try:
+        x1, y1, x2, y2 = frame.norm1000(target.box, target.image)
+    except ValueError as error:
+        raise Refused("box", f"objects.bbox: {error}") from None
+    return f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
 
 
-def _box(value: Any, name: str) -> Box:
-    if not isinstance(value, list) or len(value) != 4 or not all(_is_int(v) or isinstance(v, float) for v in value):
-        raise Refused("box", f"{name}: expected [x1, y1, x2, y2], got {_brief(value)}")
-    if not all(v == v and abs(v) != float("inf") and v == int(v) and 0 <= v <= 1000 for v in value):
-        raise Refused(
-            "box",
-            f"{name}: expected integers from 0 to 1000 (of the image's own width and height), got {value}",
-        )
-    x1, y1, x2, y2 = (int(v) for v in value)
-    if x1 >= x2 or y1 >= y2:
-        raise Refused("box", f"{name}: expected x1 < x2 and y1 < y2, got {value}: inverted or without area")
-    return x1, y1, x2, y2
+def _style(response: str | None) -> str:
+    """The form of the boxes in a target's text."""
+    if response is None or "<answer>(" in response:
+        return "univg_r1"
+    return "bbox_2d" if '"bbox_2d"' in response else "box_tokens" if "<|box_start|>" in response else "univg_r1"
 
 
-def _need(row: dict[str, Any], key: str) -> Any:
-    if key not in row:
-        raise Refused("schema", f"expected the key {key}, got the keys {', '.join(row)}")
-    return row[key]
+def rewrite_for_model(text: str, system: str, sizes: list[Size], resized: list[Size], only_tokens: bool = False) -> str:
+    """A text's boxes from 0-1000 to the numbers of a model family; a box that names no image is the first one's."""
+    if system == "norm1000":
+        return text
 
+    def convert(box: TextBox, text: str) -> str:
+        at = box.image or 0
+        whole = tuple(int(v) for v in box.numbers)
+        return spelled(box, text, from_norm1000(whole, system, sizes[at], resized[at]))
 
-def _string(row: dict[str, Any], key: str) -> str:
-    if not isinstance(row[key], str):
-        raise Refused("schema", f"{key}: expected a text, got {_brief(row[key])}")
-    return row[key]
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return rewrite(text, convert, len(sizes), only_tokens)

@@ -9,9 +9,11 @@ import numpy as np
 
 from univg_fast.structs import Record, Sample
 
+from .coordinates import SYSTEMS, Size
 from .errors import SampleError
 from .images import load_images
 from .prompts import END, TEMPLATES, prompt_text, response_text
+from .records import rewrite_for_model
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Processor:
     merge_size: int
     prompt_template: str = "qwen2_vl"
     max_length: int = 8192  # tokens of prompt and response together
+    coordinates: str = "norm1000"  # what the model family's box numbers mean
+    exif: str = "ignore"  # or "apply": turn images as their EXIF says
 
 
 def make_processor(
@@ -37,13 +41,20 @@ def make_processor(
     temporal_patch_size: int = 2,
     prompt_template: str = "qwen2_vl",
     max_length: int = 8192,
+    coordinates: str = "norm1000",
+    exif: str = "ignore",
 ) -> Processor:
-    """A processor for the Qwen2-VL family; pixels are bounds on one image's area after resizing."""
+    """A processor for the Qwen2-VL family; pixels are bounds on one image's area after resizing.
+
+    `coordinates`: "norm1000", or "resized" for a family whose text counts pixels of the resized image (Qwen2.5-VL).
+    """
     # torchvision is not needed: the PIL backend, imported directly, does not even warn
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     if prompt_template not in TEMPLATES:
         raise ValueError(f"data.prompt_template: expected one of {', '.join(TEMPLATES)}, got {prompt_template!r}")
+    if coordinates not in SYSTEMS:
+        raise ValueError(f"coordinates: expected one of {', '.join(SYSTEMS)}, got {coordinates!r}")
     image_processor = Qwen2VLImageProcessorPil(
         size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
         patch_size=patch_size,
@@ -53,19 +64,26 @@ def make_processor(
     ids = tokenizer.convert_tokens_to_ids(["<|image_pad|>", END])
     if None in ids or tokenizer.unk_token_id in ids:
         raise ValueError(f"the tokenizer lacks <|image_pad|> or {END}: expected one of the Qwen2-VL family")
-    return Processor(tokenizer, image_processor, ids[0], ids[1], merge_size, prompt_template, max_length)
+    return Processor(
+        tokenizer, image_processor, ids[0], ids[1], merge_size, prompt_template, max_length, coordinates, exif
+    )
 
 
 def make_sample(record: Record, processor: Processor, with_response: bool) -> Sample:
-    """Decode, patch and tokenize. SampleError of kind decode, aspect, count, schema or too_long."""
-    images = load_images(record)
+    """Decode, patch and tokenize. SampleError of kind decode, aspect, count, schema or too_long.
+
+    The sizes that boxes in pixels refer to are those of the patches made here, whatever made them so.
+    """
+    images = load_images(record, processor.exif)
     try:
         patches = processor.image_processor(images=images, return_tensors="np")
     except ValueError as error:  # the sides' ratio, if the record did not come through the scan
         raise SampleError(record.source, "aspect", str(error)) from error
     grid = np.asarray(patches["image_grid_thw"], np.int64)
-    prompt = _expand(record, grid, processor)
-    response = _response(record, processor) if with_response else None
+    patch = processor.image_processor.patch_size
+    frame = _Frame(processor, [image.size for image in images], [(int(w) * patch, int(h) * patch) for _, h, w in grid])
+    prompt = _expand(record, grid, frame)
+    response = _response(record, frame) if with_response else None
     length = len(prompt) + (0 if response is None else len(response))
     if length > processor.max_length:
         problem = f"{length} tokens, more than data.max_length={processor.max_length}"
@@ -75,29 +93,39 @@ def make_sample(record: Record, processor: Processor, with_response: bool) -> Sa
         prompt_ids=prompt,
         image_grid_thw=grid,
         pixel_values=np.asarray(patches["pixel_values"], np.float32),
-        sizes=tuple(image.size for image in images),
+        sizes=tuple(frame.sizes),
         response_ids=response,
+        resized=tuple(frame.resized),
     )
 
 
-def _expand(record: Record, grid: np.ndarray, processor: Processor) -> np.ndarray:
+@dataclass(frozen=True)
+class _Frame:
+    """How a record's texts become the model's: its processor, and the sizes of the images, as stored and as resized."""
+
+    processor: Processor
+    sizes: list[Size]
+    resized: list[Size]
+
+    def encode(self, text: str, only_tokens: bool) -> np.ndarray:
+        text = rewrite_for_model(text, self.processor.coordinates, self.sizes, self.resized, only_tokens)
+        return np.asarray(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
+
+
+def _expand(record: Record, grid: np.ndarray, frame: _Frame) -> np.ndarray:
     """[P] int64: the prompt with each image's placeholder repeated once per merged patch."""
-    ids = _encode(prompt_text(record, processor.prompt_template), processor)
-    places = np.flatnonzero(ids == processor.image_token_id)
+    ids = frame.encode(prompt_text(record, frame.processor.prompt_template), only_tokens=True)
+    places = np.flatnonzero(ids == frame.processor.image_token_id)
     if len(places) != len(grid):
         problem = f"expected {len(grid)} image placeholders, got {len(places)}: the question holds its own"
         raise SampleError(record.source, "count", problem)
     repeats = np.ones(len(ids), np.int64)
-    repeats[places] = grid.prod(1) // processor.merge_size**2
+    repeats[places] = grid.prod(1) // frame.processor.merge_size**2
     return np.repeat(ids, repeats)
 
 
-def _response(record: Record, processor: Processor) -> np.ndarray:
+def _response(record: Record, frame: _Frame) -> np.ndarray:
     if record.response is None:
         problem = "stage 1 needs a response; this record has none (a stage-2 file?)"
         raise SampleError(record.source, "schema", problem)
-    return _encode(response_text(record), processor)
-
-
-def _encode(text: str, processor: Processor) -> np.ndarray:
-    return np.asarray(processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
+    return frame.encode(response_text(record), only_tokens=False)

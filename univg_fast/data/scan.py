@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from univg_fast.structs import BadRecord, Record
 
-from .records import read_records
+from .coordinates import Numbers
+from .errors import Refused
+from .files import DataFile, data_files
+from .formats import RawRecord, read_row
+from .images import PROBE_THREADS, Header, Headers
+from .index import Records, place
+from .jsonfile import Row, read_rows
+from .prompts import prompt_text, target_text
+from .records import Reading, image_paths, make_record, usable
 
+CHUNK = 1024  # rows held at once
 SHOWN = 5  # bad entries that an error message quotes
+
+
+@dataclass
+class FileReport:
+    """What one file held."""
+
+    name: str
+    good: int = 0
+    bad: list[BadRecord] = field(default_factory=list)
+    formats: Counter[str] = field(default_factory=Counter)
+    tasks: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+    example: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -23,6 +48,26 @@ class Report:
     tasks: dict[str, int]  # task -> good records
     good: int
     bad: tuple[BadRecord, ...]
+    formats: dict[str, dict[str, int]] = field(default_factory=dict)  # path -> format -> good records
+    warnings: tuple[str, ...] = ()
+    examples: dict[str, dict[str, str]] = field(default_factory=dict)  # path -> source, prompt, target of one record
+
+    @classmethod
+    def of(cls, reports: Sequence[FileReport]) -> Report:
+        """One report of all files; a file that is read twice counts twice."""
+        files: Counter[str] = Counter()
+        for report in reports:
+            files[report.name] += report.good + len(report.bad)
+        tasks = sum((report.tasks for report in reports), Counter())
+        return cls(
+            files=dict(files),
+            tasks=dict(sorted(tasks.items())),
+            good=sum(report.good for report in reports),
+            bad=tuple(entry for report in reports for entry in report.bad),
+            formats={report.name: dict(sorted(report.formats.items())) for report in reports},
+            warnings=tuple(dict.fromkeys(warning for report in reports for warning in report.warnings)),
+            examples={report.name: report.example for report in reports if report.example is not None},
+        )
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -40,34 +85,125 @@ class Report:
             skipped += " (" + ", ".join(f"{kind} {number}" for kind, number in self.kinds.items()) + ")"
         return f"{self.good} records of {len(self.tasks)} tasks from {len(self.files)} files, {skipped}"
 
+    def details(self) -> list[str]:
+        """Lines for the log: each file's format, one rendered example of it, and what looks wrong."""
+        lines = []
+        for name, formats in self.formats.items():
+            lines.append(f"{name}: {', '.join(f'{kind} {number}' for kind, number in formats.items()) or 'no record'}")
+            if name in self.examples:
+                lines += [f"  {key}: {self.examples[name][key]!r}" for key in ("source", "prompt", "target")]
+        return lines + [f"warning: {warning}" for warning in self.warnings]
+
 
 def scan(
-    paths: Sequence[str | Path], image_root: str | Path | None = None, needs: str | None = None
-) -> tuple[list[Record], Report]:
-    """Read all files. The same files give the same result on every rank; nothing depends on rank or time.
+    paths: Iterable[str | Path | Mapping[str, Any]],
+    image_root: str | Path | None = None,
+    needs: str | None = None,
+    *,
+    cache_dir: str | None = None,
+    **reading: Any,
+) -> tuple[Records, Report]:
+    """Read all files, of which only the records' places are kept. The same files give the same result on every rank.
 
-    A record without `needs` ("box" or "response") is bad here, and not at the step that would use it. Ids are unique:
-    one that came before gets "@" and a number.
+    `paths`: data entries (files.py). A record without `needs` ("box" or "response") is bad here, and not at the step
+    that would use it. Ids are unique: one that came before gets "@" and a number. `reading`: exif, min_pixels,
+    max_pixels, factor, answer_style, as in Reading.
     ValueError for a missing file only: `require` says whether the report is good enough to train on.
     """
-    records: list[Record] = []
-    bad: list[BadRecord] = []
-    files: dict[str, int] = {}
-    seen: Counter[str] = Counter()
-    for path in paths:
-        good_here, bad_here = read_records(path, image_root)
-        for record in good_here:
-            if needs is not None and getattr(record, needs) is None:
-                problem = f"{record.source}: expected a {needs}, which this stage needs; the record has none"
-                bad.append(BadRecord(record.source, "schema", problem))
-                continue
-            seen[record.uid] += 1
-            again = seen[record.uid] > 1
-            records.append(replace(record, uid=f"{record.uid}@{seen[record.uid]}") if again else record)
-        bad += bad_here
-        files[str(path)] = len(good_here) + len(bad_here)
-    tasks = dict(sorted(Counter(record.task for record in records).items()))
-    return records, Report(files, tasks, len(records), tuple(bad))
+    records, headers = Records(), Headers()
+    reports: list[FileReport] = []
+    with ThreadPoolExecutor(PROBE_THREADS) as pool:
+        for file in data_files(paths, image_root, cache_dir):
+            how = {key: value for key, value in reading.items() if value is not None}
+            told = {"coordinates": file.coordinates, "answer_style": file.answer_style}
+            how |= {key: value for key, value in told.items() if value is not None}
+            scanner = _Scanner(file, Reading(root=file.root, headers=headers, **how), needs, records, pool)
+            reports.append(scanner.run())
+    records.finish()
+    return records, Report.of(reports)
+
+
+class _Scanner:
+    """One file's way into the records and a report."""
+
+    def __init__(self, file: DataFile, reading: Reading, needs: str | None, records: Records, pool: ThreadPoolExecutor):
+        self.file, self.reading, self.needs, self.records, self.pool = file, reading, needs, records, pool
+        self.report = FileReport(file.name)
+        self.numbers: dict[str, Numbers] = {}
+        self.rotated = 0
+
+    def run(self) -> FileReport:
+        self.records.begin(self.file, self.reading)
+        rows = read_rows(self.file.path, self.file.name)
+        while chunk := list(islice(rows, CHUNK)):
+            self._chunk(chunk)
+        told = [numbers.contradiction() for numbers in self.numbers.values()]
+        self.report.warnings += [f"{self.file.name}: {problem} (coordinates)" for problem in told if problem]
+        if self.rotated and self.reading.exif == "ignore":
+            problem = (
+                f"{self.rotated} records have images that EXIF turns, and their stored pixels are used (data.exif)"
+            )
+            self.report.warnings.append(f"{self.file.name}: {problem}")
+        return self.report
+
+    def _chunk(self, chunk: list[Row | BadRecord]) -> None:
+        read = [item if isinstance(item, BadRecord) else (item, self._read(item)) for item in chunk]
+        raws = [raw for item in read if isinstance(item, tuple) and isinstance(item[1], list) for raw in item[1]]
+        self.reading.headers.look_at((p for raw in raws for p in image_paths(raw, self.reading.root)), self.pool)
+        for item in read:
+            if isinstance(item, BadRecord):
+                self._refuse(item)
+            elif isinstance(item[1], BadRecord):
+                self._refuse(item[1])
+            else:
+                for raw in item[1]:
+                    self._record(item[0], raw)
+
+    def _read(self, row: Row) -> list[RawRecord] | BadRecord:
+        value = row.value if self.file.columns is None else self.file.columns.apply(row.value)
+        try:
+            return list(usable(read_row(value, self.reading.root)))
+        except Refused as error:
+            return error.bad_record(place(self.file, row, 0, 1)[0])
+
+    def _record(self, row: Row, raw: RawRecord) -> None:
+        source, uid = place(self.file, row, raw.turn, raw.turns)
+        system = self.reading.coordinates or raw.coordinates
+        refused = None
+        try:
+            record = self._made(raw, source, uid)
+        except Refused as error:
+            refused = error
+            self._refuse(error.bad_record(source))
+        numbers = self.numbers.setdefault(system, Numbers(system))
+        numbers.add((target.box for target in raw.targets), refused is not None and refused.kind == "box")
+        if refused is not None:
+            return
+        self.records.add(row, raw.turn, record.uid)
+        self.report.good += 1
+        self.report.formats[raw.format] += 1
+        self.report.tasks[record.task] += 1
+        if self.report.example is None:
+            self.report.example = rendered(record)
+
+    def _made(self, raw: RawRecord, source: str, uid: str) -> Record:
+        """The record, if its images and all that the stage needs are there."""
+        headers = [self.reading.headers[path] for path in image_paths(raw, self.reading.root)]
+        if problem := next((header for header in headers if isinstance(header, Refused)), None):
+            raise problem
+        record = make_record(raw, source, uid, self.reading)
+        if self.needs is not None and getattr(record, self.needs) is None:
+            raise Refused("schema", f"expected a {self.needs}, which this stage needs; the record has none")
+        self.rotated += any(isinstance(header, Header) and header.orientation != 1 for header in headers)
+        return record
+
+    def _refuse(self, bad: BadRecord) -> None:
+        self.report.bad.append(bad)
+
+
+def rendered(record: Record) -> dict[str, str]:
+    """What a person looks at to see that a file was understood: the prompt and what answers it."""
+    return {"source": record.source, "prompt": prompt_text(record), "target": target_text(record)}
 
 
 def require(report: Report, max_bad_fraction: float) -> None:

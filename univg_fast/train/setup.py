@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.data.builtin import write_builtin
+from univg_fast.data.index import Records
 from univg_fast.data.prompts import corpus
 from univg_fast.data.samples import Processor, make_processor, make_sample
 from univg_fast.data.scan import Report, require, scan, write_report
@@ -33,7 +34,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Inputs:
     """Records of each use ("sft", "grpo", "eval") and the processor that turns them into samples."""
 
-    records: dict[str, list[Record]]
+    records: dict[str, Sequence[Record]]
     processor: Processor
 
 
@@ -52,8 +53,8 @@ def prepare(config: Config, run_dir: Path) -> Inputs:
     for stage in config.stages:
         if not files[stage]:
             raise ValueError(f"data.{stage}: expected at least one file for stage {stage}, got none")
-    found = {use: scan(paths, config.data.image_root, NEEDS[use]) for use, paths in files.items() if paths}
-    agree([record.source for records, _ in found.values() for record in records])
+    found = {use: scan_use(config, use, entries) for use, entries in files.items() if entries}
+    agree({use: records for use, (records, _) in found.items()})
     if distributed.is_main():  # before anything is refused: the report says what to repair
         write_report(run_dir / "data_report.json", {use: report for use, (_, report) in found.items()})
         for use, (_, report) in found.items():
@@ -64,32 +65,48 @@ def prepare(config: Config, run_dir: Path) -> Inputs:
     return Inputs(records, make_run_processor(config, records))
 
 
-def agree(sources: list[str]) -> None:
+def scan_use(config: Config, use: str, entries: list[Any]) -> tuple[Records, Report]:
+    """The records of one use, read as the config says."""
+    data = config.data
+    return scan(
+        entries,
+        data.image_root,
+        NEEDS[use],
+        cache_dir=data.cache_dir,
+        exif=data.exif,
+        answer_style=data.answer_style,
+        min_pixels=data.min_pixels,
+        max_pixels=data.max_pixels,
+    )
+
+
+def agree(found: dict[str, Records]) -> None:
     """RankError unless every rank read the same records: they would train on different batches, and one would hang."""
-    found = distributed.gather_objects((len(sources), hashlib.sha256("\n".join(sources).encode()).hexdigest()))
-    if len(set(found)) > 1:
-        counts = ", ".join(f"rank {rank}: {count}" for rank, (count, _) in enumerate(found))
+    mine = sum(map(len, found.values())), tuple((use, records.digest()) for use, records in found.items())
+    all_ranks = distributed.gather_objects(mine)
+    if len(set(all_ranks)) > 1:
+        counts = ", ".join(f"rank {rank}: {count}" for rank, (count, _) in enumerate(all_ranks))
         raise distributed.RankError(f"data: the ranks read different records ({counts}); do all see the same files?")
 
 
 def tell(use: str, report: Report) -> None:
-    """A line on what was found, and the first of the bad records by file and line."""
-    print(f"data.{use}: {report.summary()}", flush=True)
+    """What was found, one rendered example of each file, and the first of the bad records by file and line."""
+    print(f"data.{use}: {report.summary()}", *report.details(), sep="\n", flush=True)
     for entry in report.bad[:TOLD]:
         print(f"skipped {entry.message}", file=sys.stderr, flush=True)
     if len(report.bad) > TOLD:
         print(f"... and {len(report.bad) - TOLD} more, all of them in data_report.json", file=sys.stderr, flush=True)
 
 
-def data_files(config: Config, run_dir: Path) -> dict[str, list[str]]:
-    """Paths of the data files by use; the built-in data set is written by rank 0 if it is asked for."""
+def data_files(config: Config, run_dir: Path) -> dict[str, list[Any]]:
+    """Entries of data files by use; the built-in data set is written by rank 0 if it is asked for."""
     if config.data.builtin is None:
         given = {"sft": [*config.data.sft], "grpo": [*config.data.grpo], "eval": [*config.data.eval]}
         return {use: paths if use in (*config.stages, "eval") else [] for use, paths in given.items()}
     builtin = config.data.builtin
     folder = run_dir / "data"
 
-    def write() -> dict[str, list[str]]:
+    def write() -> dict[str, list[Any]]:
         stamp, wanted = folder / "config.json", json.dumps(builtin.__dict__, sort_keys=True)
         if not (stamp.is_file() and stamp.read_text() == wanted):
             write_builtin(folder, builtin)
@@ -104,7 +121,7 @@ def data_files(config: Config, run_dir: Path) -> dict[str, list[str]]:
     return distributed.broadcast_object(paths)
 
 
-def make_run_processor(config: Config, records: dict[str, list[Record]]) -> Processor:
+def make_run_processor(config: Config, records: dict[str, Sequence[Record]]) -> Processor:
     """The model folder's tokenizer and vision numbers; for a built-in config a tokenizer learned from the records."""
     path = config.model.path
     if path in builtin_configs():
@@ -122,6 +139,7 @@ def make_run_processor(config: Config, records: dict[str, list[Record]]) -> Proc
         temporal_patch_size=vision["temporal_patch_size"],
         prompt_template=config.data.prompt_template,
         max_length=config.data.max_length,
+        exif=config.data.exif,
     )
 
 
@@ -137,7 +155,7 @@ def load_policy(config: Config, processor: Processor, path: str, device: torch.d
     return model
 
 
-def first_sample(records: list[Record], processor: Processor, with_response: bool) -> Sample:
+def first_sample(records: Sequence[Record], processor: Processor, with_response: bool) -> Sample:
     """The first record that can be decoded: what a rank without rows of its own trains on with weight 0."""
     problem: Exception | None = None
     for record in records[:100]:

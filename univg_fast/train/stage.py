@@ -12,6 +12,7 @@ import torch
 from univg_fast import distributed
 from univg_fast.config import Config, config_hash
 from univg_fast.data.loader import SampleLoader
+from univg_fast.data.mix import mix_of
 from univg_fast.model import PackedModel
 from univg_fast.rollout import LocalEngine
 from univg_fast.train import checkpoint
@@ -37,7 +38,7 @@ def run_stage(
     exported = run_dir / "hf" / stage
     if config.run.resume != "never" and (exported / "config.json").is_file():
         return exported
-    total = total_steps(stage, config, len(inputs.records[stage]))
+    total = total_steps(stage, config, mix_of(inputs.records[stage]).epoch)
     last = min(total, config.run.max_steps or total)
     model = PackedModel(load_policy(config, inputs.processor, start, device)).train()
     sampler = plain_copy(model, config.deepspeed.zero_stage) if stage == "grpo" else model

@@ -1,0 +1,168 @@
+"""Conversations over images: UniVG-R1's stage 1, MGrounding-630k, VLM-R1 and any other sharegpt file.
+
+    {"id", "images": [paths], "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, ...], "type"}
+
+`messages` with role and content is the same; VLM-R1 writes "image", a path or a list. A conversation with several
+answers gives a record for each: its question, and the images shown so far. Boxes stand in the answers' text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from univg_fast.data.boxtext import boxes_in
+from univg_fast.data.errors import Refused
+from univg_fast.rewards.parse import answer_box
+
+from .raw import (
+    MARK,
+    RawRecord,
+    RawTarget,
+    brief,
+    check_marks,
+    cot_of,
+    images_key_of,
+    images_of,
+    rest,
+    target_image,
+    task_key,
+)
+
+NAMES = ("univg_r1_stage1", "mgrounding", "vlm_r1", "sharegpt")
+HUMAN, MODEL = ("human", "user"), ("gpt", "assistant")
+TAGS = ("<think>", "<answer>", "</answer>")
+PLAIN_TURNS = [{"from": "human"}, {"from": "gpt"}]
+
+
+def recognise(row: dict[str, Any]) -> str | None:
+    """The format's name, or None. What the answers look like tells the four apart."""
+    turns = row.get("conversations", row.get("messages"))
+    if turns is None or "objects" in row:
+        return None
+    if "image" in row and "images" not in row and "conversations" in row:
+        return "vlm_r1"
+    texts = [_text(turn) for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    answers = [text for text in texts if isinstance(text, str)][1::2]
+    if any(tag in text for text in answers for tag in TAGS):
+        return "univg_r1_stage1"
+    return "mgrounding" if len(answers) > 1 or any("<|box_start|>" in text for text in answers) else "sharegpt"
+
+
+def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
+    """A record for each answer; Refused says what is wrong."""
+    name = recognise(row) or "sharegpt"
+    key = "conversations" if "conversations" in row else "messages"
+    head, said = _turns(row[key])
+    images_key = images_key_of(row)
+    images = images_of(row, images_key)
+    check_marks([_text(turn) for turn in said[::2]], images)
+    known = {key, images_key, "id", "cot", "target_image", task_key(row)}
+    shape: dict[str, Any] = {"keys": [key, images_key, task_key(row)]}
+    shape |= {"head": head} if head else {}
+    shape |= {"one_image": True} if isinstance(row[images_key], str) else {}
+    told, where = cot_of(row), target_image(row.get("target_image"), len(images))
+    shape |= {"target_image": where} if where is not None else {}
+    records, shown = [], 0
+    for turn, (human, model) in enumerate(zip(said[::2], said[1::2], strict=True)):
+        question, response = _text(human), _text(model)
+        shown += question.count(MARK)
+        bare = [{k: v for k, v in said_by.items() if k not in ("value", "content")} for said_by in (human, model)]
+        targets = answered(response, told, shown)
+        if where is not None and targets:
+            targets = (RawTarget(targets[0].box, where, targets[0].label), *targets[1:])
+        records.append(
+            RawRecord(
+                format=name,
+                images=images[:shown],
+                question=question,
+                targets=targets,
+                coordinates=_system(name, response),
+                response=response,
+                uid=row.get("id"),
+                task=row.get(task_key(row)),
+                cot=told,
+                turn=turn,
+                turns=len(said) // 2,
+                extra=rest(row, known),
+                shape=shape | ({"turns": bare} if bare != PLAIN_TURNS else {}),
+            )
+        )
+    return records
+
+
+def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
+    """The row of one conversation from the records of its answers."""
+    last, shape = records[-1], records[0].shape if records[0].format in NAMES else {}
+    turns_key, images_key, task = shape.get(
+        "keys", ["conversations", "image" if name == "vlm_r1" else "images", "type"]
+    )
+    turns = list(shape.get("head", ()))
+    for record in records:
+        if record.response is None:
+            raise Refused("schema", f"the format {name} needs a response, and the record has none")
+        human, model = record.shape.get("turns", PLAIN_TURNS) if record.format in NAMES else PLAIN_TURNS
+        for said_by, text in ((human, marked(record)), (model, record.response)):
+            turns.append({**said_by, "value" if "from" in said_by else "content": text})
+    single = shape.get("one_image", name == "vlm_r1" and not shape and len(last.images) == 1)
+    row: dict[str, Any] = {**records[0].extra, turns_key: turns}
+    row[images_key] = last.images[0] if single else list(last.images)
+    known = shape.get("target_image", None if shape or len(last.targets) != 1 else last.targets[0].image)
+    told = {"id": last.uid, task: last.task, "cot": last.cot, "target_image": known}
+    return row | {key: value for key, value in told.items() if value is not None}
+
+
+def marked(record: RawRecord) -> str:
+    """The question with its `<image>` marks; in front, where the file it came from needs none."""
+    bare = record.turn == 0 and MARK not in record.question
+    return MARK * len(record.images) + record.question if bare else record.question
+
+
+def answered(response: str, cot: bool | None, num_images: int) -> tuple[RawTarget, ...]:
+    """The boxes of an answer: inside its first <answer>, or of the whole text where it has no tags.
+
+    Refused where there are tags and no box. `cot` False: the tags mean nothing.
+    """
+    tags = cot is not False and any(tag in response for tag in TAGS)
+    text = response
+    if tags:
+        start = response.find("<answer>")
+        end = response.find("</answer>", start)
+        text = response[start + len("<answer>") : end] if 0 <= start < end else ""
+    elif cot:  # reasoning was promised: a box outside of the tags is none
+        return ()
+    boxes = boxes_in(text, num_images)
+    if tags and not boxes:
+        raise Refused("box", "the target has no <answer>(x1,y1),(x2,y2)</answer>")
+    if len(boxes) == 1 and (first := answer_box(text, cot=False)) is not None:
+        return (RawTarget(first, boxes[0].image, boxes[0].label),)
+    return tuple(RawTarget(box.numbers, box.image, box.label) for box in boxes)
+
+
+def _system(name: str, response: str) -> str:
+    """VLM-R1's lists are pixels of the stored image; everything else in this family counts to 1000."""
+    return "pixel" if name == "vlm_r1" and not answer_box(response, cot=False) else "norm1000"
+
+
+def _turns(turns: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(system turns, human and model turns in alternation)."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise Refused("schema", f"conversations: expected a list of turns, got {brief(turns)}")
+    start = next((i for i, turn in enumerate(turns) if _speaker(turn) != "system"), len(turns))
+    said = turns[start:]
+    sides = [HUMAN if i % 2 == 0 else MODEL for i in range(len(said))]
+    if not said or len(said) % 2 or not all(_speaker(t) in side for t, side in zip(said, sides, strict=True)):
+        speakers = brief([_speaker(turn) for turn in said])
+        raise Refused("schema", f"conversations: expected human and gpt turns, one after the other, got {speakers}")
+    if not all(isinstance(_text(turn), str) and _text(turn).strip() for turn in said):
+        raise Refused("schema", "conversations: expected non-empty texts")
+    return turns[:start], said
+
+
+def _speaker(turn: dict[str, Any]) -> Any:
+    return turn.get("from", turn.get("role"))
+
+
+def _text(turn: dict[str, Any]) -> Any:
+    return turn.get("value", turn.get("content"))

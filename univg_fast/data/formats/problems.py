@@ -1,0 +1,134 @@
+"""Rows for RL trainers, as parquet or JSON: EasyR1, verl, and LLaMA-Factory's alpaca for SFT.
+
+    easy_r1  {"problem": "<image>…", "answer": …, "images": [paths]}
+    verl     {"prompt": [{"role", "content"}], "images", "reward_model": {"ground_truth": …}, "data_source"}
+    alpaca   {"instruction": "<image>…", "input", "output", "images"}
+
+An answer is [x1, y1, x2, y2], a list of those, or a text that holds boxes; read as 0-1000 unless the data entry says
+otherwise (`coordinates`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from univg_fast.data.boxtext import boxes_in
+from univg_fast.data.errors import Refused
+
+from .conversations import HUMAN, answered, marked
+from .raw import (
+    RawRecord,
+    RawTarget,
+    brief,
+    check_marks,
+    cot_of,
+    images_key_of,
+    images_of,
+    need,
+    numbers_of,
+    rest,
+    target_image,
+    task_key,
+    text_of,
+)
+
+NAMES = ("easy_r1", "verl", "alpaca")
+
+
+def recognise(row: dict[str, Any]) -> str | None:
+    if "problem" in row and ("answer" in row or "solution" in row):
+        return "easy_r1"
+    if "prompt" in row and "reward_model" in row:
+        return "verl"
+    return "alpaca" if "instruction" in row and "output" in row else None
+
+
+def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
+    """One record; Refused says what is wrong."""
+    name = recognise(row) or "easy_r1"
+    images_key = images_key_of(row)
+    images = images_of(row, images_key)
+    shape: dict[str, Any] = {"keys": [images_key, task_key(row)]}
+    shape |= {"one_image": True} if isinstance(row[images_key], str) else {}
+    where = target_image(row.get("target_image"), len(images))
+    shape |= {"target_image": where} if where is not None else {}
+    response = None
+    known = {images_key, "id", "cot", "target_image", task_key(row)}
+    if name == "alpaca":
+        question, response = text_of(row, "instruction"), text_of(row, "output")
+        known |= {"instruction", "output", "input"}
+        shape |= {"input": row["input"]} if "input" in row else {}
+        targets = answered(response, cot_of(row), len(images))
+        more = row.get("input")
+        question = f"{question}\n{more}" if isinstance(more, str) and more else question
+        shape |= {"instruction": row["instruction"]} if question != row["instruction"] else {}
+    elif name == "verl":
+        question = _prompt(row["prompt"])
+        answer = need(row["reward_model"], "ground_truth") if isinstance(row["reward_model"], dict) else None
+        targets, known = _targets(answer, len(images)), known | {"prompt", "reward_model"}
+        shape |= {"prompt": row["prompt"], "reward_model": row["reward_model"]}
+    else:
+        answer_key = "answer" if "answer" in row else "solution"
+        question, targets = text_of(row, "problem"), _targets(row[answer_key], len(images))
+        known, shape = known | {"problem", answer_key}, shape | {"answer": {answer_key: row[answer_key]}}
+    check_marks([question], images, optional=name != "alpaca")
+    if where is not None and targets:
+        targets = (RawTarget(targets[0].box, where, targets[0].label), *targets[1:])
+    return [
+        RawRecord(
+            format=name,
+            images=images,
+            question=question,
+            targets=targets,
+            response=response,
+            uid=row.get("id"),
+            task=row.get(task_key(row)),
+            cot=cot_of(row),
+            extra=rest(row, known),
+            shape=shape,
+        )
+    ]
+
+
+def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
+    """The row of one record."""
+    (record,) = records
+    same = record.format == name
+    shape = record.shape if same else {}
+    images_key, task = shape.get("keys", ["images", "task"])
+    row = {**record.extra, images_key: record.images[0] if shape.get("one_image") else list(record.images)}
+    boxes: Any = [list(target.box) for target in record.targets]
+    boxes = boxes[0] if len(boxes) == 1 else boxes
+    if name == "alpaca":
+        if record.response is None:
+            raise Refused("schema", "the format alpaca needs a response, and the record has none")
+        row |= {"instruction": shape.get("instruction", marked(record)), "output": record.response}
+        row |= {"input": shape["input"]} if "input" in shape else {}
+    elif name == "verl":
+        row["prompt"] = shape.get("prompt", [{"role": "user", "content": marked(record)}])
+        row["reward_model"] = shape.get("reward_model", {"style": "rule", "ground_truth": boxes})
+    else:
+        row |= {"problem": record.question if same else marked(record), **shape.get("answer", {"answer": boxes})}
+    one = record.targets[0].image if len(record.targets) == 1 else None
+    told = {"id": record.uid, task: record.task, "cot": record.cot}
+    told["target_image"] = shape.get("target_image") if same else one
+    return row | {key: value for key, value in told.items() if value is not None}
+
+
+def _prompt(prompt: Any) -> str:
+    """The user's text of a list of turns."""
+    turns = prompt if isinstance(prompt, list) else []
+    texts = [turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") in HUMAN]
+    if len(texts) != 1 or not isinstance(texts[0], str):
+        raise Refused("schema", f"prompt: expected turns with one text of the user, got {brief(prompt)}")
+    return texts[0]
+
+
+def _targets(answer: Any, num_images: int) -> tuple[RawTarget, ...]:
+    if isinstance(answer, str):
+        return tuple(RawTarget(box.numbers, box.image, box.label) for box in boxes_in(answer, num_images))
+    if isinstance(answer, list) and answer and all(isinstance(box, list) for box in answer):
+        return tuple(RawTarget(numbers_of(box, f"answer[{i}]")) for i, box in enumerate(answer))
+    return (RawTarget(numbers_of(answer, "answer")),)

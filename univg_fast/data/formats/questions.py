@@ -1,0 +1,107 @@
+"""A question with boxes for an answer: UniVG-R1's stage 2 and MIG-Bench.
+
+stage 2    {"question": "<image><image>…", "answer": [x1, y1, x2, y2], "images": [paths]}, integers 0-1000
+MIG-Bench  … and "task", "additional_info", "need_format"; fractions 0-1, or integers 0-1000 in the revised set
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from univg_fast.data.boxtext import last_image
+from univg_fast.data.errors import Refused
+
+from .conversations import marked
+from .raw import (
+    RawRecord,
+    RawTarget,
+    check_marks,
+    cot_of,
+    images_key_of,
+    images_of,
+    need,
+    numbers_of,
+    rest,
+    target_image,
+    task_key,
+    text_of,
+)
+
+NAMES = ("univg_r1_stage2", "mig_bench")
+# Where MIG-Bench's tasks keep the answer: the k-th image of all tasks of a kind, or the one that a text names last.
+FIXED_IMAGE = {"view_diff": 1, "refer_grounding": 1, "reasoning": 1, "correspondence": 1, "region": 0}
+NAMED_IMAGE = {
+    "common_object": "question",
+    "object_tracking": "question",
+    "multi_view": "question",
+    "group_grounding": "additional_info",
+}
+MIG_TASKS = ("diff", *FIXED_IMAGE, *NAMED_IMAGE)
+
+
+def recognise(row: dict[str, Any]) -> str | None:
+    if "question" not in row:
+        return None
+    return "mig_bench" if "additional_info" in row or "need_format" in row else "univg_r1_stage2"
+
+
+def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
+    """One record; Refused says what is wrong."""
+    name = recognise(row) or "univg_r1_stage2"
+    benchmark = name == "mig_bench"
+    images_key = images_key_of(row)
+    images, question = images_of(row, images_key), text_of(row, "question")
+    box = numbers_of(need(row, "answer"), "answer")
+    check_marks([question], images, optional=benchmark)
+    where = target_image(row.get("target_image"), len(images))
+    if benchmark and where is None:
+        where = holder(row, question, len(images))
+    fraction = benchmark and any(v != int(v) for v in box if abs(v) < 1e9) or benchmark and max(box) <= 1
+    shape: dict[str, Any] = {"keys": [images_key, task_key(row)]}
+    shape |= {"one_image": True} if isinstance(row[images_key], str) else {}
+    shape |= {"target_image": row["target_image"]} if row.get("target_image") is not None else {}
+    known = {images_key, "question", "answer", "id", "cot", "target_image", task_key(row)}
+    return [
+        RawRecord(
+            format=name,
+            images=images,
+            question=question,
+            targets=(RawTarget(box, where),),
+            coordinates="norm1" if fraction else "norm1000",
+            uid=row.get("id"),
+            task=row.get(task_key(row)),
+            cot=cot_of(row),
+            extra=rest(row, known),
+            shape=shape,
+        )
+    ]
+
+
+def holder(row: dict[str, Any], question: str, num_images: int) -> int | None:
+    """The 0-based image that holds the answer of a MIG-Bench task, where the entry says."""
+    task = row.get("task")
+    if not isinstance(task, str):
+        return None
+    if task in FIXED_IMAGE:
+        return FIXED_IMAGE[task] if FIXED_IMAGE[task] < num_images else None
+    said = question if NAMED_IMAGE.get(task) == "question" else row.get("additional_info")
+    return last_image(said, num_images) if task in NAMED_IMAGE and isinstance(said, str) else None
+
+
+def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
+    """The row of one record with exactly one target."""
+    (record,) = records
+    if len(record.targets) != 1:
+        raise Refused("schema", f"the format {name} holds one box, and the record has {len(record.targets)}")
+    same = record.format in NAMES
+    images_key, task = record.shape.get("keys", ["images", "task"]) if same else ["images", "task"]
+    row: dict[str, Any] = {**record.extra, "question": record.question if same else marked(record)}
+    row["answer"] = list(record.targets[0].box)
+    row[images_key] = record.images[0] if same and record.shape.get("one_image") else list(record.images)
+    if name == "mig_bench":
+        row = {"additional_info": "", "need_format": True} | row
+    where = record.shape.get("target_image") if same else record.targets[0].image
+    told = {"id": record.uid, task: record.task, "cot": record.cot, "target_image": where}
+    return row | {key: value for key, value in told.items() if value is not None}
