@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 from .results import by_case  # noqa: E402
-from .table import fast_row, is_fast, seconds  # noqa: E402
+from .table import fast_row, is_fast, ratio, seconds  # noqa: E402
 
 Row = dict[str, Any]
 OURS, OTHERS, BARE = "#1b6ca8", "#c9ced6", "#e9c46a"
@@ -64,7 +64,7 @@ def _panel(axis: Axes, case: str, rows: list[Row]) -> None:
               [r["wall_p80_s"] - t for t, r in zip(times, rows, strict=True)]]  # fmt: skip
     axis.barh(places, times, color=colours, height=0.72, xerr=spread, error_kw={"lw": 0.8, "ecolor": "#555"})
     for place, row in zip(places, rows, strict=True):
-        label = f"{seconds(row['wall_p50_s'])}  ×{row['wall_p50_s'] / own['wall_p50_s']:.2f}"
+        label = f"{seconds(row['wall_p50_s'])}  ×{ratio(row, own):.2f}"
         label += f"  {max(row['extra_bytes'], 0) / 2**20:.0f} MiB"
         axis.text(row["wall_p80_s"] + max(times) * 0.03, place, label, va="center", fontsize=7.5)
     axis.set_yticks(places, [r["variant"] for r in rows], fontsize=8)

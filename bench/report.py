@@ -13,7 +13,7 @@ from .loads import ROOT
 from .loads_text import loads_section
 from .plot import draw
 from .results import FOLDER, by_case, newest
-from .table import fast_row, seconds
+from .table import fast_row, ratio, seconds
 from .targets import targets
 
 Row = dict[str, Any]
@@ -29,11 +29,12 @@ make gpu      # the same command on an NVIDIA GPU, in eight
 Every variant is proved before it is timed, at the same vocabulary: loss and gradients against fp64, within twice the
 error of eager torch in the same dtype + 1e-6 (fp32) or 1e-4 (bf16); packages of others within ten times that. What
 fails is listed as wrong and has no time. Variants of one case take turns in one process, so that ratios compare like
-with like; brackets hold the 20th and the 80th percentile. "Extra" is the peak of memory beyond the inputs and the
-gradients of hidden states and head that a variant must hand over; a new tensor for the gradient of the logits is
-extra. "Of copy": the bytes that the op must read and write at least, over the time, as a share of what a copy or a
-sweep in place reaches on this machine, the faster; "of GEMM": the operations of the products that it needs, as a share
-of a large square product. `univg reference` is the specification in plain torch.
+with like: a ratio is the median over their rounds; brackets hold the 20th and the 80th percentile. "Extra" is the
+peak of memory beyond the inputs and the gradients of hidden states and head that a variant must hand over; a new
+tensor for the gradient of the logits is extra. "Of copy": the bytes that the op must read and write at least, over
+the time, as a share of what a copy or a sweep in place reaches on this machine, the faster; "of GEMM": the operations
+of the products that it needs, as a share of a large square product. `univg reference` is the specification in plain
+torch.
 """
 NONE = """## {kind}
 
@@ -102,10 +103,10 @@ def _cells(row: Row, own: Row | None) -> str:
     if row["avoided_bytes"]:
         extra += f" ({max(row['extra_bytes'], 0) / row['avoided_bytes']:.0%} of the logits)"
     shares = [f"{row[k]:.0%}" if k in row else "" for k in ("copy_share", "gemm_share")]
-    ratio = f"{row['wall_p50_s'] / own['wall_p50_s']:.2f}" if own else ""
+    times = f"{ratio(row, own):.2f}" if own else ""
     spread = f"[{seconds(row['wall_p20_s'])}, {seconds(row['wall_p80_s'])}]"
     error = f"{row['error_of_allowed']:.2f}" if row["error_of_allowed"] else ""
-    cells = (row["variant"] + mode, f"{seconds(row['wall_p50_s'])} {spread}", ratio, extra, *shares, error)
+    cells = (row["variant"] + mode, f"{seconds(row['wall_p50_s'])} {spread}", times, extra, *shares, error)
     return f"| {' | '.join(cells)} |"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from .ceilings import Ceilings
@@ -30,6 +31,15 @@ def fast_row(rows: list[Row], case: str, mode: str) -> Row | None:
     return next((r for r in rows if is_fast(r) and (r["case"], r["mode"]) == (case, mode)), None)
 
 
+def ratio(row: Row, other: Row) -> float:
+    """Time of `row` over that of `other`: the median over the rounds in which both took their turn, so that what the
+    machine did meanwhile weighs on both sides."""
+    a, b = (r.get("samples_s", ()) for r in (row, other))
+    if len(a) == len(b) > 0:
+        return statistics.median(x / y for x, y in zip(a, b, strict=True))
+    return row["wall_p50_s"] / other["wall_p50_s"]
+
+
 def seconds(value: float) -> str:
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if value >= size:
@@ -46,7 +56,7 @@ def _line(row: Row, rows: list[Row]) -> str:
     if row["status"] != "timed":
         return f"{row['variant']:33s}{row['status']}"
     own = fast_row(rows, row["case"], row["mode"])
-    times = f"x {row['wall_p50_s'] / own['wall_p50_s']:6.2f}" if own else ""
+    times = f"x {ratio(row, own):6.2f}" if own else ""
     spread = f"[{seconds(row['wall_p20_s'])}, {seconds(row['wall_p80_s'])}] of {row['rounds']}"
     parts = [f"cpu {seconds(row['cpu_p50_s']):>10s}", f"extra {row['extra_bytes'] / 2**20:5.0f} MiB"]
     if row["avoided_bytes"]:

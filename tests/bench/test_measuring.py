@@ -17,6 +17,7 @@ from bench.device import Cpu, Cuda
 from bench.harness import FEWEST, measure
 from bench.run import Limits, run_case, run_cases
 from bench.shapes import Shape
+from bench.table import ratio
 from bench.work import Case, Inputs, Outcome, Variant, Work
 
 CEILINGS = Ceilings(1e10, {"fp32": 1e11, "bf16": 1e11})
@@ -194,6 +195,13 @@ def test_every_case_on_the_gpu() -> None:
     rows = [r for of_case in run_cases(all_cases("tiny"), Cuda(), CEILINGS, limits) for r in of_case]
     assert [r for r in rows if r.get("own") and r["status"] != "timed"] == []
     assert {r["mode"] for r in rows if r["status"] == "timed"} == {"hot", "cold"}
+
+
+def test_a_ratio_is_of_calls_that_were_neighbours() -> None:
+    """The machine gets three times slower half-way: medians of each alone would say 0.67."""
+    ours, theirs = ({"wall_p50_s": p, "samples_s": s} for p, s in ((2.0, [2.0, 6.0, 2.0]), (3.0, [1.0, 3.0, 3.0])))
+    assert ratio(ours, theirs) == 2.0
+    assert ratio(ours, theirs | {"samples_s": [3.0]}) == pytest.approx(2 / 3)
 
 
 def target_rows(own: float, eager: float, extra: float) -> list[dict[str, Any]]:
