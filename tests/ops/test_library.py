@@ -183,6 +183,64 @@ def test_compiled_equals_eager(make_case, op: str, coupled: str) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("op", ["linear_ce", "linear_grpo_loss"])
+def test_compiled_with_every_argument(op: str) -> None:
+    """The gradient of the weight in a given buffer, the reference policy in the same pass, a padded vocabulary."""
+    torch.compiler.reset()
+    g = torch.Generator().manual_seed(0)
+    ids, ref_hidden, ref_weight = torch.randint(0, 20, (9,), generator=g), torch.rand(9, 4), torch.rand(30, 4)
+
+    def call(hidden: torch.Tensor, weight: torch.Tensor, weight_grad: torch.Tensor) -> torch.Tensor:
+        if op == "linear_ce":
+            options = dict(row_weight=torch.linspace(0, 1, 9), vocab_size=20)
+            return uk.linear_ce(hidden * 1.5, weight, ids, weight_grad=weight_grad, **options)[0]
+        rows = dict(cu_seqlens=torch.tensor([0, 4, 4, 9]), advantages=torch.tensor([1.0, -1.0, 0.5]))
+        return uk.linear_grpo_loss(
+            hidden * 1.5, weight, ids, weight_grad=weight_grad, ref_hidden=ref_hidden, ref_weight=ref_weight,
+            config=uk.GrpoConfig(vocab_size=20, loss_type="gmpo"), **rows,
+        ).loss  # fmt: skip
+
+    def outcome(loss: Any) -> list[torch.Tensor | None]:
+        hidden, weight = (torch.linspace(-1, 1, n * 8).sin().view(n, 8).requires_grad_() for n in (9, 30))
+        weight_grad = torch.ones(30, 8)
+        value = loss(hidden, weight, weight_grad)
+        value.backward()
+        assert weight.grad is None
+        return [value, hidden.grad, weight_grad]
+
+    eager = outcome(call)
+    torch.testing.assert_close(outcome(torch.compile(call, fullgraph=True, backend="aot_eager")), eager)
+
+
+@pytest.mark.parametrize("op", DOORS)
+def test_compiled_for_any_number_of_rows(op: str) -> None:
+    """A batch of another size compiles once more, then never again."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def loss(
+        x: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, cu: torch.Tensor, a: torch.Tensor
+    ) -> torch.Tensor:
+        if op == "policy_loss":
+            return uk.policy_loss(x.sum(1), cu, advantages=a).loss
+        head = (x @ weight.T,) if op in ("selective_logprob", "grpo_loss") else (x, weight)
+        rows: dict[str, Any] = dict(cu_seqlens=cu, advantages=a) if op[-4:] == "loss" else {}
+        rows |= dict(row_weight=x.detach()[:, 0]) if op == "linear_ce" else {}
+        return getattr(uk, op)(*head, token_ids=ids, **rows)[0].sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for n, b in ((9, 3), (12, 4), (17, 5), (23, 2)):
+        x, weight = torch.rand(n, 8, requires_grad=True), torch.rand(30, 8, requires_grad=True)
+        cu = torch.linspace(0, n, b + 1).long()
+        arguments = (x, weight, torch.randint(0, 30, (n,)), cu, torch.randn(b))
+        results = []
+        for f in (loss, compiled):
+            value = f(*arguments)
+            results.append([value, *torch.autograd.grad(value, (x, weight), allow_unused=True)])
+        torch.testing.assert_close(*results)
+    assert counter.frame_count <= 2
+
+
 @pytest.mark.parametrize("op", ["group_advantage", "difficulty_weight", "box_iou"])
 def test_compiled_without_gradient(op: str) -> None:
     """As a rollout calls them: forward only, no graph break, exactly the eager numbers."""
