@@ -52,6 +52,7 @@ def recorded() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def record(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        assert len(grid) == 1, "only the first dimension of a grid holds more than 65,535 programs"
         options = {k: kwargs[k] for k in OPTIONS if k in kwargs}
         launches.append(Launch(self, grid[0], bound(self, args, kwargs), options))
 

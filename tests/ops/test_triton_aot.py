@@ -17,7 +17,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import torch  # noqa: E402
 import univg_kernels as uk  # noqa: E402
+from ops.draws import PAIRS  # noqa: E402
 from univg_kernels._rows import PolicyRows  # noqa: E402
+from univg_kernels._softmax import SoftmaxSpec  # noqa: E402
 from univg_kernels._triton.launch import row_launch  # noqa: E402
 from univg_kernels._triton.scale import scale_on_device  # noqa: E402
 from univg_kernels.box_iou import triton_impl as box_face  # noqa: E402
@@ -46,28 +48,37 @@ QWEN = 152064
 N = 3  # rows; no constant of a kernel depends on it
 
 
-def policy_rows(*, given: bool = False) -> PolicyRows:
+def policy_rows(*, given: bool = False, **more: Any) -> PolicyRows:
+    """Everything a row may have, made in the kernel; or given: advantages and phi, and nothing else."""
     ones, cu = torch.ones(2), torch.tensor([0, 1, N])
-    groups = (None, None, None, ones, ones) if given else (ones, ones, torch.tensor([0, 2]), None, None)
-    mask = None if given else torch.ones(N, dtype=torch.bool)
-    logps = (None, None) if given else (torch.zeros(N), torch.zeros(N))
-    return PolicyRows(cu, *groups, *logps, mask, 2.0)
+    if given:
+        return PolicyRows(cu, advantages=ones, phi=ones, denominator=2.0)
+    rows: dict[str, Any] = dict(rewards=ones, accuracy=ones, cu_groups=torch.tensor([0, 2]), denominator=2.0)
+    rows |= dict(old_logp=torch.zeros(N), ref_logp=torch.zeros(N), mask=torch.ones(N, dtype=torch.bool))
+    return PolicyRows(cu, **(rows | more))
 
 
-def run_grpo(dtype: torch.dtype, vocab: int, given: bool = False) -> None:
+def run_grpo(dtype: torch.dtype, vocab: int, given: bool = False, rows: Any = None, **settings: Any) -> None:
     logits = (torch.empty(N, vocab, dtype=dtype).requires_grad_()) * 1
-    grpo_face.grpo_loss(logits, torch.zeros(N, dtype=torch.int64), policy_rows(given=given), uk.GrpoConfig(), True)
+    ids, rows = torch.zeros(N, dtype=torch.int64), rows or policy_rows(given=given)
+    grpo_face.grpo_loss(logits, ids, rows, uk.GrpoConfig(**settings), True)
 
 
-def run_logprob(dtype: torch.dtype, vocab: int) -> None:
+def run_policy(rows: PolicyRows, **settings: Any) -> None:
+    policy_face.policy_loss(torch.zeros(N), torch.zeros(N), rows, uk.GrpoConfig(**settings))
+
+
+def run_logprob(dtype: torch.dtype, vocab: int, softcap: float = 0.0, vocab_size: int | None = None) -> None:
     z, ids, v = torch.empty(N, vocab, dtype=dtype), torch.zeros(N, dtype=torch.int64), torch.zeros(N)
-    logprob_face.triton_logprob(z, ids, 0.9)
-    logprob_face.triton_logprob_backward_(z, ids, v, v, v, v, 0.9)
+    head = (0.9, softcap, vocab_size)
+    logprob_face.triton_logprob(z, ids, *head, v == 0)
+    logprob_face.triton_logprob_backward_(z, ids, v.double(), v, v, v, *head)
 
 
-def run_ce(dtype: torch.dtype, vocab: int) -> None:
+def run_ce(dtype: torch.dtype, vocab: int, softcap: float = 0.0) -> None:
     hidden, weight = torch.zeros(N, 2, dtype=dtype, requires_grad=True), torch.zeros(vocab, 2, dtype=dtype)
-    ce_face.linear_ce(hidden, weight, None, torch.zeros(N, dtype=torch.int64), torch.ones(N))
+    softmax = SoftmaxSpec(0.9, softcap, None)
+    ce_face.linear_ce(hidden, weight, None, torch.zeros(N, dtype=torch.int64), torch.ones(N), softmax, None)
 
 
 def run_box(mode: str, kind: str, convention: str) -> None:
@@ -75,21 +86,19 @@ def run_box(mode: str, kind: str, convention: str) -> None:
 
 
 def run_group(scale: str) -> None:
-    config = uk.GrpoConfig(scale_rewards=scale)
+    config = uk.GrpoConfig(scale_rewards=scale, center_singletons=False)
     group_face.group_advantage(torch.ones(2), torch.tensor([0, 2]), torch.ones(2), config)
 
 
 SMALL = {
     "reduce_kernel": lambda: run_grpo(torch.float32, 64),
-    "policy_rows_kernel": lambda: policy_face.policy_loss(
-        torch.zeros(N), torch.zeros(N), policy_rows(), uk.GrpoConfig()
-    ),
+    "policy_rows_kernel": lambda: run_policy(policy_rows()),
     "scale_kernel": lambda: scale_on_device(torch.zeros(N, 8, dtype=torch.bfloat16), torch.ones(())),
     "group_kernel": lambda: run_group("batch"),
     "difficulty_kernel": lambda: difficulty_face.difficulty_weight(torch.ones(3), "power", 2.0, False),
     "box_iou_kernel": lambda: run_box("pairwise", "giou", "continuous"),
 }
-HEADS = {
+HEADS: dict[str, Any] = {
     "grpo_rows_kernel": run_grpo,
     "logprob_kernel": run_logprob,
     "logprob_backward_kernel": run_logprob,
@@ -100,19 +109,10 @@ TILE_LOADS = {"grpo_rows_kernel": 4, "logprob_kernel": 2, "logprob_backward_kern
 CAPABILITIES = [80, 90, 100]
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("name", SMALL)
-def test_small_kernels_do_not_spill(aot, tmp_path: Path, name: str, capability: int) -> None:
-    binary = aot.compile_for(aot.record_one(SMALL[name], name), capability, tmp_path)
-    assert binary.stack == binary.local == 0, f"{name} spills on sm_{capability}"
-    assert 0 < binary.registers <= 255
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("name", HEADS)
-def test_heads_do_not_spill_and_read_a_row_once_a_sweep(aot, tmp_path: Path, name: str, capability: int) -> None:
-    launch = aot.record_one(lambda: HEADS[name](torch.bfloat16, QWEN), name)
-    binary = aot.compile_for(launch, capability, tmp_path)
+def check_head(aot: Any, launch: Any, capability: int, folder: Path) -> Any:
+    """A head at the vocabulary of Qwen, in bf16: nothing spilled, rows read once a sweep, in 16-byte loads."""
+    name = launch.kernel.__name__
+    binary = aot.compile_for(launch, capability, folder)
     assert binary.stack == binary.local == 0, f"{name} spills on sm_{capability}"
     # 1024 threads share 65,536 registers; more than 32 each keep a multiprocessor to one row, which the L2 plan of the
     # kernels with two sweeps needs.
@@ -121,52 +121,142 @@ def test_heads_do_not_spill_and_read_a_row_once_a_sweep(aot, tmp_path: Path, nam
     assert binary.loads_of("bf16") == ["2048x8"] * TILE_LOADS[name]
     wide = binary.ptx.count("ld.global.v4.b32")
     assert wide == 2 * TILE_LOADS[name], f"{wide} 16-byte loads, two for each tile expected"
+    return binary
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", SMALL)
+def test_small_kernels_do_not_spill(aot: Any, tmp_path: Path, name: str, capability: int) -> None:
+    binary = aot.compile_for(aot.record_one(SMALL[name], name), capability, tmp_path)
+    assert binary.stack == binary.local == 0, f"{name} spills on sm_{capability}"
+    assert 0 < binary.registers <= 255
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_do_not_spill_and_read_a_row_once_a_sweep(aot: Any, tmp_path: Path, name: str, capability: int) -> None:
+    binary = check_head(aot, aot.record_one(lambda: HEADS[name](torch.bfloat16, QWEN), name), capability, tmp_path)
     assert re.search(r"muli .* : i64", binary.ttgir), "rows are found by 64-bit offsets: N·V passes 2^31 at 14,000 rows"
     narrow = binary.ptx.count("ld.global.b16")  # the target's logit
     assert narrow == (0 if name == "logprob_backward_kernel" else 1)
 
 
-@pytest.mark.parametrize(
-    "dtype, vocab", [(torch.float32, 151936), (torch.bfloat16, 50257), (torch.float16, 700)], ids=str
-)
+# An odd vocabulary_size in padded rows keeps the wide loads.
+SOFTMAX: dict[str, dict[str, Any]] = {
+    "soft cap": dict(softcap=30.0),
+    "padding": dict(vocab_size=151665),
+    "both": dict(softcap=30.0, vocab_size=151665),
+}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("softmax", SOFTMAX)
+def test_soft_cap_and_padding_cost_no_spills(aot: Any, tmp_path: Path, softmax: str, capability: int) -> None:
+    for name in ("grpo_rows_kernel", "logprob_kernel", "logprob_backward_kernel"):
+        more = dict(entropy_coef=0.1) if name == "grpo_rows_kernel" else {}
+        launch = aot.record_one(lambda: HEADS[name](torch.bfloat16, QWEN, **SOFTMAX[softmax], **more), name)  # noqa: B023
+        check_head(aot, launch, capability, tmp_path)
+
+
+KLS: list[dict[str, Any]] = [
+    dict(kl_estimator="k1"), dict(kl_estimator="k2"), dict(kl_estimator="k3", k3_clamp=True),
+    dict(kl_estimator="k1+", importance_sampling_on_kl=True), dict(kl_estimator="k3+", use_bias_correction_kl=True),
+]  # fmt: skip
+ALL: dict[str, Any] = dict(entropy_coef=0.1, delta=2.0, max_completion_length=5)  # settings that add most to a program
+COUPLING = dict(off_policy_mask_threshold=0.1, importance_sampling_mode="sequence_mask")
+
+
+@pytest.mark.parametrize(("loss", "level"), PAIRS)
+def test_every_loss_in_the_kernel_of_the_responses(aot: Any, tmp_path: Path, loss: str, level: str) -> None:
+    """On sm_90 and, in turn, another one; each KL estimator several times."""
+    i = PAIRS.index((loss, level))
+    rows = policy_rows(sampling_logp=torch.zeros(N), entropy_threshold=0.5)
+    by_row = dict(importance_sampling_mode="token_truncate") if i % 2 else {}  # gmpo and vespo take other sums for it
+    settings = ALL | COUPLING | by_row | KLS[i % len(KLS)]
+    settings |= dict(loss_type=loss, importance_sampling_level=level)
+    launch = aot.record_one(lambda: run_policy(rows, **settings), "policy_rows_kernel")
+    for capability in (90, CAPABILITIES[0 if i % 2 else 2]):
+        binary = aot.compile_for(launch, capability, tmp_path)
+        assert binary.stack == binary.local == 0, f"spills on sm_{capability}"
+
+
+@pytest.mark.parametrize("loss", [loss for loss, level in PAIRS if level == "token" and loss not in ("gmpo", "vespo")])
+def test_every_loss_in_the_kernel_of_the_rows(aot: Any, tmp_path: Path, loss: str) -> None:
+    losses = [loss for loss, level in PAIRS if level == "token"]
+    rows = policy_rows(sampling_logp=torch.zeros(N), entropy_threshold=0.5)
+    settings = ALL | KLS[losses.index(loss) % len(KLS)]
+    settings |= dict(loss_type=loss, importance_sampling_mode="token_mask", entropy_aggregation="loss")
+    launch = aot.record_one(lambda: run_grpo(torch.bfloat16, QWEN, rows=rows, **settings), "grpo_rows_kernel")
+    for capability in (90, CAPABILITIES[losses.index(loss) % 3]):
+        check_head(aot, launch, capability, tmp_path)
+
+
+OTHERS = [(torch.float32, 151936), (torch.bfloat16, 50257), (torch.float16, 700)]
+
+
+@pytest.mark.parametrize("dtype, vocab", OTHERS, ids=str)
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_of_other_vocabularies(aot, tmp_path: Path, name: str, dtype: torch.dtype, vocab: int) -> None:
-    """fp32; an odd vocabulary, whose rows allow no wide loads; a small one on few warps."""
-    binary = aot.compile_for(aot.record_one(lambda: HEADS[name](dtype, vocab), name), 90, tmp_path)
-    assert binary.stack == binary.local == 0
+def test_heads_of_other_vocabularies(aot: Any, tmp_path: Path, name: str, dtype: torch.dtype, vocab: int) -> None:
+    """fp32; an odd vocabulary, whose rows allow no wide loads; a small one on few warps. With all that costs most."""
+    most: dict[str, Any] = dict(softcap=30.0) | (dict(entropy_coef=0.1) if name == "grpo_rows_kernel" else {})
+    for options in ({}, most):
+        launch = aot.record_one(lambda: HEADS[name](dtype, vocab, **options), name)  # noqa: B023
+        binary = aot.compile_for(launch, 90, tmp_path)
+        assert binary.stack == binary.local == 0
 
 
-def test_rows_with_given_advantages(aot, tmp_path: Path) -> None:
+def test_rows_with_given_advantages(aot: Any, tmp_path: Path) -> None:
     launch = aot.record_one(lambda: run_grpo(torch.bfloat16, QWEN, given=True), "grpo_rows_kernel")
-    binary = aot.compile_for(launch, 90, tmp_path)
-    assert binary.stack == binary.local == 0 and 32 < binary.registers <= 64
+    check_head(aot, launch, 90, tmp_path)
 
 
-def test_one_launch_makes_loss_and_gradient(aot) -> None:
+ROW = [{}, dict(loss_type="cispo", entropy_coef=0.1, softcap=30.0), dict(loss_type="reinforce", vocab_size=600)]
+
+
+@pytest.mark.parametrize("settings", ROW, ids=str)
+def test_one_launch_makes_loss_and_gradient(aot: Any, settings: dict[str, Any]) -> None:
     """Group statistics, phi, loss, metrics and gradient: one launch over the rows and one that adds them up."""
     with aot.recorded() as launches:
-        run_grpo(torch.bfloat16, 640)
+        run_grpo(torch.bfloat16, 640, **settings)
     assert [(x.kernel.__name__, x.programs) for x in launches] == [
         ("grpo_rows_kernel", N),
         ("reduce_kernel", 1 + len(uk.METRICS)),
     ]
 
 
-def test_no_batch_size_compiles_anything(aot) -> None:
-    """Launches that differ in rows, responses, lengths and scalars share one binary."""
+def test_rows_that_depend_on_each_other_are_read_twice(aot: Any) -> None:
+    with aot.recorded() as launches:
+        run_grpo(torch.bfloat16, 640, importance_sampling_level="sequence")
+    assert [(x.kernel.__name__, x.programs) for x in launches] == [
+        ("logprob_kernel", N),
+        ("policy_rows_kernel", 2),
+        ("logprob_backward_kernel", N),
+        ("reduce_kernel", 1 + len(uk.METRICS)),
+    ]
 
-    def source(rows: int, temperature: float) -> str:
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_no_batch_size_and_no_number_compiles_anything(aot: Any, level: str) -> None:
+    """Launches that differ in rows, responses, lengths and scalars share their binaries."""
+
+    def sources(rows: int, x: float) -> list[str]:
         bounds = torch.linspace(0, rows, rows // 2 + 1).long()
         b = bounds.numel() - 1
-        group = torch.tensor([0, b])
-        terms = PolicyRows(bounds, torch.ones(b), torch.ones(b), group, None, None, None, None, None, float(b))
+        terms = PolicyRows(
+            bounds, rewards=torch.ones(b), accuracy=torch.ones(b), cu_groups=torch.tensor([0, b]), denominator=float(b)
+        )
         logits = torch.empty(rows, 640, dtype=torch.bfloat16).requires_grad_() * 1
-        config = uk.GrpoConfig(temperature=temperature, epsilon_high=0.1 + temperature, beta=temperature / 10)
+        config = uk.GrpoConfig(
+            importance_sampling_level=level, temperature=x, epsilon_high=0.1 + x, beta=x / 10, softcap=x,
+            entropy_coef=x, delta=1 + x, advantage_eps=x - 0.7,
+        )  # fmt: skip
         ids = torch.zeros(rows, dtype=torch.int64)
-        launch = aot.record_one(lambda: grpo_face.grpo_loss(logits, ids, terms, config, True), "grpo_rows_kernel")
-        return launch.source().hash()
+        with aot.recorded() as launches:
+            grpo_face.grpo_loss(logits, ids, terms, config, True)
+        return [x.source.hash() for x in launches]
 
-    assert len({source(rows, t) for rows, t in ((2, 1.0), (3, 0.7), (16, 1.0), (37, 0.9), (64, 1.3))}) == 1
+    first, *others = [sources(rows, x) for rows, x in ((2, 1.0), (3, 0.7), (16, 1.0), (37, 0.9), (64, 1.3))]
+    assert len(first) == (2 if level == "token" else 4) and all(x == first for x in others)
 
 
 @pytest.mark.parametrize("vocab", [1, 31, 700, 32768, 151936, 152064, 262144])
