@@ -44,6 +44,8 @@ for package in (univg_fast, uk):
     assert package.__file__.startswith(sys.prefix), package.__file__
 recipes = [f.name for f in importlib.resources.files("univg_fast").joinpath("recipes").iterdir()]
 assert "demo.yaml" in recipes, recipes
+from univg_kernels.document import document
+assert "gmpo" in document()
 z, ids = torch.randn(3, 9), torch.tensor([0, 4, 8])
 """
 CHECK_CPP = """
