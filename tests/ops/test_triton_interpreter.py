@@ -10,25 +10,28 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="triton is published for Linux only")
-SUITES = sorted(Path(__file__).parent.glob("triton_suite*.py"))
+SUITES = [path.name for path in sorted(Path(__file__).parent.glob("triton_suite*.py"))]
 
 
-def run_suite(interpret: bool) -> None:
+def run(suite: str, interpret: bool) -> None:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     # The session's import path, as the suite must see this checkout (or the installed package) just as we do.
     env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     if interpret:
         env["TRITON_INTERPRET"] = "1"
+    folder = Path(__file__).parent
     options = ["-q", "-p", "no:cacheprovider", "-p", "ops.triton_device"]
-    command = [sys.executable, "-m", "pytest", *options, *map(str, SUITES)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=SUITES[0].parents[2])
+    command = [sys.executable, "-m", "pytest", *options, str(folder / suite)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=folder.parents[1])
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
 
 
-def test_faces_in_the_interpreter() -> None:
-    run_suite(interpret=True)
+@pytest.mark.parametrize("suite", SUITES)
+def test_faces_in_the_interpreter(suite: str) -> None:
+    run(suite, interpret=True)
 
 
 @pytest.mark.gpu
-def test_faces_on_the_gpu() -> None:
-    run_suite(interpret=False)
+@pytest.mark.parametrize("suite", SUITES)
+def test_faces_on_the_gpu(suite: str) -> None:
+    run(suite, interpret=False)

@@ -20,7 +20,7 @@ from .._triton.rows import SCHEMA, kernel_arguments, row_arguments
 from .._triton.scale import scale_on_device
 from ..config import GrpoConfig
 
-WARPS = 8
+WARPS = 4
 
 
 @triton.jit(do_not_specialize=["N", "response_start", "num_groups"])
