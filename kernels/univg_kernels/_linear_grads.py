@@ -76,19 +76,26 @@ class GradientSums:
         if self.bias is not None:
             self.bias.add(z.sum(0, dtype=self.bias.total.dtype))
 
-    def add(self, z: Tensor, rows: Tensor, count: Tensor | None = None) -> None:
-        """z: [m, V] gradient of the logits of `rows` [m], or of the first `count` [1] of them; the others have none."""
+    def add(self, z: Tensor, rows: Tensor, count: Tensor | None = None, active: Tensor | None = None) -> None:
+        """z: [m, V] gradient of the logits of `rows` [m], or of the first `count` [1] of them; the others have none.
+
+        active: [m] bool, where known: of other rows z is 0, and hidden may hold anything, even NaN.
+        """
         if not rows.numel():
             return
         h = self.head.hidden[rows]
         if count is not None:
-            active = torch.arange(rows.numel(), device=rows.device)[:, None] < count
-            h = torch.where(active, h, 0.0)
+            active = torch.arange(rows.numel(), device=rows.device) < count
+        if active is not None:
+            h = torch.where(active[:, None], h, 0.0)
+        if count is not None:
             # Of a group without rows torch's product is wrong on some devices (its issue 172439): take a row of zeros.
             count = count.clamp(min=1)
         if self.hidden is not None:
             product = active_rows_product(z, self.head.weight, count)
-            self.hidden[rows] = product if count is None else torch.where(active, product, 0.0)
+            if count is not None and active is not None:
+                product = torch.where(active[:, None], product, 0.0)
+            self.hidden[rows] = product
         if self.weight is not None:
             self.weight.add_product(z, h, count)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from ._linear_grads import GradientSums
 from ._linear_head import Head, chunk_rows
 
-Score = Callable[[Tensor, int, int], Tensor | None]
-"""(logits [stop - start, V], start, stop): score these rows. Where gradients are wanted, overwrite the logits with
-d loss/d logits (zeros for a row without one) and return which rows have one, bool [stop - start], or None for all."""
+Score = Callable[[Tensor, int, int], Tensor]
+"""(logits [stop - start, V], start, stop): score these rows, overwrite their logits with d loss/d logits (zeros for a
+row without one) and return which rows have one, bool [stop - start]."""
 Backward = Callable[[Tensor, Tensor], None]
 """(logits [m, V], rows [m]): overwrite the logits of these rows with d loss/d logits, unread where that is 0."""
 
@@ -106,17 +106,16 @@ def gradient_sweep(
             z = logits(buffer[held : held + stop - start], start, stop)
             active = score(z, start, stop)
             sums.add_bias(z)
-            if active is None or skipping is None:
-                kept = Kept(torch.arange(stop - start, device=z.device), None)
+            if skipping is None:
+                sums.add(z, torch.arange(start, stop, device=z.device), active=active)
             else:
                 kept = skipping.order(active)
                 skipping.move(z, kept)
-            rows = kept.rows + start
-            if skipping is None or kept.number is not None:
-                sums.add(z, rows, kept.number)
-            else:
-                waiting.append(rows)
-                held += rows.numel()
+                if kept.number is not None:
+                    sums.add(z, kept.rows + start, kept.number)
+                else:
+                    waiting.append(kept.rows + start)
+                    held += kept.rows.numel()
         full = stop == start or held > 0.75 * chunks.size  # the next response does not fit, or hardly any row
         if waiting and (full or stop == n):
             sums.add(buffer[:held], torch.cat(waiting))
@@ -124,7 +123,9 @@ def gradient_sweep(
         start = stop
 
 
-def forward_sweep(head: Head, logits: Callable[[Tensor, int, int], Tensor], score: Score) -> None:
+def forward_sweep(
+    head: Head, logits: Callable[[Tensor, int, int], Tensor], score: Callable[[Tensor, int, int], object]
+) -> None:  # fmt: skip
     """Make the logits chunk by chunk and let `score` read them."""
     n, size = head.hidden.shape[0], chunk_rows(head)
     buffer = head.buffer(size)
@@ -147,4 +148,4 @@ def remake_sweep(
         z = head.first_logits(rows, count) if skips else head.logits(buffer[: rows.numel()], rows)
         backward(z, rows)
         sums.add_bias(z)
-        sums.add(z, rows, count)
+        sums.add(z, rows, count, active[rows])

@@ -14,7 +14,7 @@ import univg_kernels as uk
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from univg_kernels import _linear_head
-from univg_kernels._linear_sweeps import Kept, Skipping, order_on_device
+from univg_kernels._linear_sweeps import Kept, Skipping, order_on_device, skipping_on_host
 
 CHUNK = 16
 SEVERAL = dict(lengths=(7, 0, 9, 3, 12, 5, 0, 2, 10, 4), groups=(4, 6))  # 52 rows: 4 chunks, none of them even
@@ -23,6 +23,27 @@ SEVERAL = dict(lengths=(7, 0, 9, 3, 12, 5, 0, 2, 10, 4), groups=(4, 6))  # 52 ro
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_linear_head, "default_chunk_rows", lambda num_rows, vocab: CHUNK)
+
+
+def move_by_copy(z: Tensor, kept: Kept) -> None:
+    count = int(kept.number)
+    z[:count] = z[kept.rows[:count]]
+
+
+SKIPPING = {
+    "on the host": skipping_on_host,
+    # The way of the Triton face, with the C++ kernels and torch's grouped products on the CPU.
+    "on the device": lambda: Skipping(order_on_device, move_by_copy),
+    "nothing": lambda: None,
+}
+
+
+@pytest.fixture(params=["on the host"])
+def skipping(request, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who counts the rows without a gradient."""
+    for op in ("linear_grpo_loss", "linear_ce", "linear_logprob"):
+        monkeypatch.setattr(import_module(f"univg_kernels.{op}.cpp_impl"), "skipping_on_host", SKIPPING[request.param])
+    return request.param
 
 
 ROW = uk.GrpoConfig(temperature=0.9)
@@ -85,7 +106,8 @@ def outcome(case, config: uk.GrpoConfig, backend: str, reference: str = "none", 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_path_is_the_reference(make_case, name: str, shape: str) -> None:
+@pytest.mark.parametrize("skipping", ["on the host", "nothing"], indirect=True)
+def test_every_path_is_the_reference(make_case, skipping: str, name: str, shape: str) -> None:
     case = make(make_case, 1, **SHAPES[shape])
     results = (outcome(case, CONFIGS[name], backend) for backend in ("cpp", "reference"))
     for got, want in zip(*results, strict=True):
@@ -305,6 +327,37 @@ def test_weight_grad_is_left_alone_without_gradients(make_case, backend: str) ->
     assert not loss.requires_grad and not bool(buffer.any())
 
 
+@pytest.mark.parametrize("given", ["weight_grad", "reference"])
+@pytest.mark.parametrize("name", ["rows", "responses", "batch"])
+def test_compiled_equals_eager(make_case, name: str, given: str) -> None:
+    """Without a graph break, although nothing is skipped there."""
+    torch.compiler.reset()
+    case = make(make_case, 21, lengths=(7, 0, 9, 3), groups=(4,)).to(torch.float32)
+    _, kwargs = case.arguments("linear_grpo_loss")
+    if given == "reference":
+        kwargs |= references(case, "its own width, weight and bias") | {"ref_logp": None}
+
+    def step(compiled: bool) -> tuple[Tensor, list[Tensor]]:
+        hidden, weight = case.hidden.clone().requires_grad_(), case.weight.clone().requires_grad_()
+        buffer = torch.zeros_like(weight)
+
+        def loss(h: Tensor, w: Tensor) -> Tensor:
+            into = {"weight_grad": buffer} if given == "weight_grad" else {}
+            return uk.linear_grpo_loss(h, w, config=CONFIGS[name], **into, **kwargs).loss
+
+        call = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+        value = call(hidden, weight)
+        value.backward(retain_graph=True)
+        grads = [hidden.grad, buffer if given == "weight_grad" else weight.grad]
+        if given == "weight_grad" and compiled:
+            with pytest.raises(RuntimeError, match="upstream gradient of 1"):
+                (value * 2).backward()
+        return value.detach(), [g.clone() for g in grads]
+
+    eager = step(False)  # first: the face is imported outside of the trace
+    torch.testing.assert_close(step(True), eager)
+
+
 # --- nothing to do ---
 
 
@@ -313,7 +366,7 @@ def test_weight_grad_is_left_alone_without_gradients(make_case, backend: str) ->
 def test_no_rows(make_case, name: str, backend: str) -> None:
     case = make_case(seed=13, lengths=(0, 0), groups=(2,))
     loss, metrics, logp, *grads = outcome(case, CONFIGS[name], backend)
-    assert float(loss) == 0.0 and logp.numel() == 0 and not bool(metrics.any())
+    assert float(loss.detach()) == 0.0 and logp.numel() == 0 and not bool(metrics.any())
     assert [g.shape for g in grads] == [(0, 8), (50, 8), (50,)] and not any(bool(g.any()) for g in grads)
 
 
@@ -324,7 +377,7 @@ def test_no_rows_for_the_other_heads(backend: str) -> None:
     loss, logp = uk.linear_ce(hidden, weight, ids, row_weight=none, backend=backend)
     lp, entropy = uk.linear_logprob(hidden, weight, ids, backend=backend)
     (loss + lp.sum() + entropy.sum()).backward()
-    assert float(loss) == 0.0 and logp.shape == lp.shape == (0,)
+    assert float(loss.detach()) == 0.0 and logp.shape == lp.shape == (0,)
     assert weight.grad is not None and not bool(weight.grad.any())
 
 
@@ -343,9 +396,11 @@ def test_all_rows_inactive(make_case, name: str) -> None:
             assert not bool(g.any())
 
 
-def test_rows_that_do_not_count_may_hold_anything(make_case) -> None:
+@pytest.mark.parametrize("skipping", SKIPPING, indirect=True)
+def test_rows_that_do_not_count_may_hold_anything(make_case, skipping: str) -> None:
     """Their hidden states touch no other row, and not the weight's gradient."""
-    case = make(make_case, 15, **SEVERAL)
+    case = make(make_case, 15, **SEVERAL).to(torch.float32)
+    case.rows["mask"][:20] = False  # no row of the first chunk
     case.hidden[~case.rows["mask"]] = torch.nan
     kept = case.rows["mask"]
     for name in ("rows", "responses", "batch"):
@@ -357,22 +412,10 @@ def test_rows_that_do_not_count_may_hold_anything(make_case) -> None:
 # --- the number of active rows known to the device only ---
 
 
-def move_by_copy(z: Tensor, kept: Kept) -> None:
-    count = int(kept.number)
-    z[:count] = z[kept.rows[:count]]
-
-
-@pytest.fixture
-def counted_on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way of the Triton face, with the C++ kernels and torch's grouped products on the CPU."""
-    for op in ("linear_grpo_loss", "linear_ce", "linear_logprob"):
-        face = import_module(f"univg_kernels.{op}.cpp_impl")
-        monkeypatch.setattr(face, "skipping_on_host", lambda: Skipping(order_on_device, move_by_copy))
-
-
+@pytest.mark.parametrize("skipping", ["on the device"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_counted_on_the_device(make_case, assert_no_worse, counted_on_device, name: str, dtype: torch.dtype) -> None:
+def test_counted_on_the_device(make_case, assert_no_worse, skipping: str, name: str, dtype: torch.dtype) -> None:
     case, config = make(make_case, 16, **SEVERAL, ref=name != "rows without a KL term").to(dtype), CONFIGS[name]
     if "batch" in name:
         case.rows["entropy_threshold"] = 3.0
@@ -395,7 +438,8 @@ def test_counted_on_the_device(make_case, assert_no_worse, counted_on_device, na
         (uk.GrpoConfig(top_entropy_quantile=0.5), ONES, N + 3 * N / 2 + 3 * 2),  # the last two of 5 chunks have none
     ],
 )
-def test_rows_multiplied_as_counted_on_the_device(make_case, counted_on_device, config, advantages, rows) -> None:
+@pytest.mark.parametrize("skipping", ["on the device"], indirect=True)
+def test_rows_multiplied_as_counted_on_the_device(make_case, skipping, config, advantages, rows) -> None:
     case = make_case(seed=4, **EVEN).to(torch.float32)
     hidden, weight = case.hidden.requires_grad_(), case.weight.requires_grad_()
     with Products(H, V) as counter:
@@ -406,13 +450,11 @@ def test_rows_multiplied_as_counted_on_the_device(make_case, counted_on_device, 
     assert counter.rows == pytest.approx(rows)
 
 
-@pytest.mark.parametrize("counted", ["host", "device"])
+@pytest.mark.parametrize("skipping", SKIPPING, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_nothing_is_read_before_it_is_written(make_case, request, name: str, dtype: torch.dtype, counted: str) -> None:
+def test_nothing_is_read_before_it_is_written(make_case, name: str, dtype: torch.dtype, skipping: str) -> None:
     """torch can fill what it allocates with NaN."""
-    if counted == "device":
-        request.getfixturevalue("counted_on_device")
     case = make(make_case, 20, **SEVERAL, ref=name != "rows without a KL term").to(dtype)
     plain = outcome(case, CONFIGS[name], "cpp", bias="batch" not in name)
     torch.use_deterministic_algorithms(True)
@@ -460,13 +502,11 @@ def test_logprob_backward_may_be_repeated_but_not_differentiated(make_case) -> N
         once.sum().backward()
 
 
-@pytest.mark.parametrize("counted", ["host", "device"])
+@pytest.mark.parametrize(("skipping", "rows"), [("on the host", 30), ("on the device", 33)], indirect=["skipping"])
 @pytest.mark.parametrize(("frozen", "products"), [("none", 3), ("weight", 2), ("hidden", 2)])
-def test_logprob_makes_the_active_rows_once_more(make_case, request, frozen: str, products: int, counted: str) -> None:
-    case, rows = make_case(seed=4, **EVEN).to(torch.float32), 30
-    if counted == "device":
-        request.getfixturevalue("counted_on_device")
-        rows += 3  # in the first two of 5 chunks; of each other one row of zeros is multiplied
+def test_logprob_makes_the_active_rows_once_more(make_case, skipping, rows: int, frozen: str, products: int) -> None:
+    """Counted on the device they lie in the first two of 5 chunks; of each other one row of zeros is multiplied."""
+    case = make_case(seed=4, **EVEN).to(torch.float32)
     hidden, weight = (case.hidden.requires_grad_(frozen != "hidden"), case.weight.requires_grad_(frozen != "weight"))
     logp, entropy = uk.linear_logprob(hidden, weight, case.token_ids, backend="cpp")
     upstream = torch.zeros(N)

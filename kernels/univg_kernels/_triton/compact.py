@@ -33,11 +33,11 @@ def compact_kernel(z, stride, order, count, width, ROWS: tl.constexpr, WORDS: tl
 
 @torch.library.custom_op("univg_kernels::triton_compact_", mutates_args=("z",))
 def triton_compact_(z: Tensor, order: Tensor, count: Tensor) -> None:
-    """order: [m] int64, whose first `count` [1] int32 ascend. z: rows of `Head.buffer`, moved with their padding, in
-    words of 8 bytes whatever the dtype."""
-    per_word = 8 // z.element_size()
-    width = triton.cdiv(z.shape[1], per_word)
-    words = z.as_strided((z.shape[0], width * per_word), z.stride()).view(torch.int64)
+    """order: [m] int64, whose first `count` [1] int32 ascend. z: moved in words of 8 bytes where its rows consist of
+    them, as those of a usual vocabulary do."""
+    fits = all(x * z.element_size() % 8 == 0 for x in (z.shape[1], z.stride(0), z.storage_offset()))
+    words = z.view(torch.int64) if fits else z
+    width = words.shape[1]
     launch(
         compact_kernel, triton.cdiv(width, WORDS), z, words, words.stride(0), order, count, width,
         ROWS=ROWS, WORDS=WORDS, num_warps=WARPS, num_stages=1,
