@@ -193,7 +193,7 @@ VALUES: list[Fault] = [
         dict(advantages=ones(B).to_sparse()),
         r"advantages must be a dense tensor, .*; convert with advantages.to_d",
     ),
-    (("box_iou",), dict(mode="all"), "mode must be one of 'aligned', 'pairwise', got 'all'"),
+    (("box_iou",), dict(mode="all"), "mode must be one of 'aligned', .* got 'all'"),
     (
         ("box_iou",),
         dict(kind="giou", convention="univg_r1"),

@@ -36,7 +36,8 @@ def linear_ce(
         logit_scale, softcap, vocab_size: as in `selective_logprob`.
         weight_grad: as in `linear_grpo_loss`.
     Returns: (loss scalar, logp [N] detached), fp32 (fp64 for fp64 input).
-    Raises: ValueError for wrong shapes, dtypes, devices or ids.
+    Raises: ValueError for wrong shapes, dtypes, devices or ids (on a GPU ids are not looked at, which would wait for
+        it; one out of range makes its row NaN).
     """
     op = "linear_ce"
     h, w, b = check_linear(op, hidden, weight, bias)

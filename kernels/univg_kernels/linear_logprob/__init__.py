@@ -28,7 +28,8 @@ def linear_logprob(
         token_ids: [N] int32|int64 in [0, V).
         temperature, logit_scale, softcap, vocab_size: as in `selective_logprob`.
     Returns: (logp [N], entropy [N], nats), fp32 (fp64 for fp64 input), differentiable in hidden, weight and bias.
-    Raises: ValueError for wrong shapes, dtypes, devices or ids.
+    Raises: ValueError for wrong shapes, dtypes, devices or ids (on a GPU ids are not looked at, which would wait for
+        it; one out of range makes its row NaN).
     Note: the backward pass computes the logits again, chunk by chunk (four products in all); rows whose upstream
         gradients are both 0 are left out of its last two, and nothing is made for an input that needs no gradient.
     """

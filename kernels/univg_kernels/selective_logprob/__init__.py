@@ -27,7 +27,8 @@ def selective_logprob(
             without the tanh if softcap is None.
         vocab_size: columns from there on are padding: no probability, no gradient. None: all exist.
     Returns: (logp [N], entropy [N], nats), fp32 (fp64 for fp64 input), both differentiable in logits.
-    Raises: ValueError for wrong shapes, dtypes, devices or ids.
+    Raises: ValueError for wrong shapes, dtypes, devices or ids (on a GPU ids are not looked at, which would wait for
+        it; one out of range makes its row NaN).
     Note: a logit of -inf is a banned token, of probability 0 and without a gradient; NaN, +inf, or nothing but -inf
         makes its own row NaN. There may be no rows. Keeps the logits and 8 bytes a row for the backward pass, which
         makes one new [N, V] tensor.
