@@ -31,7 +31,7 @@ def smart_resize(size: Size, factor: int = 28, min_pixels: int = 3136, max_pixel
     width, height = size
     if max(size) > MAX_ASPECT * min(size):
         raise ValueError(f"smart_resize: expected sides of a ratio up to {MAX_ASPECT}, got {width}x{height}")
-    near = max(factor, round(width / factor) * factor), max(factor, round(height / factor) * factor)
+    near = round(width / factor) * factor, round(height / factor) * factor  # 0 for a side below half of the factor
     if near[0] * near[1] > max_pixels:
         scale = math.sqrt(width * height / max_pixels)
         return tuple(max(factor, math.floor(side / scale / factor) * factor) for side in size)  # type: ignore[return-value]
@@ -57,9 +57,9 @@ def to_norm1000(box: Sequence[float], system: str, size: Size | None = None, res
         raise ValueError(f"expected numbers inside of the image ({system}: {width:g} x {height:g}), got {list(box)}")
     if box[0] >= box[2] or box[1] >= box[3]:
         raise ValueError(f"expected x1 < x2 and y1 < y2, got {list(box)}: inverted or without area")
-    x1, y1, x2, y2 = (min(1000, max(0, _nearest(v * 1000 / side))) for v, side in zip(box, scale, strict=True))
-    (x1, x2), (y1, y2) = _widened(x1, x2, 1000), _widened(y1, y2, 1000)
-    return x1, y1, x2, y2
+    x1, y1, x2, y2 = (min(1000.0, max(0.0, v * 1000 / side)) for v, side in zip(box, scale, strict=True))
+    (left, right), (top, bottom) = _rounded(x1, x2, 1000), _rounded(y1, y2, 1000)
+    return left, top, right, bottom
 
 
 def from_norm1000(
@@ -67,12 +67,11 @@ def from_norm1000(
 ) -> tuple[float, float, float, float]:
     """The numbers that `to_norm1000` reads as this box again, up to one unit; integers but for "norm1"."""
     width, height = _extent(system, size, resized)
-    exact = [v * side / 1000 for v, side in zip(box, (width, height, width, height), strict=True)]
+    x1, y1, x2, y2 = (v * side / 1000 for v, side in zip(box, (width, height, width, height), strict=True))
     if system == "norm1":
-        return exact[0], exact[1], exact[2], exact[3]
-    x1, y1, x2, y2 = (_nearest(v) for v in exact)
-    (x1, x2), (y1, y2) = _widened(x1, x2, int(width)), _widened(y1, y2, int(height))
-    return x1, y1, x2, y2
+        return x1, y1, x2, y2
+    (left, right), (top, bottom) = _rounded(x1, x2, int(width)), _rounded(y1, y2, int(height))
+    return left, top, right, bottom
 
 
 @dataclass
@@ -117,12 +116,10 @@ def _extent(system: str, size: Size | None, resized: Size | None) -> tuple[float
     return given
 
 
-def _nearest(value: float) -> int:
-    return math.floor(value + 0.5)
-
-
-def _widened(low: int, high: int, limit: int) -> tuple[int, int]:
-    """Two ends that differ, within 0 to limit."""
-    if low < high:
-        return low, high
-    return (low, low + 1) if low < limit else (limit - 1, limit)
+def _rounded(low: float, high: float, limit: int) -> tuple[int, int]:
+    """Two different ends within 0 to limit: the nearest ones, or where those are one, the next to the wider side."""
+    first, last = math.floor(low + 0.5), math.floor(high + 0.5)
+    if first < last:
+        return first, last
+    down = first == limit or (first > 0 and low + high < 2 * first)
+    return (first - 1, first) if down else (first, first + 1)

@@ -15,7 +15,6 @@ import numpy as np
 
 from univg_fast.structs import Record
 
-from .errors import Refused
 from .files import DataFile
 from .formats import read_row as read_formats
 from .jsonfile import MALFORMED, Row, read_row
@@ -96,10 +95,12 @@ class Records(Sequence[Record]):
         try:
             value = read_row(self._descriptor(number), row.offset, row.length)
             value = file.columns.apply(value) if file.columns is not None else value
-            raw = read_formats(value, reading.root)[turn]
+            raw = next((raw for raw in read_formats(value, reading.root) if raw.turn == turn), None)
+            if raw is None:
+                raise ValueError(f"there is no answer {turn}")
             source, uid = place(file, row, turn, raw.turns)
             record = make_record(raw, source, uid, reading)
-        except (Refused, IndexError, *MALFORMED) as error:
+        except MALFORMED as error:
             raise ValueError(f"data: {file.name}:{row.place} is no longer what the scan read: {error}") from None
         return self._renamed(record, at)
 

@@ -60,12 +60,9 @@ def parse_record(row: Any, source: str, root: Path, default_uid: str) -> Record:
 
 def usable(raws: list[RawRecord]) -> Iterator[RawRecord]:
     """Of a conversation with several answers those with a box; Refused where none has one."""
-    if len(raws) == 1 and raws[0].turns == 1:
-        yield raws[0]
-        return
-    if not any(raw.targets for raw in raws):
+    if len(raws) > 1 and not any(raw.targets for raw in raws):
         raise Refused("box", "no answer of the conversation holds a box")
-    yield from (raw for raw in raws if raw.targets)
+    yield from (raw for raw in raws if raw.targets or raw.turns == 1)
 
 
 def image_paths(raw: RawRecord, root: Path) -> tuple[str, ...]:
@@ -104,6 +101,11 @@ def make_record(raw: RawRecord, source: str, default_uid: str, reading: Reading)
         answer_style=reading.answer_style or raw.answer_style or _style(response),
         extra=raw.extra,
     )
+
+
+def fill_raw(raw: RawRecord, reading: Reading) -> tuple[str, str | None]:
+    """Question (with its marks) and response of a raw record, names and boxes filled in, all boxes counted 0-1000."""
+    return fill(raw, _Frame(image_paths(raw, reading.root), reading.coordinates or raw.coordinates, reading))
 
 
 def fill(raw: RawRecord, frame: _Frame) -> tuple[str, str | None]:

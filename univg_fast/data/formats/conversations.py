@@ -43,8 +43,8 @@ def recognise(row: dict[str, Any]) -> str | None:
         return None
     if "image" in row and "images" not in row and "conversations" in row:
         return "vlm_r1"
-    texts = [_text(turn) for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    answers = [text for text in texts if isinstance(text, str)][1::2]
+    said = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    answers = [text for turn in said if _speaks(turn, MODEL) and isinstance(text := _text(turn), str)]
     if any(tag in text for text in answers for tag in TAGS):
         return "univg_r1_stage1"
     return "mgrounding" if len(answers) > 1 or any("<|box_start|>" in text for text in answers) else "sharegpt"
@@ -152,7 +152,7 @@ def _turns(turns: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     start = next((i for i, turn in enumerate(turns) if _speaker(turn) != "system"), len(turns))
     said = turns[start:]
     sides = [HUMAN if i % 2 == 0 else MODEL for i in range(len(said))]
-    if not said or len(said) % 2 or not all(_speaker(t) in side for t, side in zip(said, sides, strict=True)):
+    if not said or len(said) % 2 or not all(_speaks(t, side) for t, side in zip(said, sides, strict=True)):
         speakers = brief([_speaker(turn) for turn in said])
         raise Refused("schema", f"conversations: expected human and gpt turns, one after the other, got {speakers}")
     if not all(isinstance(_text(turn), str) and _text(turn).strip() for turn in said):
@@ -162,6 +162,10 @@ def _turns(turns: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def _speaker(turn: dict[str, Any]) -> Any:
     return turn.get("from", turn.get("role"))
+
+
+def _speaks(turn: dict[str, Any], names: tuple[str, ...]) -> bool:
+    return isinstance(_speaker(turn), str) and _speaker(turn) in names
 
 
 def _text(turn: dict[str, Any]) -> Any:
