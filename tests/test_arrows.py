@@ -28,6 +28,7 @@ LAYERS = (
     ("evaluate",),
     ("report",),
     ("train",),
+    ("cot",),
 )
 # Heavy or optional packages, and the only rooms that know them.
 ONLY_IN = {

@@ -1,0 +1,152 @@
+"""Which candidates a stage-1 file may hold, and which of them is the best.
+
+format      <think>…</think><answer>…</answer>, each once, the answer with a box in the record's style
+leak        a coordinate of the right answer stands inside <think>
+image       the trace does not end with an image that holds a target, or leaves one out, or answers with another
+iou_gain    reasoning did not help: see `gains`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from univg_fast.data.boxtext import MENTION, boxes_in, last_image
+from univg_fast.data.coordinates import Size, from_norm1000, smart_resize
+from univg_fast.evaluate.metrics import iou
+from univg_fast.rewards import has_format
+from univg_fast.structs import Box, Record, Target
+
+FILTERS = ("format", "leak", "image", "iou_gain")
+NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
+NEAR = 2  # units of 1000 within which a number is a coordinate
+SMALL = 12  # numbers up to here are counts and image numbers
+LEAKED = 3  # coordinates of one box that make a leak
+MAX_BOXES = 64  # boxes of an answer that are looked at
+SAME_BOX = 0.5  # IoU from which a box inside <think> is the answer
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The rule of `gains`."""
+
+    right: float = 0.5  # IoU from which an answer counts as right
+    gain_right: float = 0.10  # relative gain that a right direct answer must see
+    gain_wrong: float = 0.20  # the same for a wrong one that stays wrong
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A completion that may become a target. `score`: IoU of its answer; None where it was made from the answer."""
+
+    text: str
+    score: float | None = None
+    direct: float | None = None  # IoU of the direct answer, where there was one
+
+    @property
+    def think(self) -> str:
+        return self.text.partition("<think>")[2].partition("</think>")[0].strip()
+
+    @property
+    def answer(self) -> str:
+        return self.text.partition("<answer>")[2].partition("</answer>")[0]
+
+
+def removed_by(candidate: Candidate, record: Record, sizes: Sequence[Size], thresholds: Thresholds) -> str | None:
+    """The first filter that removes a candidate; None for one that stays. `sizes`: of the images, where known."""
+    if not well_formed(candidate, record):
+        return "format"
+    if leaks(candidate.think, record, sizes):
+        return "leak"
+    if not names_the_image(candidate, record):
+        return "image"
+    if candidate.score is not None and candidate.direct is not None:
+        return None if gains(candidate.direct, candidate.score, thresholds) else "iou_gain"
+    return None
+
+
+def best(candidates: Sequence[Candidate]) -> Candidate:
+    """The highest IoU; among equals the first of the shortest traces, or the first where nothing was scored."""
+    return min(candidates, key=lambda c: (-c.score, len(c.think)) if c.score is not None else (0.0, 0))
+
+
+def well_formed(candidate: Candidate, record: Record) -> bool:
+    """The form that the format reward asks for, with every tag once and something inside of <think>."""
+    text = candidate.text.strip()
+    once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    in_order = re.match(r"<think>[^<]*(?:<(?!/?think>)[^<]*)*</think>\s*<answer>", text) is not None
+    if not (once and in_order and text.endswith("</answer>") and candidate.think):
+        return False
+    if record.answer_style == "univg_r1" and len(record.targets) == 1:
+        return has_format(text)
+    return bool(boxes_in(candidate.answer, len(record.images)))
+
+
+def leaks(think: str, record: Record, sizes: Sequence[Size] = ()) -> bool:
+    """Whether a trace writes the answer's numbers: in 0-1000, 0-1, or pixels of the image as stored or as resized."""
+    numbers = [float(found[0]) for found in NUMBER.finditer(think)]
+    fractions = [float(found[0]) for found in NUMBER.finditer(think) if "." in found[0]]
+    written = boxes_in(think, len(record.images))
+    for target in record.targets:
+        image = 0 if target.image is None else target.image
+        for wanted, unit in _spellings(target.box, sizes[image] if image < len(sizes) else None):
+            if any(iou(found.numbers, wanted) >= SAME_BOX for found in written):
+                return True
+            coordinates = [v for v in wanted if v > SMALL * unit]
+            told = fractions if max(wanted) <= 1 else numbers
+            near = sum(any(abs(v - n) <= NEAR * unit for n in told) for v in set(coordinates))
+            if coordinates and near >= min(LEAKED, len(set(coordinates))) and near > 1:
+                return True
+    return False
+
+
+def names_the_image(candidate: Candidate, record: Record) -> bool:
+    """Every image that holds a target is named in the trace, one of them last, and the answer names no other."""
+    number = len(record.images)
+    wanted = {target.image for target in record.targets}
+    if number == 1 or None in wanted:
+        return True
+    named = [last_image(match[0], number) for match in MENTION.finditer(candidate.think)]
+    answered = {box.image for box in boxes_in(candidate.answer, number)} - {None}
+    return bool(named) and wanted <= set(named) and named[-1] in wanted and answered <= wanted
+
+
+def gains(direct: float, score: float, thresholds: Thresholds) -> bool:
+    """Whether reasoning helped: a right answer got `gain_right` better, a wrong one right or `gain_wrong` better.
+
+    Gains are relative: 0.5 to 0.55 is a gain of 10 %. A perfect direct answer leaves none, and is not kept.
+    """
+    if direct >= thresholds.right:
+        return score >= direct * (1 + thresholds.gain_right)
+    return score >= thresholds.right or (score > direct and score >= direct * (1 + thresholds.gain_wrong))
+
+
+def score(answer: str, record: Record) -> float:
+    """IoU of an answer, 0 to 1: boxes matched with targets of the same image, over the larger of both numbers."""
+    found = boxes_in(answer, len(record.images))[:MAX_BOXES]
+    pairs = [
+        (iou(box.numbers, target.box), i, j)
+        for i, box in enumerate(found)
+        for j, target in enumerate(record.targets)
+        if _same_image(box.image, target)
+    ]
+    total, used_boxes, used_targets = 0.0, set[int](), set[int]()
+    for value, i, j in sorted(pairs, reverse=True):
+        if i not in used_boxes and j not in used_targets:
+            total, used_boxes, used_targets = total + value, used_boxes | {i}, used_targets | {j}
+    return total / max(len(found), len(record.targets), 1)
+
+
+def _same_image(image: int | None, target: Target) -> bool:
+    return image is None or target.image is None or image == target.image
+
+
+def _spellings(box: Box, size: Size | None) -> list[tuple[tuple[float, ...], float]]:
+    """The box as a teacher may write it, each with the length of one unit of 1000."""
+    found: list[tuple[tuple[float, ...], float]] = [(box, 1.0), (from_norm1000(box, "norm1"), 1e-3)]
+    if size is not None:
+        resized = smart_resize(size)
+        for system, side in (("pixel", max(size)), ("resized", max(resized))):
+            found.append((from_norm1000(box, system, size, resized), side / 1000))
+    return found
