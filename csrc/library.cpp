@@ -42,4 +42,16 @@ STABLE_TORCH_LIBRARY(univg_kernels, m) {
   m.def("group_mean(Tensor values, Tensor cu_groups) -> Tensor");
   m.def("difficulty_weight(Tensor miou, str kind, float power, bool normalize) -> Tensor");
   m.def("box_iou(Tensor boxes1, Tensor boxes2, bool pairwise, bool giou, bool univg_r1) -> Tensor");
+  m.def(
+      "box_iou_backward(Tensor grad, Tensor boxes1, Tensor boxes2, bool pairwise, bool giou, bool univg_r1) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "box_iou_ragged(Tensor boxes1, Tensor boxes2, Tensor offsets1, Tensor offsets2, int pairs, bool giou, "
+      "bool univg_r1) -> Tensor");
+  m.def(
+      "box_iou_ragged_backward(Tensor grad, Tensor boxes1, Tensor boxes2, Tensor offsets1, Tensor offsets2, bool giou, "
+      "bool univg_r1) -> (Tensor, Tensor)");
+  m.def(
+      "matched_iou(Tensor boxes1, Tensor boxes2, Tensor offsets1, Tensor offsets2, Tensor? images1, Tensor? images2, "
+      "bool univg_r1) -> (Tensor total, Tensor matches, Tensor partner, Tensor iou)");
 }

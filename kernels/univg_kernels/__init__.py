@@ -5,7 +5,7 @@ Every op has one door here and up to three faces behind it (`reference`, `cpp`, 
 
 from ._dispatch import Backend, resolve
 from ._rows import GroupAdvantage, GrpoOutput, RowArguments
-from .box_iou import box_iou
+from .box_iou import box_iou, pair_offsets
 from .config import GrpoConfig
 from .difficulty_weight import difficulty_weight
 from .group_advantage import group_advantage
@@ -13,6 +13,7 @@ from .grpo_loss import grpo_loss
 from .linear_ce import linear_ce
 from .linear_grpo_loss import linear_grpo_loss
 from .linear_logprob import linear_logprob
+from .matched_iou import MatchedIou, matched_iou
 from .metrics import METRICS, combine_metrics, summarize
 from .policy_loss import policy_loss
 from .selective_logprob import selective_logprob
@@ -23,6 +24,7 @@ __all__ = [
     "GroupAdvantage",
     "GrpoConfig",
     "GrpoOutput",
+    "MatchedIou",
     "RowArguments",
     "box_iou",
     "combine_metrics",
@@ -32,6 +34,8 @@ __all__ = [
     "linear_ce",
     "linear_grpo_loss",
     "linear_logprob",
+    "matched_iou",
+    "pair_offsets",
     "policy_loss",
     "resolve",
     "selective_logprob",

@@ -82,7 +82,11 @@ def run_ce(dtype: torch.dtype, vocab: int, softcap: float = 0.0) -> None:
 
 
 def run_box(mode: str, kind: str, convention: str) -> None:
-    box_face.box_iou(torch.zeros(5, 4), torch.zeros(5, 4), mode, kind, convention)
+    box_face.box_iou(torch.zeros(5, 4), torch.zeros(5, 4), None, mode, kind, convention)
+
+
+def run_box_gradient(pairwise: bool) -> None:
+    box_face.pair_gradients(torch.zeros(5, 5), torch.zeros(5, 4), torch.zeros(5, 4), pairwise, True, False)
 
 
 def run_group(scale: str) -> None:
@@ -97,6 +101,7 @@ SMALL = {
     "group_kernel": lambda: run_group("batch"),
     "difficulty_kernel": lambda: difficulty_face.difficulty_weight(torch.ones(3), "power", 2.0, False),
     "box_iou_kernel": lambda: run_box("pairwise", "giou", "continuous"),
+    "box_iou_backward_kernel": lambda: run_box_gradient(True),
 }
 HEADS: dict[str, Any] = {
     "grpo_rows_kernel": run_grpo,
