@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-COT = " First output the thinking process in <think> </think> tags and then output the bounding box in <answer> </answer> tags."  # noqa: E501
+COT = (
+    " First output the thinking process in <think> </think> tags"
+    " and then output the bounding box in <answer> </answer> tags."
+)
 THINK = "<think>It is to the left.</think>\n<answer>(0,0),(500,250)</answer>"
 
 
@@ -24,7 +27,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "univg_r1_stage2": [
         {"question": "<image><image>Where is it?", "answer": [0, 0, 500, 250], "images": ["a.png", "b.png"]},
-        {"id": 7, "question": "<image>It?", "answer": [0, 0, 500, 250], "image": "b.png", "target_image": 0, "task": "t"},
+        {"id": 7, "question": "<image>It?", "answer": [0, 0, 500, 250], "image": "b.png", "target_image": 0,
+         "task": "t"},
     ],
     "mgrounding": [
         {"id": "m1", "images": ["a.png", "b.png"], "type": "ot_train", "source": {"video": 5}, "conversations": turns(
@@ -49,15 +53,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"id": 1, "image": "a.png", "dataset": "refcoco",
          "conversations": turns("<image>Please provide the box of the dog.", "[0, 0, 30, 10]")},
         {"id": 2, "image": ["a.png", "b.png"], "conversations": turns(
-            "<image><image>Where?", '<think>Left.</think><answer>[{"bbox_2d": [0, 0, 30, 10], "label": "dog", "image": 2}]'
-            "</answer>")},
+            "<image><image>Where?", "<think>Left.</think><answer>"
+            '[{"bbox_2d": [0, 0, 30, 10], "label": "dog", "image": 2}]</answer>')},
     ],
     "ms_swift": [
         {"images": ["a.png", "b.png"], "channel": "x", "messages": turns(
             "<image><image>Find the <ref-object>; it is not <bbox>.", "<bbox>",
             keys=("role", "content"), names=("user", "assistant")),
-         "objects": {"ref": ["dog"], "bbox": [[30, 0, 60, 40], [0, 0, 30, 10]], "bbox_type": "real", "image_id": [0, 1]}},
-        {"images": ["a.png"], "messages": turns("<image>Locate <ref-object>", keys=("role", "content"), names=("user", "")),
+         "objects": {"ref": ["dog"], "bbox": [[30, 0, 60, 40], [0, 0, 30, 10]], "bbox_type": "real",
+                     "image_id": [0, 1]}},
+        {"images": ["a.png"], "messages": [{"role": "user", "content": "<image>Locate <ref-object>"}],
          "objects": {"ref": ["dog"], "bbox": [[0, 0, 0.5, 0.25]], "bbox_type": "norm1"}},
     ],
     "easy_r1": [
@@ -74,14 +79,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"instruction": "<image>Where", "input": "is the dog?", "output": THINK, "images": ["a.png"]},
     ],
     "lisa": [
-        {"image_path": "a.png", "instruction": "the animal that barks", "boxes": [[0, 0, 30, 10], [1, 2, 3, 4]], "is": 1},
+        {"image_path": "a.png", "instruction": "what barks", "boxes": [[0, 0, 30, 10], [1, 2, 3, 4]], "is": 1},
     ],
     "llmseg": [{"image_path": "a.png", "question": "what barks", "bbox": [[[0.0, 0.0], [30.0, 10.0]], [5, 5]]}],
     "reasonvos": [
-        {"image_list": ["a.png", "b.png", "a.png"], "question": "what moves", "bbox_list": ["1,2,3,4", "[]", "[0, 0, 30, 10]"]},
+        {"image_list": ["a.png", "b.png", "a.png"], "question": "what moves",
+         "bbox_list": ["1,2,3,4", "[]", "[0, 0, 30, 10]"]},
     ],
     "revos": [
-        {"video_id": "video", "frames": [0, 2, 1], "question": "what moves", "bbox_list": ["", "", "0 0 30 10"], "obj": 4},
+        {"video_id": "video", "frames": [0, 2, 1], "question": "what moves", "obj": 4,
+         "bbox_list": ["", "", "0 0 30 10"]},
     ],
     "univg_fast": [
         {"images": ["a.png", "b.png"], "question": "Both?", "mine": [1], "targets": [

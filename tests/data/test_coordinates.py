@@ -1,4 +1,4 @@
-"""Conversion both ways to one unit, the resize of transformers to the pixel, and numbers that contradict their system."""
+"""Conversion both ways to one unit, the resize of transformers, and numbers that contradict their system."""
 
 import json
 

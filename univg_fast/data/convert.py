@@ -33,7 +33,7 @@ def convert(entry: Any, out: str | Path, to: str) -> Converted:
     """Write a data entry (a path, or a mapping with `path`) as format `to`: JSONL, `.json` a list, `.parquet` parquet.
 
     Image paths stay as they are. A row of the format it came from is restored; one of another format has its boxes
-    counted 0-1000 of their images, whose headers are then read. Rows that the format cannot hold are named and left out.
+    counted 0-1000 of their images, whose headers are then read. Rows that do not fit the format are left out and named.
     ValueError for an unknown format or a missing file.
     """
     if to not in FORMATS:

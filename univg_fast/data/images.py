@@ -153,6 +153,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 where there is none. Reads no pixels."""
+    if image.format == "TIFF":  # Pillow turns it when it opens it
+        return 1
     if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode all of it to look behind the pixels
         return 1
     value = image.getexif().get(ORIENTATION, 1)

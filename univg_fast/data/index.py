@@ -62,6 +62,10 @@ class Records(Sequence[Record]):
         self._hashes = array("Q")
 
     @property
+    def _places(self) -> tuple[array[int], ...]:
+        return self._offset, self._length, self._line, self._index, self._turn
+
+    @property
     def mix(self) -> Mix:
         ends = [*self._starts[1:], len(self)]
         sizes = [end - start for start, end in zip(self._starts, ends, strict=True)]
@@ -70,7 +74,7 @@ class Records(Sequence[Record]):
     def digest(self) -> str:
         """Equal where two processes found the same records at the same places of files of the same names."""
         digest = blake2b(repr([(file.name, file.weight) for file, _, _ in self.files]).encode(errors="replace"))
-        for places in (self._offset, self._length, self._line, self._index, self._turn, array("Q", self._starts)):
+        for places in (*self._places, array("Q", self._starts)):
             digest.update(places.tobytes())
         return digest.hexdigest()
 

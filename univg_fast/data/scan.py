@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -78,6 +78,10 @@ class Report:
     def bad_fraction(self) -> float:
         return len(self.bad) / max(1, self.good + len(self.bad))
 
+    def content(self) -> dict[str, Any]:
+        """What data_report.json says of it."""
+        return asdict(self) | {"bad_fraction": self.bad_fraction, "kinds": self.kinds}
+
     def summary(self) -> str:
         """One line for the log."""
         skipped = f"{len(self.bad)} bad records skipped"
@@ -101,13 +105,14 @@ def scan(
     needs: str | None = None,
     *,
     cache_dir: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     **reading: Any,
 ) -> tuple[Records, Report]:
     """Read all files, of which only the records' places are kept. The same files give the same result on every rank.
 
     `paths`: data entries (files.py). A record without `needs` ("box" or "response") is bad here, and not at the step
     that would use it. Ids are unique: one that came before gets "@" and a number. `reading`: exif, min_pixels,
-    max_pixels, factor, answer_style, as in Reading.
+    max_pixels, factor, answer_style, as in Reading. `progress(file, bytes done, bytes in all)` hears how far it is.
     ValueError for a missing file only: `require` says whether the report is good enough to train on.
     """
     records, headers = Records(), Headers()
@@ -118,7 +123,7 @@ def scan(
             told = {"coordinates": file.coordinates, "answer_style": file.answer_style}
             how |= {key: value for key, value in told.items() if value is not None}
             scanner = _Scanner(file, Reading(root=file.root, headers=headers, **how), needs, records, pool)
-            reports.append(scanner.run())
+            reports.append(scanner.run(progress))
     records.finish()
     return records, Report.of(reports)
 
@@ -132,11 +137,14 @@ class _Scanner:
         self.numbers: dict[str, Numbers] = {}
         self.rotated = 0
 
-    def run(self) -> FileReport:
+    def run(self, progress: Callable[[str, int, int], None] | None = None) -> FileReport:
         self.records.begin(self.file, self.reading)
-        rows = read_rows(self.file.path, self.file.name)
+        rows, size = read_rows(self.file.path, self.file.name), self.file.path.stat().st_size
         while chunk := list(islice(rows, CHUNK)):
             self._chunk(chunk)
+            last = next((item for item in reversed(chunk) if isinstance(item, Row)), None)
+            if progress is not None and last is not None:
+                progress(self.file.name, last.offset + last.length, size)
         told = [numbers.contradiction() for numbers in self.numbers.values()]
         self.report.warnings += [f"{self.file.name}: {problem} (coordinates)" for problem in told if problem]
         if self.rotated and self.reading.exif == "ignore":
@@ -214,10 +222,7 @@ def require(report: Report, max_bad_fraction: float) -> None:
 
 def write_report(path: str | Path, reports: dict[str, Report]) -> None:
     """Write data_report.json: for each name (sft, grpo, eval) the counts and every bad entry."""
-    content = {
-        name: asdict(report) | {"bad_fraction": report.bad_fraction, "kinds": report.kinds}
-        for name, report in reports.items()
-    }
+    content = {name: report.content() for name, report in reports.items()}
     Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

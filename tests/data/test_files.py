@@ -1,0 +1,266 @@
+"""Data entries: LLaMA-Factory's dataset_info.json, parquet with images inside, weights; and records by their places."""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from collections import Counter
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from univg_fast.data.convert import convert
+from univg_fast.data.index import Records
+from univg_fast.data.loader import batch_indices
+from univg_fast.data.mix import Mix
+from univg_fast.data.scan import scan
+
+from .examples import ROWS, THINK, turns
+
+BOX = (0, 0, 500, 250)
+
+
+@pytest.fixture
+def info(folder):
+    """A dataset_info.json of three data sets whose columns have other names."""
+    said = turns("<image>Where?", THINK, keys=("role", "content"), names=("user", "assistant"))
+    rows = {
+        "plain.json": [{"conversations": turns("<image>Where?", THINK), "images": ["a.png"]}],
+        "tagged.json": [{"messages": said, "pictures": ["b.png"], "id": "tagged"}],
+        "alpaca.jsonl": [{"ask": "<image>Where?", "say": "(0,0),(500,250)", "images": ["a.png"]}],
+    }
+    for name, content in rows.items():
+        lines = name.endswith("l")
+        folder.write(name, "\n".join(map(json.dumps, content)) if lines else json.dumps(content))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    content = {
+        "plain": {"file_name": "plain.json", "formatting": "sharegpt", "columns": {"images": "images"}},
+        "tagged": {"file_name": "tagged.json", "formatting": "sharegpt", "tags": tags,
+                   "columns": {"messages": "messages", "images": "pictures"}},
+        "alpaca": {"file_name": "alpaca.jsonl", "columns": {"prompt": "ask", "response": "say", "images": "images"}},
+    }  # fmt: skip
+    return folder.write("dataset_info.json", json.dumps(content))
+
+
+def test_dataset_info_names_files_and_columns(info):
+    records, report = scan([info])
+    assert not report.bad and [record.box for record in records] == [BOX] * 3
+    assert list(report.files) == [str(info.parent / name) for name in ("plain.json", "tagged.json", "alpaca.jsonl")]
+    chosen, _ = scan([f"{info}#tagged,plain"])
+    assert [record.uid for record in chosen] == ["tagged", "plain:1"] and chosen[0].question == "Where?"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file_name": "gone.json"}, "plain: no such file: .*gone.json"),
+        ({"file_name": None, "hf_hub_url": "someone/something"}, "hubs and scripts are not asked"),
+        ({"formatting": "openai"}, "formatting: expected alpaca or sharegpt, got 'openai'"),
+    ],
+)
+def test_dataset_info_that_cannot_be_followed(info, change, message):
+    content = json.loads(info.read_text())
+    content["plain"] |= change
+    info.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        scan([info])
+    with pytest.raises(ValueError, match="expected some of plain, tagged, alpaca, got other"):
+        scan([f"{info}#other"])
+
+
+def picture(colour, form="PNG"):
+    out = BytesIO()
+    Image.new("RGB", (60, 40), colour).save(out, form)
+    return out.getvalue()
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet  # noqa: F811
+
+    def write(rows, name="data.parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def parquet_rows():
+    images = [{"bytes": picture("teal"), "path": "x/one.png"}, {"bytes": picture("gold", "JPEG"), "path": None}]
+    return {
+        "easy_r1": {"problem": "<image><image>Where?", "answer": "[0, 0, 500, 250]", "images": images},
+        "verl": ROWS["verl"][0] | {"images": images[:1]},
+    }
+
+
+@pytest.mark.parametrize("name", ["easy_r1", "verl"])
+def test_parquet_with_images_inside(parquet, tmp_path, name):
+    row = parquet_rows()[name]
+    path, cache = parquet([row] * 3), tmp_path / "cache"
+    records, report = scan([path], cache_dir=str(cache))
+    assert not report.bad and report.formats == {str(path): {name: 3}}
+    assert [record.source for record in records] == [f"{path}:{line}" for line in (1, 2, 3)]
+    assert records[0].box == BOX and len(records[0].images) == len(row["images"])
+    assert Image.open(records[0].images[0]).getpixel((0, 0)) == (0, 128, 128)
+    again, _ = scan([path], cache_dir=str(cache))
+    assert again == records and len(os.listdir(cache)) == 1
+
+
+@pytest.mark.parametrize("name", ["easy_r1", "verl"])
+def test_parquet_there_and_back_without_loss(parquet, tmp_path, name, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    row = parquet_rows()[name]
+    assert convert(parquet([row]), tmp_path / "own.jsonl", "univg_fast").bad == []
+    assert convert(tmp_path / "own.jsonl", tmp_path / "back.parquet", name).bad == []
+    assert pyarrow.parquet.read_table(tmp_path / "back.parquet").to_pylist() == [row]
+
+
+def test_damaged_parquet_and_parquet_without_pyarrow(parquet, tmp_path, monkeypatch):
+    path = parquet([parquet_rows()["verl"]])
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="not readable as parquet"):
+        scan([path], cache_dir=str(tmp_path / "cache"))
+    assert os.listdir(tmp_path / "cache") == [], "what is half done is not left behind"
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match="pip install pyarrow"):
+        scan([path], cache_dir=str(tmp_path / "cache"))
+
+
+def test_entries_with_settings_of_their_own(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "data.jsonl"
+    elsewhere.write_text(json.dumps(folder.stage2(answer=[0, 0, 30, 10])))
+    entry = {"path": str(elsewhere), "image_root": str(folder.path), "coordinates": "pixel", "answer_style": "bbox_2d"}
+    (record,), report = scan([entry])
+    assert not report.bad and record.box == BOX and record.answer_style == "bbox_2d"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"weight": 2}, "path is required"),
+        ({"path": "a", "wieght": 2}, "expected a path or a mapping of path, weight"),
+        ({"path": "a", "weight": 0}, "weight: expected a number above 0"),
+        ({"path": "a", "weight": float("nan")}, "weight: expected a number above 0"),
+        ({"path": "a", "coordinates": "polar"}, "coordinates: expected one of norm1, norm1000, pixel, resized"),
+        ({"path": "a", "answer_style": "xml"}, "answer_style: expected one of univg_r1, bbox_2d, box_tokens"),
+    ],
+)
+def test_entries_that_are_none(entry, message):
+    with pytest.raises(ValueError, match=message):
+        scan([entry])
+
+
+def test_the_weights_of_files_in_an_epoch():
+    mix = Mix((10, 8, 0, 5), (1.0, 0.5, 3.0, 2.0))
+    assert mix.shares == (10, 4, 0, 10) and mix.epoch == 24
+    epochs = [mix.order(7, epoch) for epoch in range(4)]
+    for order in epochs:
+        counts = Counter(order.tolist())
+        assert all(counts[i] == 1 for i in range(10)) and all(counts[i] == 2 for i in range(18, 23))
+        assert len(order) == 24
+    halves = [{i for i in order.tolist() if 10 <= i < 18} for order in epochs]
+    assert all(len(half) == 4 for half in halves)
+    assert halves[0] | halves[1] == halves[2] | halves[3] == set(range(10, 18)), "two epochs take all of the file"
+    assert not np.array_equal(epochs[0], mix.order(8, 0))
+    assert Mix((3, 4), (1.0, 1.0)).order(1, 2).tolist() == np.random.default_rng([1, 2]).permutation(7).tolist()
+
+
+def test_batches_of_a_mix_are_a_function_of_the_step():
+    mix = Mix((6, 6), (1.0, 0.5))
+    steps = [batch_indices(mix, 4, 3, step) for step in range(9)]
+    drawn = [i for batch in steps for i in batch]
+    assert drawn == [i for epoch in range(4) for i in mix.order(3, epoch).tolist()]
+    assert batch_indices(mix, 4, 3, 7) == steps[7]
+
+
+def test_the_records_of_a_scan_carry_their_files_weights(folder):
+    rows = [json.dumps(folder.stage2(id=str(i))) + "\n" for i in range(6)]
+    one, two = folder.write("one.jsonl", "".join(rows[:4])), folder.write("two.jsonl", "".join(rows[4:]))
+    records, _ = scan([{"path": str(one), "weight": 0.5}, str(two)])
+    assert records.mix == Mix((4, 2), (0.5, 1.0)) and records.mix.epoch == 4
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "one-line.json"])
+def test_records_by_their_places(folder, suffix):
+    """Any order, slices, from another process; lines with a BOM, empty lines, characters of several bytes."""
+    rows = [folder.stage2(id=f"r{i}", question=f"<image><image>Où est n° {i}, 這是什麼 🐕?") for i in range(9)]
+    if suffix == "jsonl":
+        text = "\ufeff" + "\n\n".join(json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows))
+    else:
+        text = json.dumps(rows, ensure_ascii=False, indent=None if "one" in suffix else 1)
+    path = folder.write(f"data.{suffix}", text)
+    records, report = scan([path])
+    assert not report.bad and [records[i].uid for i in range(8, -1, -1)] == [f"r{i}" for i in range(8, -1, -1)]
+    assert [r.uid for r in records[2:-1:3]] == ["r2", "r5"] and records[-1].question == "Où est n° 8, 這是什麼 🐕?"
+    assert len({record.source for record in records}) == 9
+    there = pickle.loads(pickle.dumps(records))
+    assert there == records and there.digest() == records.digest()
+    with pytest.raises(IndexError):
+        records[9]
+
+
+def test_equal_ids_are_told_apart_over_files(folder):
+    rows = [folder.stage2(id=name) for name in "xyxzx"]
+    path = folder.jsonl(*rows)
+    records, _ = scan([path, path])
+    uids = [record.uid for record in records]
+    assert uids[:5] == ["x", "y", "x@2", "z", "x@3"] and uids[5:] == ["x@4", "y@2", "x@5", "z@2", "x@6"]
+
+
+def test_a_file_that_changed_since_the_scan(folder):
+    path = folder.jsonl(*[folder.stage2(id=str(i)) for i in range(3)])
+    records, _ = scan([path])
+    path.write_text(path.read_text().replace("Where", "Whither"))
+    with pytest.raises(ValueError, match=r"data.jsonl:2 is no longer what the scan read: the file has changed"):
+        records[1]
+    records, _ = scan([path])
+    assert records[0].uid == "0"
+    with path.open("r+b") as file:
+        file.seek(records._offset[1])
+        file.write(b"{]")
+    with pytest.raises(ValueError, match="data.jsonl:2 is no longer what the scan read"):
+        records[1]
+
+
+def test_records_take_bytes_not_texts(folder):
+    """Three times the records take no more memory while they are scanned; what stays is their places."""
+    line = json.dumps(folder.stage2(question="<image><image>" + "Where is it? " * 40)) + "\n"
+    helds, peaks = [], []
+    for number in (2000, 6000):
+        path = folder.write(f"{number}.jsonl", line * number)
+        tracemalloc.start()
+        try:
+            records, _ = scan([path])
+            held, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        helds.append(held)
+        peaks.append(peak)
+        assert sum(places.itemsize * len(places) for places in records._places) == 26 * number
+    assert helds[1] - helds[0] < 60 * 4000, "26 bytes each, and what arrays keep in reserve"
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_a_digest_tells_files_apart(folder):
+    path = folder.jsonl(*[folder.stage2(id=str(i)) for i in range(3)])
+    records, _ = scan([path])
+    folder.jsonl(*[folder.stage2(id=str(i)) for i in range(4)])
+    more, _ = scan([path])
+    assert records.digest() != more.digest()
+    assert isinstance(more, Records) and len(hashlib.new("sha256", more.digest().encode()).digest()) == 32
+
+
+def test_two_processes_unpack_one_parquet_file(parquet, tmp_path):
+    path = parquet([parquet_rows()["verl"]] * 20)
+    read = f"scan([{str(path)!r}], cache_dir={str(tmp_path / 'c')!r})"
+    code = f"from univg_fast.data.scan import scan; print(len({read}[0]))"
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0].strip() for process in both] == ["20", "20"]
+    assert len(os.listdir(tmp_path / "c")) == 1

@@ -1,0 +1,86 @@
+"""The styles of answers: what is asked, what a right answer looks like, and that the one can be read as the other."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from univg_fast.data.formats.conversations import answered
+from univg_fast.data.prompts import INSTRUCTIONS, answer_text, prompt_text, split_instruction, target_text
+from univg_fast.data.records import read_records
+from univg_fast.rewards.parse import answer_box, has_format
+from univg_fast.structs import Record, Target
+
+ONE = (Target((1, 2, 30, 40), 1, "dog"),)
+SEVERAL = (*ONE, Target((0, 0, 1000, 5), 0), Target((7, 8, 9, 10), 1, "cat"))
+RECORD = Record(uid="u", source="f:1", images=("a", "b"), question="Where?", targets=ONE)
+
+
+def test_univg_r1_with_one_box_is_the_references_to_the_letter():
+    assert answer_text(ONE) == "(1,2),(30,40)"
+    assert target_text(RECORD, "x") == "<think>x</think>\n<answer>(1,2),(30,40)</answer>"
+    assert has_format(target_text(RECORD, "x")) and answer_box(target_text(RECORD, "x")) == ONE[0].box
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [
+        ("univg_r1", "Image-2: (1,2),(30,40)\nImage-1: (0,0),(1000,5)\nImage-2: (7,8),(9,10)"),
+        (
+            "bbox_2d",
+            '[{"bbox_2d": [1, 2, 30, 40], "label": "dog", "image": 2}, {"bbox_2d": [0, 0, 1000, 5], "image": 1},'
+            ' {"bbox_2d": [7, 8, 9, 10], "label": "cat", "image": 2}]',
+        ),
+        (
+            "box_tokens",
+            "Image-2: <|box_start|>(1,2),(30,40)<|box_end|>\nImage-1: <|box_start|>(0,0),(1000,5)<|box_end|>\n"
+            "Image-2: <|box_start|>(7,8),(9,10)<|box_end|>",
+        ),
+    ],
+)
+def test_several_boxes_over_several_images(style, expected):
+    assert answer_text(SEVERAL, style) == expected
+
+
+@pytest.mark.parametrize("cot", [True, False])
+@pytest.mark.parametrize("style", ["univg_r1", "bbox_2d", "box_tokens"])
+@pytest.mark.parametrize("targets", [ONE, SEVERAL], ids=["one", "several"])
+def test_a_target_is_read_as_what_it_was_made_from(folder, style, targets, cot):
+    """Boxes, images and (where the style has them) labels, by the reader of stage-1 files."""
+    record = replace(RECORD, targets=targets, answer_style=style, cot=cot)
+    response = target_text(record, "It is left." if cot else None)
+    read = answered(response, None, 2)
+    assert [tuple(t.box) for t in read] == [t.box for t in targets]
+    if len(targets) > 1 or style == "bbox_2d":
+        assert [t.image for t in read] == [t.image for t in targets]
+    if style == "bbox_2d":
+        assert [t.label for t in read] == [t.label for t in targets]
+    question = prompt_text(record).split("<|vision_end|>")[-1].split("<|im_end|>")[0]
+    row = folder.stage1("<image><image>" + question, response)
+    (again,), bad = read_records(folder.jsonl(row))
+    assert not bad and again.question == "Where?" and again.cot == cot
+    assert again.answer_style == (style if style != "univg_r1" else "univg_r1")
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("style", ["univg_r1", "bbox_2d", "box_tokens"])
+@pytest.mark.parametrize("cot", [True, False])
+def test_the_instruction_of_a_style_is_asked_and_taken_off_again(style, several, cot):
+    record = replace(RECORD, targets=SEVERAL if several else ONE, answer_style=style, cot=cot)
+    question = prompt_text(record).split("<|vision_end|>")[-1].split("<|im_end|>")[0]
+    assert split_instruction(question) == ("Where?", cot)
+    assert ("<think>" in question) == cot
+    assert INSTRUCTIONS[style, several][0 if cot else 1] in question
+
+
+def test_the_json_that_is_asked_for_is_json():
+    text = prompt_text(replace(RECORD, answer_style="bbox_2d", targets=SEVERAL))
+    shown = text[text.index("{") : text.index("}") + 1]
+    for name in ("x1", "y1", "x2", "y2"):
+        shown = shown.replace(name, "1")
+    assert json.loads(shown) == {"bbox_2d": [1, 1, 1, 1], "label": "name", "image": 1}
+
+
+def test_all_boxes_at_once_are_asked_for_only_where_there_are_several():
+    assert "all bounding boxes" not in prompt_text(RECORD)
+    assert "all bounding boxes" in prompt_text(replace(RECORD, targets=SEVERAL))
