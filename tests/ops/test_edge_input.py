@@ -17,6 +17,7 @@ from torch import Tensor
 
 BACKENDS = ["reference", "cpp"]
 DOORS = (*LOSSES, "selective_logprob", "linear_logprob", "linear_ce", "group_advantage", "difficulty_weight", "box_iou")
+DOORS += ("matched_iou",)
 ROWS: dict[str, Any] = dict(
     phi=torch.ones(B),
     old_logp=-torch.ones(N),
@@ -199,6 +200,10 @@ DIRECT = """
         "group_mean": [one, cu],
         "difficulty_weight": [one, "exp", 1.0, True],
         "box_iou": [torch.rand(4, 4), torch.rand(4, 4), False, False, False],
+        "box_iou_backward": [one, torch.rand(4, 4), torch.rand(4, 4), False, False, False],
+        "box_iou_ragged": [torch.rand(4, 4), torch.rand(4, 4), cu, cu, 8, False, False],
+        "box_iou_ragged_backward": [torch.ones(8), torch.rand(4, 4), torch.rand(4, 4), cu, cu, False, False],
+        "matched_iou": [torch.rand(4, 4).double(), torch.rand(4, 4).double(), cu, cu, ids, ids, False],
     }
     far = 2**40
     bad = [None, "no such choice", torch.zeros(0), torch.zeros(3), torch.zeros(40), torch.zeros(4, 2)]
@@ -207,6 +212,9 @@ DIRECT = """
     bad += [torch.zeros(4, dtype=torch.complex64), torch.zeros(4, 0), torch.zeros(8)[::2], torch.zeros(4, 18)[:, ::2]]
     bad += [torch.zeros(1).expand(4), torch.zeros(4).double(), torch.zeros(4, device="meta")]
     bad += [torch.zeros(4).to_sparse(), [], [1.0], 3, -1.0]
+    assert {f"univg_kernels::{name}" for name in calls} == {
+        s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith("univg_kernels::")
+    }
     for name, arguments in calls.items():
         op = getattr(ops, name)
         op(*[a.clone() if isinstance(a, torch.Tensor) else a for a in arguments])

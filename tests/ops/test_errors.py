@@ -29,6 +29,11 @@ def good(op: str) -> dict[str, Any]:
         return dict(miou=ones(2))
     if op == "box_iou":
         return dict(boxes1=ones(2, 4), boxes2=ones(2, 4))
+    if op == "matched_iou":
+        numbers = torch.tensor([0, 2])
+        return dict(
+            boxes1=ones(2, 4), boxes2=ones(2, 4), offsets1=numbers, offsets2=numbers, images1=numbers, images2=numbers
+        )
     arguments: dict[str, Any] = dict(logp=ones(N), entropy=ones(N))
     if op != "policy_loss":
         arguments = dict(logits=ones(N, V)) if op in FROM_LOGITS else dict(hidden=ones(N, H), weight=ones(V, H))

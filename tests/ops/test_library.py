@@ -47,14 +47,15 @@ def test_imports_point_down() -> None:
 
 
 def test_layout() -> None:
-    """An op is a folder of four files; `kernels/` is no package (it would shadow another project's)."""
+    """An op is a folder of a door and its faces; `kernels/` is no package (it would shadow another project's)."""
     assert not (PACKAGE.parent / "__init__.py").exists()
     doors = [name for name in uk.__all__ if (PACKAGE / name).is_dir()]
-    assert len(doors) == 9
+    assert len(doors) == 10
+    more = {"grpo_loss": {"cuda_impl.py"}, "policy_loss": {"table.py"}, "box_iou": {"pairs.py"}}
     for door in doors:
-        files = {p.name for p in (PACKAGE / door).glob("*.py")}
-        more = {"grpo_loss": {"cuda_impl.py"}, "policy_loss": {"table.py"}}.get(door, set())
-        assert files == {"__init__.py", "reference.py", "cpp_impl.py", "triton_impl.py"} | more, door
+        files = {p.name for p in (PACKAGE / door).glob("*.py")} - more.get(door, set())
+        triton = {"triton_impl.py"} if door != "matched_iou" else set()  # which works on the CPU only
+        assert files == {"__init__.py", "reference.py", "cpp_impl.py"} | triton, door
 
 
 def test_resolve() -> None:
@@ -137,8 +138,14 @@ def test_opcheck(dtype: torch.dtype) -> None:
     check("group_mean", one.clone(), torch.tensor([0, 1, 4]))
     check("difficulty_weight", one * 0.5, "power", 2.0, True)
     boxes = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3]], dtype=maths)
+    offsets, grad, kinds = torch.tensor([0, 0, 2]), torch.ones(4, dtype=maths), (True, False)
     for pairwise in (True, False):
-        check("box_iou", boxes, boxes, pairwise, False, False)
+        check("box_iou", boxes.clone().requires_grad_(), boxes, pairwise, *kinds)
+        check("box_iou_backward", grad.view(2, 2) if pairwise else grad[:2], boxes, boxes, pairwise, *kinds)
+    check("box_iou_ragged", boxes.clone().requires_grad_(), boxes, offsets, offsets, 4, *kinds)
+    check("box_iou_ragged_backward", grad, boxes, boxes, offsets, offsets, *kinds)
+    for images in (None, offsets[1:]):
+        check("matched_iou", boxes.double(), boxes.double(), offsets, offsets, images, images, False)
     registered = {str(schema.name) for schema in torch._C._jit_get_all_schemas() if "univg_kernels::" in schema.name}
     assert checked == {name for name in registered if "::triton" not in name}  # those: tests/ops/triton_suite.py
 
