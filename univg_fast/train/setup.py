@@ -40,6 +40,21 @@ class Inputs:
 
 def prepare(config: Config, run_dir: Path) -> Inputs:
     """Read and check the data, and make the tokenizer and processor. Collective."""
+    files = files_to_read(config, run_dir)
+    found = {use: scan_use(config, use, entries) for use, entries in files.items() if entries}
+    agree({use: records for use, (records, _) in found.items()})
+    if distributed.is_main():  # before anything is refused: the report says what to repair
+        write_report(run_dir / "data_report.json", {use: report for use, (_, report) in found.items()})
+        for use, (_, report) in found.items():
+            tell(use, report)
+    for _, report in found.values():
+        require(report, config.data.max_bad_fraction)
+    records = {use: found[use][0] if use in found else [] for use in files}
+    return Inputs(records, make_run_processor(config, records))
+
+
+def files_to_read(config: Config, run_dir: Path) -> dict[str, list[Any]]:
+    """Data entries of each use. ValueError where the stages lack a model, a reward, a batch or a file. Collective."""
     check_path(config.model.path)  # what a late stage needs is asked for before the first one
     if "grpo" in config.stages:
         check_terms(config.rewards.terms)
@@ -53,26 +68,18 @@ def prepare(config: Config, run_dir: Path) -> Inputs:
     for stage in config.stages:
         if not files[stage]:
             raise ValueError(f"data.{stage}: expected at least one file for stage {stage}, got none")
-    found = {use: scan_use(config, use, entries) for use, entries in files.items() if entries}
-    agree({use: records for use, (records, _) in found.items()})
-    if distributed.is_main():  # before anything is refused: the report says what to repair
-        write_report(run_dir / "data_report.json", {use: report for use, (_, report) in found.items()})
-        for use, (_, report) in found.items():
-            tell(use, report)
-    for _, report in found.values():
-        require(report, config.data.max_bad_fraction)
-    records = {use: found[use][0] if use in found else [] for use in files}
-    return Inputs(records, make_run_processor(config, records))
+    return files
 
 
-def scan_use(config: Config, use: str, entries: list[Any]) -> tuple[Records, Report]:
-    """The records of one use, read as the config says."""
+def scan_use(config: Config, use: str, entries: list[Any], progress: Any = None) -> tuple[Records, Report]:
+    """The records of one use, read as the config says; `progress` as in `scan`."""
     data = config.data
     return scan(
         entries,
         data.image_root,
         NEEDS[use],
         cache_dir=data.cache_dir,
+        progress=progress,
         exif=data.exif,
         answer_style=data.answer_style,
         min_pixels=data.min_pixels,
