@@ -5,6 +5,9 @@ from __future__ import annotations
 from univg_fast.structs import BadRecord
 
 
+LONGEST = 1000  # characters of a message: what a damaged file holds may be endless
+
+
 class Refused(ValueError):
     """Why an entry of a file is no record; `kind` is one of BadRecord's. The reader knows where it stands."""
 
@@ -13,7 +16,8 @@ class Refused(ValueError):
         self.kind, self.problem = kind, problem
 
     def bad_record(self, source: str) -> BadRecord:
-        return BadRecord(source, self.kind, f"{source}: {self.problem}")
+        problem = self.problem if len(self.problem) <= LONGEST else self.problem[:LONGEST] + "..."
+        return BadRecord(source, self.kind, f"{source}: {problem}")
 
 
 class SampleError(ValueError):

@@ -1,0 +1,162 @@
+"""Corrupted records and images: no crash, no hang, linear time. `UNIVG_FUZZ=100000` sets how many of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from copy import deepcopy
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from univg_fast.data.boxtext import boxes_in, rewrite
+from univg_fast.data.images import UNREADABLE, load_image, probe
+from univg_fast.data.scan import scan, write_report
+from univg_fast.structs import BadRecord
+
+from .examples import ROWS
+
+NUMBER = int(os.environ.get("UNIVG_FUZZ", "4000"))
+VALUES = [
+    None, True, False, 0, -1, 7, 10**30, -(10**14), 1e308, float("nan"), float("inf"), 0.5, "", "x", "\0", "🐕",
+    "\ud7ff", "<image>", "<image>" * 50, "<bbox>", "<ref-object>", "<|image_pad|>", "(0,0),(500,250)", "<answer>",
+    "[" * 200, [], {}, [[]], [None], [1, 2, 3, 4], [0, 0, 500, 250], [[0, 0, 30, 10]], {"bytes": "x"},
+    {"ground_truth": 3}, ["a.png"], ["a.png", 3], [{"from": "human", "value": "<image>?"}],
+    [{"role": "user", "content": "<image>?"}] * 2, {"ref": ["x"], "bbox": [[0, 0, 1, 1]], "bbox_type": "norm1"},
+    {"bbox": [[0, 0, 1]]}, {"bbox_type": []}, [[[[[[[[[[1]]]]]]]]]], "1" * 5000, "9" * 300 + "," * 300,
+]  # fmt: skip
+KEYS = sorted({key for rows in ROWS.values() for row in rows for key in row})
+
+
+def damaged(row, rng):
+    """A row with some values anywhere in it replaced, removed, added or moved to other keys."""
+    row = json.loads(json.dumps(row))
+    for _ in range(rng.randint(1, 3)):
+        at, inner = row, rng.random() < 0.5
+        while inner and at and isinstance(at, (dict, list)):
+            place = rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
+            if not isinstance(at[place], (dict, list)) or not at[place] or rng.random() < 0.3:
+                break
+            at = at[place]
+        if isinstance(at, list):
+            at[rng.randrange(len(at))] = deepcopy(rng.choice(VALUES))
+        elif rng.random() < 0.2:
+            at.pop(rng.choice(list(at)), None) if at else None
+        else:
+            at[rng.choice(KEYS if rng.random() < 0.4 or not at else list(at))] = deepcopy(rng.choice(VALUES))
+    return row
+
+
+def broken(line, rng):
+    """Bytes of a line cut, doubled, flipped or thrown in."""
+    line = bytearray(line)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(line) + 1)
+        kind = rng.randrange(4)
+        if kind == 0:
+            del line[at : at + rng.randint(1, 40)]
+        elif kind == 1:
+            line[at:at] = line[at : at + rng.randint(1, 40)]
+        elif kind == 2 and at < len(line):
+            line[at] ^= 1 << rng.randrange(8)
+        else:
+            line[at:at] = rng.choice([b'"', b"{", b"]", b"\\ud800", b"\xff", b"\\u0000", b",", b"1e999", b"[" * 30])
+    return bytes(line).replace(b"\n", b" ")
+
+
+def test_corrupted_records(folder):
+    """Each becomes a record or a bad record with file and line; a record is parsed again when it is used."""
+    rng = random.Random(1)
+    rows = [row for rows in ROWS.values() for row in rows]
+    lines = []
+    for i in range(NUMBER):
+        line = json.dumps(damaged(rng.choice(rows), rng)).encode()
+        lines.append(broken(line, rng) if i % 3 == 0 else line)
+    path = folder.write("fuzz.jsonl", b"\n".join(lines))
+    started = time.process_time()
+    records, report = scan([path])
+    took = time.process_time() - started
+    assert report.good == len(records) > NUMBER / 50 and len(report.bad) > NUMBER / 4
+    for bad in report.bad:
+        assert isinstance(bad, BadRecord) and bad.message.startswith(f"{bad.source}: ") and len(bad.message) < 4000
+    assert {bad.kind for bad in report.bad} <= {"json", "schema", "missing", "decode", "aspect", "count", "box"}
+    for record in records:
+        assert record.question and record.images
+        for target in record.targets:
+            x1, y1, x2, y2 = target.box
+            assert 0 <= x1 < x2 <= 1000 and 0 <= y1 < y2 <= 1000
+            assert target.image is None or 0 <= target.image < len(record.images)
+    write_report(folder.path / "report.json", {"sft": report})
+    report.details()
+    assert took / NUMBER < 2e-3, f"{took / NUMBER * 1e6:.0f} microseconds a record"
+
+
+def pictures():
+    """Small files of every kind."""
+    image = Image.effect_noise((31, 17), 90).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = [(form, {}) for form in ("PNG", "GIF", "BMP", "TIFF", "PPM", "TGA", "ICO", "JPEG2000")]
+    turned = [(form, {"exif": exif}) for form in ("PNG", "JPEG", "WEBP")]
+    for form, options in (*plain, *turned, ("TIFF", {"compression": "tiff_lzw"})):
+        out = BytesIO()
+        image.save(out, form, **options)
+        yield out.getvalue()
+    out = BytesIO()
+    image.quantize(16).save(out, "PNG", transparency=3)
+    yield out.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_corrupted_images(tmp_path, monkeypatch):
+    """The header and the pixels are read, or refused by one of the errors that the loader expects."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1 << 20)  # a flipped bit of a size must not cost gigabytes here
+    rng = random.Random(2)
+    files = list(pictures())
+    path = tmp_path / "x"
+    good = 0
+    slowest = 0.0
+    for _ in range(NUMBER):
+        content = bytearray(rng.choice(files))
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(min(len(content), rng.choice([64, 1 << 20])))
+            content[at] = rng.randrange(256)
+        if rng.random() < 0.2:
+            del content[rng.randrange(len(content)) :]
+        path.write_bytes(content)
+        started = time.process_time()
+        probe(str(path))
+        for exif in ("ignore", "apply"):
+            try:
+                image = load_image(str(path), exif)
+            except UNREADABLE:
+                continue
+            assert image.mode == "RGB" and image.width * image.height <= 1 << 20
+            good += 1
+        slowest = max(slowest, time.process_time() - started)
+    assert good > NUMBER / 10 and slowest < 2
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["(", "(1,", "(1,2),(3,", "[1, 2, 3", "<|box_start|>", "<|object_ref_start|>x", "Image-", '{"image": ', "{", "9",
+     " ", '{"bbox_2d": [1, 2, 3, 4], "label": "', "(1,2),(3,4)", "first image "],
+)  # fmt: skip
+def test_boxes_in_hostile_text_take_linear_time(piece):
+    """Four times the text takes about four times the time: no piece makes the searches quadratic."""
+
+    def seconds(number):
+        text = piece * number
+        best = float("inf")
+        for _ in range(3):
+            started = time.process_time()
+            boxes_in(text, 5)
+            rewrite(text, lambda box, text: "", 5, only_tokens=True)
+            best = min(best, time.process_time() - started)
+        return best
+
+    short, long = seconds(2_000), seconds(16_000)
+    assert long < 8 * 3 * short + 0.02, (short, long)
