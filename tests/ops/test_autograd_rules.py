@@ -120,11 +120,11 @@ def test_another_use_of_a_reshaped_tensor_raises(make_case, use: str, before: bo
 
 def test_a_later_use_of_the_rows_themselves_raises(make_case) -> None:
     case = make_case(seed=32)
-    _, model_output = shaped(case)
-    rows = model_output.view(case.logits.shape)
-    loss = uk.grpo_loss(rows, **policy_arguments(case)).loss
-    with pytest.raises(RuntimeError, match="inplace=False"):
-        (loss + rows.sum()).backward()
+    leaf, model_output = shaped(case)
+    for rows in (model_output.view(case.logits.shape), torch.stack([leaf, leaf])[0]):
+        loss = uk.grpo_loss(rows, **policy_arguments(case)).loss
+        with pytest.raises(RuntimeError, match="inplace=False"):
+            (loss + rows.sum()).backward()
 
 
 @pytest.mark.parametrize("views", ["slices", "unbind", "scaled in place"])
