@@ -50,5 +50,7 @@ def _move(z: Tensor, kept: Kept) -> None:
 
 
 def skipping_on_device(hidden: Tensor) -> Skipping | None:
-    """None where the products cannot be told the number of rows without a copy to the host: all are multiplied."""
-    return Skipping(order_on_device, _move) if can_count_on_device(hidden) else None
+    """None where the products cannot be told the number of rows without a copy to the host: all are multiplied. So
+    under torch.compile, which allocates logits with strides that they do not accept."""
+    counts = can_count_on_device(hidden) and not torch.compiler.is_compiling()
+    return Skipping(order_on_device, _move) if counts else None

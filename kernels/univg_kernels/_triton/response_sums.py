@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .row_program import VESPO_LOWEST, bounded_importance, clip, known_rows
 
-BLOCK: tl.constexpr = tl.constexpr(512)  # rows looked at in one step
+BLOCK: tl.constexpr = tl.constexpr(256)  # rows looked at in one step
 
 
 @triton.jit

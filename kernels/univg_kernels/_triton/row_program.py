@@ -135,6 +135,7 @@ def loss_row(lp, difference, log_ratio, ref, advantage, phi, weight, importance,
         a += kl_by_ratio
     else:
         a += shared + kl_by_ratio
+    a = tl.where(value != value, value, a)  # what lost its loss must not look like a row without a gradient
     low, high = clipped_flags(difference, ratio, advantage, s, BRANCHES)
     return weight * value, weight * a, weight * shared, kl, ratio, low, high
 
