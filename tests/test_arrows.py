@@ -36,6 +36,7 @@ ONLY_IN = {
     "jsonargparse": {"config"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
+    "pyarrow": {"data"},
 }
 
 
