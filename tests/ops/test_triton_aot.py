@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,82 +15,25 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import torch  # noqa: E402
 import univg_kernels as uk  # noqa: E402
+from ops import aot  # noqa: E402
+from ops.aot_calls import (  # noqa: E402
+    QWEN,
+    N,
+    policy_rows,
+    run_box,
+    run_box_gradient,
+    run_ce,
+    run_group,
+    run_grpo,
+    run_logprob,
+    run_policy,
+)
 from ops.draws import PAIRS  # noqa: E402
 from univg_kernels._rows import PolicyRows  # noqa: E402
-from univg_kernels._softmax import SoftmaxSpec  # noqa: E402
 from univg_kernels._triton.launch import row_launch  # noqa: E402
 from univg_kernels._triton.scale import scale_on_device  # noqa: E402
-from univg_kernels.box_iou import triton_impl as box_face  # noqa: E402
 from univg_kernels.difficulty_weight import triton_impl as difficulty_face  # noqa: E402
-from univg_kernels.group_advantage import triton_impl as group_face  # noqa: E402
 from univg_kernels.grpo_loss import triton_impl as grpo_face  # noqa: E402
-from univg_kernels.linear_ce import triton_impl as ce_face  # noqa: E402
-from univg_kernels.policy_loss import triton_impl as policy_face  # noqa: E402
-from univg_kernels.selective_logprob import triton_impl as logprob_face  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def aot() -> Any:
-    """aot.py beside this file; tests are no package, so it is loaded by its path."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("_ops_aot", Path(__file__).with_name("aot.py"))
-    assert spec and spec.loader
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-QWEN = 152064
-N = 3  # rows; no constant of a kernel depends on it
-
-
-def policy_rows(*, given: bool = False, **more: Any) -> PolicyRows:
-    """Everything a row may have, made in the kernel; or given: advantages and phi, and nothing else."""
-    ones, cu = torch.ones(2), torch.tensor([0, 1, N])
-    if given:
-        return PolicyRows(cu, advantages=ones, phi=ones, denominator=2.0)
-    rows: dict[str, Any] = dict(rewards=ones, accuracy=ones, cu_groups=torch.tensor([0, 2]), denominator=2.0)
-    rows |= dict(old_logp=torch.zeros(N), ref_logp=torch.zeros(N), mask=torch.ones(N, dtype=torch.bool))
-    return PolicyRows(cu, **(rows | more))
-
-
-def run_grpo(dtype: torch.dtype, vocab: int, given: bool = False, rows: Any = None, **settings: Any) -> None:
-    logits = (torch.empty(N, vocab, dtype=dtype).requires_grad_()) * 1
-    ids, rows = torch.zeros(N, dtype=torch.int64), rows or policy_rows(given=given)
-    grpo_face.grpo_loss(logits, ids, rows, uk.GrpoConfig(**settings), True)
-
-
-def run_policy(rows: PolicyRows, **settings: Any) -> None:
-    policy_face.policy_loss(torch.zeros(N), torch.zeros(N), rows, uk.GrpoConfig(**settings))
-
-
-def run_logprob(dtype: torch.dtype, vocab: int, softcap: float = 0.0, vocab_size: int | None = None) -> None:
-    z, ids, v = torch.empty(N, vocab, dtype=dtype), torch.zeros(N, dtype=torch.int64), torch.zeros(N)
-    head = (0.9, softcap, vocab_size)
-    logprob_face.triton_logprob(z, ids, *head, v == 0)
-    logprob_face.triton_logprob_backward_(z, ids, v.double(), v, v, v, *head)
-
-
-def run_ce(dtype: torch.dtype, vocab: int, softcap: float = 0.0) -> None:
-    hidden, weight = torch.zeros(N, 2, dtype=dtype, requires_grad=True), torch.zeros(vocab, 2, dtype=dtype)
-    softmax = SoftmaxSpec(0.9, softcap, None)
-    ce_face.linear_ce(hidden, weight, None, torch.zeros(N, dtype=torch.int64), torch.ones(N), softmax, None)
-
-
-def run_box(mode: str, kind: str, convention: str) -> None:
-    box_face.box_iou(torch.zeros(5, 4), torch.zeros(5, 4), None, mode, kind, convention)
-
-
-def run_box_gradient(pairwise: bool) -> None:
-    box_face.pair_gradients(torch.zeros(5, 5), torch.zeros(5, 4), torch.zeros(5, 4), pairwise, True, False)
-
-
-def run_group(scale: str) -> None:
-    config = uk.GrpoConfig(scale_rewards=scale, center_singletons=False)
-    group_face.group_advantage(torch.ones(2), torch.tensor([0, 2]), torch.ones(2), config)
-
 
 SMALL = {
     "reduce_kernel": lambda: run_grpo(torch.float32, 64),
@@ -114,7 +55,7 @@ TILE_LOADS = {"grpo_rows_kernel": 4, "logprob_kernel": 2, "logprob_backward_kern
 CAPABILITIES = [80, 90, 100]
 
 
-def check_head(aot: Any, launch: Any, capability: int, folder: Path) -> Any:
+def check_head(launch: aot.Launch, capability: int, folder: Path) -> aot.Binary:
     """A head at the vocabulary of Qwen, in bf16: nothing spilled, rows read once a sweep, in 16-byte loads."""
     name = launch.kernel.__name__
     binary = aot.compile_for(launch, capability, folder)
@@ -131,7 +72,7 @@ def check_head(aot: Any, launch: Any, capability: int, folder: Path) -> Any:
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", SMALL)
-def test_small_kernels_do_not_spill(aot: Any, tmp_path: Path, name: str, capability: int) -> None:
+def test_small_kernels_do_not_spill(tmp_path: Path, name: str, capability: int) -> None:
     binary = aot.compile_for(aot.record_one(SMALL[name], name), capability, tmp_path)
     assert binary.stack == binary.local == 0, f"{name} spills on sm_{capability}"
     assert 0 < binary.registers <= 255
@@ -139,8 +80,8 @@ def test_small_kernels_do_not_spill(aot: Any, tmp_path: Path, name: str, capabil
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_do_not_spill_and_read_a_row_once_a_sweep(aot: Any, tmp_path: Path, name: str, capability: int) -> None:
-    binary = check_head(aot, aot.record_one(lambda: HEADS[name](torch.bfloat16, QWEN), name), capability, tmp_path)
+def test_heads_do_not_spill_and_read_a_row_once_a_sweep(tmp_path: Path, name: str, capability: int) -> None:
+    binary = check_head(aot.record_one(lambda: HEADS[name](torch.bfloat16, QWEN), name), capability, tmp_path)
     assert re.search(r"muli .* : i64", binary.ttgir), "rows are found by 64-bit offsets: N·V passes 2^31 at 14,000 rows"
     narrow = binary.ptx.count("ld.global.b16")  # the target's logit
     assert narrow == (0 if name == "logprob_backward_kernel" else 1)
@@ -156,11 +97,11 @@ SOFTMAX: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("softmax", SOFTMAX)
-def test_soft_cap_and_padding_cost_no_spills(aot: Any, tmp_path: Path, softmax: str, capability: int) -> None:
+def test_soft_cap_and_padding_cost_no_spills(tmp_path: Path, softmax: str, capability: int) -> None:
     for name in ("grpo_rows_kernel", "logprob_kernel", "logprob_backward_kernel"):
         more = dict(entropy_coef=0.1) if name == "grpo_rows_kernel" else {}
         launch = aot.record_one(lambda: HEADS[name](torch.bfloat16, QWEN, **SOFTMAX[softmax], **more), name)  # noqa: B023
-        check_head(aot, launch, capability, tmp_path)
+        check_head(launch, capability, tmp_path)
 
 
 KLS: list[dict[str, Any]] = [
@@ -172,7 +113,7 @@ COUPLING = dict(off_policy_mask_threshold=0.1, importance_sampling_mode="sequenc
 
 
 @pytest.mark.parametrize(("loss", "level"), PAIRS)
-def test_every_loss_in_the_kernel_of_the_responses(aot: Any, tmp_path: Path, loss: str, level: str) -> None:
+def test_every_loss_in_the_kernel_of_the_responses(tmp_path: Path, loss: str, level: str) -> None:
     """On sm_90 and, in turn, another one; each KL estimator several times."""
     i = PAIRS.index((loss, level))
     rows = policy_rows(sampling_logp=torch.zeros(N), entropy_threshold=0.5)
@@ -186,14 +127,14 @@ def test_every_loss_in_the_kernel_of_the_responses(aot: Any, tmp_path: Path, los
 
 
 @pytest.mark.parametrize("loss", [loss for loss, level in PAIRS if level == "token" and loss not in ("gmpo", "vespo")])
-def test_every_loss_in_the_kernel_of_the_rows(aot: Any, tmp_path: Path, loss: str) -> None:
+def test_every_loss_in_the_kernel_of_the_rows(tmp_path: Path, loss: str) -> None:
     losses = [loss for loss, level in PAIRS if level == "token"]
     rows = policy_rows(sampling_logp=torch.zeros(N), entropy_threshold=0.5)
     settings = ALL | KLS[losses.index(loss) % len(KLS)]
     settings |= dict(loss_type=loss, importance_sampling_mode="token_mask", entropy_aggregation="loss")
     launch = aot.record_one(lambda: run_grpo(torch.bfloat16, QWEN, rows=rows, **settings), "grpo_rows_kernel")
     for capability in (90, CAPABILITIES[losses.index(loss) % 3]):
-        check_head(aot, launch, capability, tmp_path)
+        check_head(launch, capability, tmp_path)
 
 
 OTHERS = [(torch.float32, 151936), (torch.bfloat16, 50257), (torch.float16, 700)]
@@ -201,7 +142,7 @@ OTHERS = [(torch.float32, 151936), (torch.bfloat16, 50257), (torch.float16, 700)
 
 @pytest.mark.parametrize("dtype, vocab", OTHERS, ids=str)
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_of_other_vocabularies(aot: Any, tmp_path: Path, name: str, dtype: torch.dtype, vocab: int) -> None:
+def test_heads_of_other_vocabularies(tmp_path: Path, name: str, dtype: torch.dtype, vocab: int) -> None:
     """fp32; an odd vocabulary, whose rows allow no wide loads; a small one on few warps. With all that costs most."""
     most: dict[str, Any] = dict(softcap=30.0) | (dict(entropy_coef=0.1) if name == "grpo_rows_kernel" else {})
     for options in ({}, most):
@@ -210,16 +151,16 @@ def test_heads_of_other_vocabularies(aot: Any, tmp_path: Path, name: str, dtype:
         assert binary.stack == binary.local == 0
 
 
-def test_rows_with_given_advantages(aot: Any, tmp_path: Path) -> None:
+def test_rows_with_given_advantages(tmp_path: Path) -> None:
     launch = aot.record_one(lambda: run_grpo(torch.bfloat16, QWEN, given=True), "grpo_rows_kernel")
-    check_head(aot, launch, 90, tmp_path)
+    check_head(launch, 90, tmp_path)
 
 
 ROW = [{}, dict(loss_type="cispo", entropy_coef=0.1, softcap=30.0), dict(loss_type="reinforce", vocab_size=600)]
 
 
 @pytest.mark.parametrize("settings", ROW, ids=str)
-def test_one_launch_makes_loss_and_gradient(aot: Any, settings: dict[str, Any]) -> None:
+def test_one_launch_makes_loss_and_gradient(settings: dict[str, Any]) -> None:
     """Group statistics, phi, loss, metrics and gradient: one launch over the rows and one that adds them up."""
     with aot.recorded() as launches:
         run_grpo(torch.bfloat16, 640, **settings)
@@ -229,7 +170,7 @@ def test_one_launch_makes_loss_and_gradient(aot: Any, settings: dict[str, Any]) 
     ]
 
 
-def test_rows_that_depend_on_each_other_are_read_twice(aot: Any) -> None:
+def test_rows_that_depend_on_each_other_are_read_twice() -> None:
     with aot.recorded() as launches:
         run_grpo(torch.bfloat16, 640, importance_sampling_level="sequence")
     assert [(x.kernel.__name__, x.programs) for x in launches] == [
@@ -241,7 +182,7 @@ def test_rows_that_depend_on_each_other_are_read_twice(aot: Any) -> None:
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_no_batch_size_and_no_number_compiles_anything(aot: Any, level: str) -> None:
+def test_no_batch_size_and_no_number_compiles_anything(level: str) -> None:
     """Launches that differ in rows, responses, lengths and scalars share their binaries."""
 
     def sources(rows: int, x: float) -> list[str]:
