@@ -62,14 +62,15 @@ class Inputs:
         where it gives a loss. `frozen`: inputs that want no gradient. `wide`: in fp64."""
 
         def prepare() -> Run:
-            leaves = {}
-            for name, tensor in self.tensors.items():
-                leaf = tensor.to(torch.float64) if wide else tensor.clone() if self.overwritten else tensor.detach()
-                leaves[name] = leaf.requires_grad_(name not in frozen)
+            leaves = {n: t.to(torch.float64 if wide else t.dtype).detach() for n, t in self.tensors.items()}
+            for name, leaf in leaves.items():
+                leaf.requires_grad_(name not in frozen)
+            # What losses see has a history, like the output of a model.
+            copied = self.overwritten and not wide
+            seen = [t.clone() if copied else t.view_as(t) for t in leaves.values()]
 
             def run() -> Outcome:
-                # Views: losses see tensors that have a history, like the output of a model.
-                out = function(*(t.view_as(t) for t in leaves.values()))
+                out = function(*seen)
                 wanted = [name for name in leaves if name not in frozen]
                 ends = ["loss"] if upstream is None else list(upstream)
                 weights = None if upstream is None else [upstream[e].to(out[e].dtype) for e in ends]

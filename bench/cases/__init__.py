@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from ..shapes import SIZES
 from ..work import Case
-from . import box_iou, groups, grpo_loss, linear_ce, linear_grpo_loss, linear_logprob, policy_loss, selective_logprob
+from . import (
+    box_iou,
+    groups,
+    grpo_loss,
+    linear_ce,
+    linear_grpo_loss,
+    linear_logprob,
+    matched_iou,
+    policy_loss,
+    selective_logprob,
+)
 
 OPS = (
-    grpo_loss, box_iou, linear_grpo_loss, groups, policy_loss, selective_logprob, linear_logprob, linear_ce,
+    grpo_loss, box_iou, matched_iou, linear_grpo_loss, groups, policy_loss, selective_logprob, linear_logprob,
+    linear_ce,
 )  # fmt: skip
 
 
