@@ -82,9 +82,9 @@ def rewrite(text: str, convert: Callable[[TextBox, str], str], num_images: int, 
 
 
 def spelled(box: TextBox, text: str, numbers: tuple[float, ...]) -> str:
-    """Other numbers in the spelling that `box` has in `text`: in two pairs, or as a list."""
-    x1, y1, x2, y2 = (f"{number:g}" if isinstance(number, float) else str(number) for number in numbers)
-    return f"({x1},{y1}),({x2},{y2})" if text[box.start] == "(" else f"[{x1}, {y1}, {x2}, {y2}]"
+    """Other numbers in the spelling that `box` has in `text`: brackets, commas and spaces stay."""
+    new = (f"{number:g}" if isinstance(number, float) else str(number) for number in numbers)
+    return re.sub(NUMBER, lambda match: next(new), text[box.start : box.end])
 
 
 def _from_object(text: str, match: re.Match[str], num_images: int) -> tuple[int | None, str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from univg_fast.structs import BadRecord
 
-
 LONGEST = 1000  # characters of a message: what a damaged file holds may be endless
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from univg_fast.structs import BadRecord, Record, Target
 
 from .boxtext import TextBox, rewrite, spelled
-from .coordinates import Size, from_norm1000, smart_resize, to_norm1000
+from .coordinates import Size, smart_resize, to_norm1000
 from .errors import Refused
 from .formats import RawRecord, RawTarget, read_row
 from .formats.conversations import TAGS
@@ -182,16 +182,3 @@ def _style(response: str | None) -> str:
     if response is None or "<answer>(" in response:
         return "univg_r1"
     return "bbox_2d" if '"bbox_2d"' in response else "box_tokens" if "<|box_start|>" in response else "univg_r1"
-
-
-def rewrite_for_model(text: str, system: str, sizes: list[Size], resized: list[Size], only_tokens: bool = False) -> str:
-    """A text's boxes from 0-1000 to the numbers of a model family; a box that names no image is the first one's."""
-    if system == "norm1000":
-        return text
-
-    def convert(box: TextBox, text: str) -> str:
-        at = box.image or 0
-        whole = tuple(int(v) for v in box.numbers)
-        return spelled(box, text, from_norm1000(whole, system, sizes[at], resized[at]))
-
-    return rewrite(text, convert, len(sizes), only_tokens)

@@ -12,8 +12,8 @@ from univg_fast.structs import Record, Sample
 from .coordinates import SYSTEMS, Size
 from .errors import SampleError
 from .images import load_images
+from .modeltext import to_model
 from .prompts import END, TEMPLATES, prompt_text, response_text
-from .records import rewrite_for_model
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _Frame:
     resized: list[Size]
 
     def encode(self, text: str, only_tokens: bool) -> np.ndarray:
-        text = rewrite_for_model(text, self.processor.coordinates, self.sizes, self.resized, only_tokens)
+        text = to_model(text, self.processor.coordinates, self.sizes, self.resized, only_tokens)
         return np.asarray(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
 
 

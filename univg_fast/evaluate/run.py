@@ -10,6 +10,7 @@ from typing import Any
 
 from univg_fast import distributed
 from univg_fast.config import EvaluateConfig
+from univg_fast.data.modeltext import from_model
 from univg_fast.data.samples import Processor, SampleError, make_sample
 from univg_fast.evaluate.metrics import iou, summarize
 from univg_fast.model import PackedModel
@@ -41,7 +42,10 @@ def evaluate(
         samples, refused = decode(share[at : at + config.prompts_per_batch], processor)
         bad += refused
         completions = engine.generate(samples, 1, Sampling(config.max_completion_length, temperature=0.0))
-        rows += [answer_row(s, c[0].text, len(c[0].token_ids)) for s, c in zip(samples, completions, strict=True)]
+        rows += [
+            answer_row(s, from_model(c[0].text, processor.coordinates, s.sizes, s.resized), len(c[0].token_ids))
+            for s, c in zip(samples, completions, strict=True)
+        ]
         rows += [missing_row(r, chosen) for r in refused]
         if progress:
             progress(min(at + config.prompts_per_batch, len(share)), len(share))

@@ -17,6 +17,7 @@ from univg_kernels import GrpoConfig, GrpoOutput, group_advantage
 from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.data.loader import SampleLoader
+from univg_fast.data.modeltext import from_model
 from univg_fast.loss import grpo_head, logprob_head
 from univg_fast.loss.grpo import RowTargets
 from univg_fast.model import PackedModel
@@ -130,7 +131,12 @@ class GrpoStep:
             together = torch.cat(features) if features else None
             completions = self.rollout.generate(samples, config.num_generations, sampling, together)
         with self.phases("reward"):
-            texts = [c.text for group in completions for c in group]
+            system = self.loader.processor.coordinates
+            texts = [
+                from_model(c.text, system, s.sizes, s.resized)
+                for s, group in zip(samples, completions, strict=True)
+                for c in group
+            ]
             records = [s.record for s in samples for _ in range(config.num_generations)]
             scores = score(texts, records, self.config.rewards.terms)
             offsets = torch.arange(len(samples) + 1) * config.num_generations

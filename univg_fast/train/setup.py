@@ -20,7 +20,7 @@ from univg_fast.data.prompts import corpus
 from univg_fast.data.samples import Processor, make_processor, make_sample
 from univg_fast.data.scan import Report, require, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
-from univg_fast.model import load_model
+from univg_fast.model import family_of, load_model
 from univg_fast.model.load import CONFIGS, builtin_configs, check_path
 from univg_fast.rewards import check_terms
 from univg_fast.structs import Record, Sample
@@ -133,10 +133,11 @@ def make_run_processor(config: Config, records: dict[str, Sequence[Record]]) -> 
     path = config.model.path
     if path in builtin_configs():
         tokenizer: Any = build_tokenizer(corpus([r for use in ("sft", "grpo") for r in records[use]]))
-        vision = json.loads((CONFIGS / f"{path}.json").read_text())["vision_config"]
+        vision, coordinates = json.loads((CONFIGS / f"{path}.json").read_text())["vision_config"], "norm1000"
     else:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        vision = AutoConfig.from_pretrained(path).vision_config.to_dict()
+        model = AutoConfig.from_pretrained(path)
+        vision, coordinates = model.vision_config.to_dict(), family_of(model).coordinates
     return make_processor(
         tokenizer,
         min_pixels=config.data.min_pixels,
@@ -147,6 +148,7 @@ def make_run_processor(config: Config, records: dict[str, Sequence[Record]]) -> 
         prompt_template=config.data.prompt_template,
         max_length=config.data.max_length,
         exif=config.data.exif,
+        coordinates=coordinates,
     )
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from univg_fast.data.boxtext import boxes_in
 from univg_fast.data.errors import Refused
-from univg_fast.rewards.parse import answer_box
 
 from .raw import (
     MARK,
@@ -57,7 +56,7 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     head, said = _turns(row[key])
     images_key = images_key_of(row)
     images = images_of(row, images_key)
-    check_marks([_text(turn) for turn in said[::2]], images)
+    check_marks([_text(turn) for turn in said[::2]], images, optional=name == "vlm_r1")
     known = {key, images_key, "id", "cot", "target_image", task_key(row)}
     shape: dict[str, Any] = {"keys": [key, images_key, task_key(row)]}
     shape |= {"head": head} if head else {}
@@ -67,7 +66,7 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     records, shown = [], 0
     for turn, (human, model) in enumerate(zip(said[::2], said[1::2], strict=True)):
         question, response = _text(human), _text(model)
-        shown += question.count(MARK)
+        shown = shown + question.count(MARK) or len(images)
         bare = [{k: v for k, v in said_by.items() if k not in ("value", "content")} for said_by in (human, model)]
         targets = answered(response, told, shown)
         if where is not None and targets:
@@ -135,14 +134,13 @@ def answered(response: str, cot: bool | None, num_images: int) -> tuple[RawTarge
     boxes = boxes_in(text, num_images)
     if tags and not boxes:
         raise Refused("box", "the target has no <answer>(x1,y1),(x2,y2)</answer>")
-    if len(boxes) == 1 and (first := answer_box(text, cot=False)) is not None:
-        return (RawTarget(first, boxes[0].image, boxes[0].label),)
     return tuple(RawTarget(box.numbers, box.image, box.label) for box in boxes)
 
 
 def _system(name: str, response: str) -> str:
     """VLM-R1's lists are pixels of the stored image; everything else in this family counts to 1000."""
-    return "pixel" if name == "vlm_r1" and not answer_box(response, cot=False) else "norm1000"
+    pairs = any(response[box.start] == "(" for box in boxes_in(response, 0))
+    return "pixel" if name == "vlm_r1" and not pairs else "norm1000"
 
 
 def _turns(turns: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

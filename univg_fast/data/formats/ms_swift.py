@@ -5,8 +5,8 @@
      "image_id": [0-based index for each box]}}
 
 `<ref-object>` and `<bbox>` stand for the entries of "ref" and "bbox", in reading order. "bbox_type": real (pixels),
-norm1 or norm1000. Targets are the boxes of the answer; where there is none (files for GRPO), those that the question
-leaves.
+norm1 or norm1000; "image_id": 0 where it is missing. Targets are the boxes of the answer; where there is none (files
+for GRPO), those that the question leaves.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     """One record of one question; Refused says what is wrong."""
     images = images_of(row, "images")
     head, question, response = _said(row["messages"])
-    check_marks([question], images)
+    check_marks([question], images, optional=True)
     refs, placed, system = _objects(row["objects"], len(images))
     if (question + (response or "")).count(BBOX) > len(placed):
         raise Refused("count", f"objects: expected a bbox for each {BBOX}, got {len(placed)} of them")
@@ -128,10 +128,9 @@ def _objects(objects: Any, num_images: int) -> tuple[tuple[str, ...], tuple[RawT
     kind = objects.get("bbox_type") or "real"
     if not isinstance(kind, str) or kind not in SYSTEMS:
         raise Refused("schema", f"objects.bbox_type: expected one of {', '.join(SYSTEMS)}, got {brief(kind)}")
-    where = objects.get("image_id") or ([0] * len(boxes) if num_images == 1 else [None] * len(boxes))
-    where = where if isinstance(where, list) else [where] * len(boxes)
-    fits = len(where) == len(boxes) and all(i is None or is_int(i) and 0 <= i < num_images for i in where)
-    if not fits:
+    where = objects.get("image_id") or []
+    where = where + [0] * (len(boxes) - len(where)) if isinstance(where, list) else [where]  # as ms-swift fills it up
+    if len(where) != len(boxes) or not all(is_int(i) and 0 <= i < num_images for i in where):
         problem = f"expected an index from 0 to {num_images - 1} for each of {len(boxes)} boxes, got {brief(where)}"
         raise Refused("schema", f"objects.image_id: {problem}")
     labels = refs if len(refs) == len(boxes) else [None] * len(boxes)
