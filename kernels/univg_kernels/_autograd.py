@@ -85,7 +85,7 @@ class _OverwrittenInput(_Gradients):
         base = tensor._base
         if base is not None and base.requires_grad and _only_reshapes(node, base.grad_fn):
             base.register_hook(self._check_arriving)
-        # Of views that one call made several of (unbind, split) torch lets none be overwritten: there the hooks must do.
+        # Of several views that one call made (unbind, split) torch lets none be overwritten: there the hooks must do.
         if not tensor._is_view() or _get_creation_meta(tensor) == CreationMeta.DEFAULT:
             self._write(lambda: torch.autograd.graph.increment_version(self.buffer))
         if tensor.grad_fn is not None and tensor.grad_fn is not node:

@@ -128,10 +128,11 @@ def forward_sweep(
 ) -> None:  # fmt: skip
     """Make the logits chunk by chunk and let `score` read them."""
     n, size = head.hidden.shape[0], chunk_rows(head)
-    buffer = head.buffer(size)
-    for start in range(0, n, size):
+    buffer, start = head.buffer(size), 0
+    while start < n:  # not range(): torch.compile would compile for one n
         stop = min(start + size, n)
         score(logits(buffer[: stop - start], start, stop), start, stop)
+        start = stop
 
 
 def remake_sweep(
@@ -142,10 +143,12 @@ def remake_sweep(
     kept = Kept(torch.arange(n, device=active.device), None) if skipping is None else skipping.order(active)
     # Logits must come out as they did before, to the bit: a bias added after the product would round them twice.
     skips = kept.number is not None and head.bias is None
-    buffer = head.buffer(0 if skips else size)
-    for i, rows in enumerate(kept.rows.split(size)):
-        count = None if kept.number is None else (kept.number - i * size).clamp(0, rows.numel())
+    buffer, start, end = head.buffer(0 if skips else size), 0, kept.rows.numel()
+    while start < end:
+        rows = kept.rows[start : min(start + size, end)]
+        count = None if kept.number is None else (kept.number - start).clamp(0, rows.numel())
         z = head.first_logits(rows, count) if skips else head.logits(buffer[: rows.numel()], rows)
         backward(z, rows)
         sums.add_bias(z)
         sums.add(z, rows, count, active[rows])
+        start += size
