@@ -54,4 +54,7 @@ STABLE_TORCH_LIBRARY(univg_kernels, m) {
   m.def(
       "matched_iou(Tensor boxes1, Tensor boxes2, Tensor offsets1, Tensor offsets2, Tensor? images1, Tensor? images2, "
       "bool univg_r1) -> (Tensor total, Tensor matches, Tensor partner, Tensor iou)");
+  m.def(
+      "scan_boxes(Tensor text, Tensor offsets, Tensor options, int mode, int most) "
+      "-> (Tensor facts, Tensor ends, Tensor boxes, Tensor images, Tensor labels)");
 }

@@ -146,6 +146,9 @@ def test_opcheck(dtype: torch.dtype) -> None:
     check("box_iou_ragged_backward", grad, boxes, boxes, offsets, offsets, *kinds)
     for images in (None, offsets[1:]):
         check("matched_iou", boxes.double(), boxes.double(), offsets, offsets, images, images, False)
+    import_module("univg_kernels.scan_boxes.cpp_impl")
+    text = torch.frombuffer(bytearray(b"<answer>(1,2),(3,4)</answer>"), dtype=torch.uint8)
+    check("scan_boxes", text, torch.tensor([0, 0, len(text)]), torch.tensor([0, 4]), 1, 512)
     registered = {str(schema.name) for schema in torch._C._jit_get_all_schemas() if "univg_kernels::" in schema.name}
     assert checked == {name for name in registered if "::triton" not in name}  # those: tests/ops/triton_suite.py
 

@@ -1,0 +1,54 @@
+"""C++ face of `scan_boxes`: the texts as one run of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from .. import _library
+from . import MODES, MOST_BOXES, STYLES, ScannedBoxes
+
+_library.load()
+
+
+CHUNK = 256  # texts that are copied at once: they stay in the cache
+
+
+def scan_boxes(texts: Sequence[str], mode: str, styles: Sequence[str], cot: Sequence[bool]) -> ScannedBoxes:
+    place = {style: i for i, style in enumerate(STYLES)}
+    options = torch.tensor([place[s] + 4 * bool(c) for s, c in zip(styles, cot, strict=True)], dtype=torch.int64)
+    starts = range(0, max(len(texts), 1), CHUNK)
+    parts = [_scan(texts[i : i + CHUNK], options[i : i + CHUNK], MODES.index(mode)) for i in starts]
+    facts, ends, boxes, images = (torch.cat([part[0][i] for part in parts]) for i in range(4))
+    offsets = torch.cat([ends.new_zeros(1), ends.cumsum(0)])
+    format_, strict, tags, counts = facts.unbind(1)
+    labels = [label for part in parts for label in part[1]]
+    return ScannedBoxes(format_.bool(), strict.bool(), tags, counts, offsets, boxes, images, labels)
+
+
+def _scan(texts: Sequence[str], options: Tensor, mode: int) -> tuple[tuple[Tensor, ...], list[str | None]]:
+    """((facts [n, 4], boxes of each text [n], boxes, images), labels)."""
+    run = "".join(texts)
+    if run.isascii():
+        lengths, code = list(map(len, texts)), run.encode("ascii")
+    else:
+        codes = [text.encode("utf-8", "surrogatepass") for text in texts]
+        lengths, code = list(map(len, codes)), b"".join(codes)
+    text = torch.frombuffer(bytearray(code), dtype=torch.uint8) if code else torch.zeros(0, dtype=torch.uint8)
+    offsets = torch.tensor([0, *accumulate(lengths)])
+    facts, ends, boxes, images, spans = torch.ops.univg_kernels.scan_boxes(text, offsets, options, mode, MOST_BOXES)
+    labels: list[str | None] = [None] * len(images)
+    for i in (spans[:, 0] >= 0).nonzero()[:, 0].tolist():
+        begin, end = spans[i].tolist()
+        labels[i] = code[begin:end].decode("utf-8", "surrogatepass")
+    return (facts, ends.diff(), boxes, images), labels
+
+
+@torch.library.register_fake("univg_kernels::scan_boxes")
+def _(text: Tensor, offsets: Tensor, options: Tensor, mode: int, most: int) -> tuple[Tensor, ...]:
+    n, m = options.shape[0], torch.library.get_ctx().new_dynamic_size()
+    new = options.new_empty
+    return new(n, 4), new(n + 1), new((m, 4), dtype=torch.float64), new(m), new(m, 2)
