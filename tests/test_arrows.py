@@ -28,14 +28,14 @@ LAYERS = (
     ("evaluate",),
     ("report",),
     ("train",),
-    ("cot",),
+    ("check", "cot"),
 )
 # Heavy or optional packages, and the only rooms that know them.
 ONLY_IN = {
     "deepspeed": {"train", "distributed"},
     "jsonargparse": {"config"},
     "matplotlib": {"report"},
-    "jinja2": {"report"},
+    "jinja2": {"report", "check"},
     "pyarrow": {"data"},
 }
 

@@ -1,0 +1,133 @@
+"""The packing plan of an epoch, against sums made by hand; histograms; formulas of the estimates."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import replace
+
+import pytest
+
+from univg_fast.check import histogram
+from univg_fast.check.estimate import GIB, RESERVE, Machine, Shape, hours, memory, shape_of
+from univg_fast.check.look import Counts
+from univg_fast.check.packed import Packing, pack_epoch
+from univg_fast.config import Config, DataConfig, DeepSpeedConfig, GrpoStageConfig, ModelConfig, SftConfig
+from univg_fast.data.mix import Mix
+
+
+def counted(prompts: list[int], responses: list[int]) -> Counts:
+    return Counts(array("I", prompts), array("I", responses), array("I", [p // 2 for p in prompts]))
+
+
+def test_stage_1_by_hand() -> None:
+    counts = counted([100, 200, 300, 0], [10, 20, 30, 0])  # the last one is bad
+    packing = pack_epoch(counts, Mix((4,), (1.0,)), batch=4, seed=0, ranks=1, budget=400)
+    assert (packing.steps, packing.groups, packing.rows) == (1, 3, 2)  # 330 | 220 + 110
+    assert packing.tokens == packing.separate == 660 and packing.padded == 3 * 330
+    assert packing.room == 800 and packing.fill == pytest.approx(660 / 800) and packing.shared == 0
+    assert packing.saved == pytest.approx(1 - 660 / 990) and packing.response_tokens == 20
+    assert (packing.longest_row, packing.image_tokens, packing.largest_images, packing.over_budget) == (
+        330,
+        300,
+        150,
+        0,
+    )
+
+
+def test_stage_2_shares_the_prompt() -> None:
+    counts = counted([1000, 500], [0, 0])
+    packing = pack_epoch(counts, Mix((2,), (1.0,)), batch=2, seed=0, ranks=1, budget=1000, generations=8,
+                         response_tokens=100)  # fmt: skip
+    assert packing.tokens == 1000 + 800 + 500 + 800
+    assert packing.separate == 8 * (1100 + 600) and packing.padded == 8 * 2 * 1100
+    assert packing.over_budget == 2 and packing.rows == 2 and packing.room == packing.tokens
+
+
+def test_ranks_and_steps_share_the_records() -> None:
+    counts = counted([100 + i for i in range(50)], [7] * 50)
+    packing = pack_epoch(counts, Mix((50,), (1.0,)), batch=8, seed=3, ranks=4, budget=10_000)
+    assert packing.steps == 7 and packing.groups == 50
+    assert packing.tokens == sum(counts.prompt) + 50 * 7
+    assert packing.rows == 6 * 4 + 2  # the last step has records for two ranks
+    twice = pack_epoch(counts, Mix((50,), (2.0,)), batch=8, seed=3, ranks=1, budget=10_000)
+    assert twice.tokens == 2 * packing.tokens  # a weight of 2: each record twice in an epoch
+
+
+def test_histograms_hold_every_record() -> None:
+    lengths = array("I", [0, 1, 5, 5, 480, 999])
+    made = histogram.tokens("t", lengths)
+    assert sum(made.counts) == 5 and made.edges[0] == 0 and made.edges[-1] > 999  # the 0 was left out
+    assert made.figures["largest"] == 999 and made.figures["median"] == 5
+    shown = histogram.images(array("I", [1, 2, 2, 40]))
+    assert sum(shown.counts) == 4 and shown.counts[:2] == (1, 2) and shown.counts[-1] == 1 and len(shown.counts) == 12
+    assert sum(histogram.sides(array("f", [0.0, 0.049, 0.051, 1.0])).counts) == 4
+    empty = histogram.tokens("t", array("I"))
+    assert sum(empty.counts) == 0 and empty.figures == {} and empty.bars
+
+
+SHAPE = Shape(7_000_000_000, 600_000_000, 3584, 18944, 28, 512, 32, 1280, 5120, 1176, 2)
+PACKING = Packing(steps=10, groups=160, generations=8, response_tokens=200.0, tokens=160 * (2000 + 1600), separate=0,
+                  padded=0, room=0, rows=20, over_budget=0, image_tokens=160 * 1500, longest_row=16384,
+                  largest_images=6000)  # fmt: skip
+CONFIG = Config(
+    stages=("grpo",),
+    model=ModelConfig(torch_dtype="bfloat16", gradient_checkpointing=True),
+    data=DataConfig(grpo=("x.json",)),
+    grpo=GrpoStageConfig(prompts_per_step=16, num_generations=8, max_completion_length=256, beta=0.04),
+    deepspeed=DeepSpeedConfig(zero_stage=2),
+)
+
+
+def table(config: Config, stage: str = "grpo", gpus: int = 8) -> dict[str, float]:
+    return {line.name: line.value for line in memory(stage, config, SHAPE, PACKING, gpus)}
+
+
+def test_memory_by_hand() -> None:
+    found = table(CONFIG)
+    assert found["weights"] == found["reference model"] == pytest.approx(7.6e9 * 2 / GIB)
+    assert found["gradients"] == pytest.approx(7e9 * 4 / 8 / GIB)  # ZeRO 2 splits them, and the vision tower is frozen
+    assert found["optimizer"] == pytest.approx(7e9 * 12 / 8 / GIB)
+    each = 6 * 3584 + 2 * 512 + 4 * 18944
+    assert found["activations of the longest row"] == pytest.approx(16384 * (28 * 3584 + each) * 2 / GIB)
+    tokens = 2 * (2000 + 8 * 256)
+    assert found["rollout's keys and values"] == pytest.approx(2 * 28 * 512 * 2 * tokens / GIB)
+    parts = sum(value for name, value in found.items() if name not in ("sum", "reserve"))
+    assert found["sum"] == pytest.approx(parts * (1 + RESERVE))
+
+
+def test_memory_follows_the_configuration() -> None:
+    assert (
+        table(replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=1)))["gradients"] == 8 * table(CONFIG)["gradients"]
+    )
+    sharded = table(replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=3)))
+    assert sharded["weights"] == table(CONFIG)["weights"] / 8 and "rollout copy" in sharded
+    assert "reference model" not in table(replace(CONFIG, grpo=replace(CONFIG.grpo, beta=0.0)))
+    kept = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing=False))
+    assert table(kept)["activations of the longest row"] > 5 * table(CONFIG)["activations of the longest row"]
+    assert "rollout's keys and values" not in table(CONFIG, "sft")
+
+
+def test_hours_by_hand_and_by_a_measured_rate() -> None:
+    config = replace(CONFIG, grpo=replace(CONFIG.grpo, max_steps=20))  # two epochs of 160 records
+    found = {line.name: line.value for line in hours("grpo", config, SHAPE, PACKING, 160, Machine(gpus=8, tflops=100))}
+    per_hour = 100e12 * 8 * 3600
+    assert found["training"] == pytest.approx(2 * PACKING.tokens * 8 * 7e9 / per_hour)
+    assert found["reference pass"] == pytest.approx(2 * PACKING.tokens * 2 * 7e9 / per_hour)
+    assert found["sampling"] == pytest.approx(2 * 160 * 8 * 200 / (1000 * 8 * 3600))
+    assert found["sum"] == pytest.approx(sum(v for k, v in found.items() if k != "sum"))
+    rate = Machine(gpus=4, tokens_per_second=5000, tflops=1)
+    sft = replace(
+        config, stages=("sft",), data=DataConfig(sft=("x",)), sft=SftConfig(max_steps=10, per_step_samples=16)
+    )
+    trained = next(line for line in hours("sft", sft, SHAPE, PACKING, 160, rate) if line.name == "training")
+    assert trained.value == pytest.approx(PACKING.tokens / (5000 * 4 * 3600)) and "576,000 tokens" in trained.formula
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    from tiny import VOCAB, tiny_model
+
+    model = tiny_model().model
+    shape = shape_of("qwen2_vl_tiny", VOCAB)
+    vision = sum(p.numel() for p in model.model.visual.parameters())
+    assert shape.vision == vision and shape.language == sum(p.numel() for p in model.parameters()) - vision
+    assert (shape.hidden, shape.layers, shape.kv) == (192, 3, 64)
