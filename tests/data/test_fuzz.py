@@ -8,11 +8,14 @@ import random
 import time
 from copy import deepcopy
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from univg_fast.data.boxtext import boxes_in, rewrite
+from univg_fast.data.errors import Refused
+from univg_fast.data.formats import read_row, recognise, write_row
 from univg_fast.data.images import UNREADABLE, load_image, probe
 from univg_fast.data.scan import scan, write_report
 from univg_fast.structs import BadRecord
@@ -92,6 +95,24 @@ def test_corrupted_records(folder):
     write_report(folder.path / "report.json", {"sft": report})
     report.details()
     assert took / NUMBER < 2e-3, f"{took / NUMBER * 1e6:.0f} microseconds a record"
+
+
+def test_what_is_read_is_written_back_without_loss():
+    """Whatever stands in the row besides: through the project's own format to an equal row."""
+    rng, same = random.Random(3), 0
+    rows = [row for name, rows in ROWS.items() for row in rows if name != "univg_fast"]
+    for _ in range(NUMBER):
+        row = json.loads(json.dumps(damaged(rng.choice(rows), rng)))
+        name = recognise(row)
+        try:
+            raws = read_row(row, Path())
+        except Refused:
+            continue
+        own = [json.loads(json.dumps(write_row([raw], "univg_fast"))) for raw in raws]
+        back = write_row([raw for line in own for raw in read_row(line, Path())], name)
+        assert json.dumps(back, sort_keys=True) == json.dumps(row, sort_keys=True)
+        same += 1
+    assert same > NUMBER / 10
 
 
 def pictures():

@@ -102,7 +102,8 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
         if record.response is None:
             raise Refused("schema", f"the format {name} needs a response, and the record has none")
         human, model = record.shape.get("turns", PLAIN_TURNS) if record.format in NAMES else PLAIN_TURNS
-        for said_by, text in ((human, marked(record)), (model, record.response)):
+        question = record.question if record.format == name else marked(record)
+        for said_by, text in ((human, question), (model, record.response)):
             turns.append({**said_by, "value" if "from" in said_by else "content": text})
     single = shape.get("one_image", name == "vlm_r1" and not shape and len(last.images) == 1)
     row: dict[str, Any] = {**records[0].extra, turns_key: turns}

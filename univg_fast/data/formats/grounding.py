@@ -17,7 +17,7 @@ from typing import Any
 
 from univg_fast.data.errors import Refused
 
-from .raw import RawRecord, RawTarget, brief, images_of, is_int, is_number, need, numbers_of, rest, text_of
+from .raw import RawRecord, RawTarget, brief, check_marks, images_of, is_int, is_number, need, numbers_of, rest, text_of
 
 KEYS = {  # format -> where the images, the question and the boxes stand
     "lisa": ("image_path", "instruction", "boxes"),
@@ -56,6 +56,7 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     if video and len(images) <= THIRD:
         raise Refused("count", f"{images_key}: expected at least three images, got {len(images)}")
     asked = text_of(row, question_key)
+    check_marks([asked], images, optional=True)
     return [
         RawRecord(
             format=name,

@@ -53,6 +53,7 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     if response is not None:
         targets = placed[in_question : in_question + response.count(BBOX)] or answered(response, None, len(images))
     shape: dict[str, Any] = {"objects": row["objects"], "key": task_key(row)} | ({"head": head} if head else {})
+    shape |= {"one_image": True} if isinstance(row["images"], str) else {}
     return [
         RawRecord(
             format="ms_swift",
@@ -76,10 +77,12 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
     """The row of one record; its boxes in the system that they have."""
     (record,) = records
     same = record.format == "ms_swift"
-    messages = [*(record.shape.get("head", ()) if same else ()), {"role": "user", "content": marked(record)}]
+    question = record.question if same else marked(record)
+    messages = [*(record.shape.get("head", ()) if same else ()), {"role": "user", "content": question}]
     if record.response is not None:
         messages.append({"role": "assistant", "content": record.response})
     row = {**record.extra, "messages": messages, "images": list(record.images)}
+    row |= {"images": record.images[0]} if same and record.shape.get("one_image") else {}
     row["objects"] = record.shape["objects"] if same else objects_of(record)
     told = {"id": record.uid, record.shape.get("key", "task") if same else "task": record.task, "cot": record.cot}
     return row | {key: value for key, value in told.items() if value is not None}

@@ -92,8 +92,8 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
     row |= {"placed": [_target(target) for target in record.placed], "refs": list(record.refs)}
     row |= {"extra": record.extra, "shape": record.shape}
     row["format"] = None if record.format == "univg_fast" else record.format
-    empty: tuple[Any, ...] = (None, [], {})
-    return {key: value for key, value in row.items() if key == "targets" or value not in empty}
+    empty = {key for key in ("placed", "refs", "extra", "shape") if not row[key]}
+    return {key: value for key, value in row.items() if value is not None and key not in empty}
 
 
 def _target(target: RawTarget) -> dict[str, Any]:

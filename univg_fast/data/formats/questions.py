@@ -100,7 +100,7 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
     row: dict[str, Any] = {**record.extra, "question": record.question if same else marked(record)}
     row["answer"] = list(record.targets[0].box)
     row[images_key] = record.images[0] if same and record.shape.get("one_image") else list(record.images)
-    if name == "mig_bench":
+    if name == "mig_bench" and not same:
         row = {"additional_info": "", "need_format": True} | row
     where = record.shape.get("target_image") if same else record.targets[0].image
     told = {"id": record.uid, task: record.task, "cot": record.cot, "target_image": where}
