@@ -9,8 +9,9 @@ from typing import Any
 
 from .convert import convert
 from .coordinates import SYSTEMS
+from .findings import SHOWN
 from .formats import FORMATS
-from .scan import SHOWN, scan
+from .scan import scan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
