@@ -96,6 +96,7 @@ def parquet_rows():
     return {
         "easy_r1": {"problem": "<image><image>Where?", "answer": "[0, 0, 500, 250]", "images": images},
         "verl": ROWS["verl"][0] | {"images": images[:1]},
+        "vlm_r1": {k: v for k, v in ROWS["vlm_r1"][0].items() if k != "image"} | {"image": images[0]},
     }
 
 
@@ -112,7 +113,7 @@ def test_parquet_with_images_inside(parquet, tmp_path, name):
     assert again == records and len(os.listdir(cache)) == 1
 
 
-@pytest.mark.parametrize("name", ["easy_r1", "verl"])
+@pytest.mark.parametrize("name", ["easy_r1", "verl", "vlm_r1"])
 def test_parquet_there_and_back_without_loss(parquet, tmp_path, name, monkeypatch):
     pyarrow = pytest.importorskip("pyarrow")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -131,6 +132,15 @@ def test_damaged_parquet_and_parquet_without_pyarrow(parquet, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match="pip install pyarrow"):
         scan([path], cache_dir=str(tmp_path / "cache"))
+
+
+def test_rows_that_make_no_parquet(folder, tmp_path):
+    pytest.importorskip("pyarrow")
+    gone = folder.write("gone.jsonl", json.dumps(folder.stage2(images=["a.png", "gone.png"])))
+    mixed = folder.jsonl(folder.stage2(mine=3), folder.stage2(mine="text"))
+    for path, message in ((gone, "No such file"), (mixed, "cannot be written")):
+        with pytest.raises(ValueError, match=message):
+            convert(path, tmp_path / "out.parquet", "univg_r1_stage2")
 
 
 def test_entries_with_settings_of_their_own(folder, tmp_path_factory):

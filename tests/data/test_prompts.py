@@ -8,11 +8,11 @@ import pytest
 from univg_fast.data.formats.conversations import answered
 from univg_fast.data.prompts import INSTRUCTIONS, answer_text, prompt_text, split_instruction, target_text
 from univg_fast.data.records import read_records
-from univg_fast.rewards.parse import answer_box, has_format
+from univg_fast.rewards.parse import answer_box, has_format, parse
 from univg_fast.structs import Record, Target
 
 ONE = (Target((1, 2, 30, 40), 1, "dog"),)
-SEVERAL = (*ONE, Target((0, 0, 1000, 5), 0), Target((7, 8, 9, 10), 1, "cat"))
+SEVERAL = (*ONE, Target((0, 0, 1000, 5), 0), Target((7, 8, 9, 10), 1, 'a "cät"'))
 RECORD = Record(uid="u", source="f:1", images=("a", "b"), question="Where?", targets=ONE)
 
 
@@ -29,7 +29,7 @@ def test_univg_r1_with_one_box_is_the_references_to_the_letter():
         (
             "bbox_2d",
             '[{"bbox_2d": [1, 2, 30, 40], "label": "dog", "image": 2}, {"bbox_2d": [0, 0, 1000, 5], "image": 1},'
-            ' {"bbox_2d": [7, 8, 9, 10], "label": "cat", "image": 2}]',
+            ' {"bbox_2d": [7, 8, 9, 10], "label": "a \\"cät\\"", "image": 2}]',
         ),
         (
             "box_tokens",
@@ -55,6 +55,11 @@ def test_a_target_is_read_as_what_it_was_made_from(folder, style, targets, cot):
         assert [t.image for t in read] == [t.image for t in targets]
     if style == "bbox_2d":
         assert [t.label for t in read] == [t.label for t in targets]
+    for mode in ("strict", "lenient"):  # and the parser of rewards and evaluation agrees
+        answer = parse(response, style, mode, cot)
+        assert answer.strict and [(t.box, t.image, t.label) for t in answer.boxes] == [
+            (tuple(t.box), t.image, t.label) for t in read
+        ]
     question = prompt_text(record).split("<|vision_end|>")[-1].split("<|im_end|>")[0]
     row = folder.stage1("<image><image>" + question, response)
     (again,), bad = read_records(folder.jsonl(row))

@@ -8,6 +8,7 @@ the time is linear in the text.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ MENTION = re.compile(
 JSON_IMAGE = re.compile(
     r'"(?:image|image_id|image_index|img_idx|image_idx)"\s{0,4}:\s{0,4}"?(?:image[ \-]?)?(\d{1,3})', re.I
 )
-JSON_LABEL = re.compile(r'"label"\s{0,4}:\s{0,4}"([^"\\]{0,200})"')
+JSON_LABEL = re.compile(r'"label"\s{0,4}:\s{0,4}("(?:[^"\\]|\\.){0,200}")')
 REF = re.compile(r"<\|object_ref_start\|>([^<]{0,200})<\|object_ref_end\|>")
 REACH = 400  # characters of a JSON object on either side of its box
 
@@ -96,7 +97,17 @@ def _from_object(text: str, match: re.Match[str], num_images: int) -> tuple[int 
     inside = text[start : end if end >= 0 else match.end() + REACH]
     image, label = JSON_IMAGE.search(inside), JSON_LABEL.search(inside)
     number = int(image[1]) if image else 0
-    return (number - 1 if 1 <= number <= num_images else None), (label[1] if label else None)
+    return (number - 1 if 1 <= number <= num_images else None), (_label(label[1]) if label else None)
+
+
+def _label(quoted: str) -> str | None:
+    """A JSON string's text; None where it is none, or holds half a surrogate pair."""
+    try:
+        label = json.loads(quoted, strict=False)
+        label.encode()
+    except ValueError:
+        return None
+    return label
 
 
 def _number(text: str) -> float:

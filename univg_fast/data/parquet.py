@@ -63,10 +63,15 @@ def unpack(path: Path, cache_dir: str | None = None) -> Path:
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]], root: Path) -> None:
-    """Write rows, with the images under "images" as {"bytes", "path"}; `root`: where their relative paths start."""
+    """Write rows, the images under "images" or "image" as {"bytes", "path"}; `root`: where their relative paths start.
+
+    All rows are held at once. ValueError for an image that cannot be read, or rows that make no table.
+    """
     pyarrow = _pyarrow()
-    table = pyarrow.Table.from_pylist([row | {"images": [_cell(i, root) for i in row["images"]]} for row in rows])
-    pyarrow.parquet.write_table(table, path)
+    try:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_packed(row, root) for row in rows]), path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"data: {path} cannot be written: {error}") from None
 
 
 def _unpacked(value: Any, made: Path, folder: Path) -> Any:
@@ -82,6 +87,15 @@ def _unpacked(value: Any, made: Path, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: _unpacked(item, made, folder) for key, item in value.items()}
     return [_unpacked(item, made, folder) for item in value] if isinstance(value, list) else value
+
+
+def _packed(row: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The row with its images' files in the place of their paths."""
+    held = {key: row[key] for key in ("images", "image") if key in row}
+    return row | {
+        key: _cell(value, root) if isinstance(value, str) else [_cell(image, root) for image in value]
+        for key, value in held.items()
+    }
 
 
 def _cell(image: str, root: Path) -> dict[str, Any]:
