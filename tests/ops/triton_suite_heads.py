@@ -27,6 +27,11 @@ SOFTMAX: list[dict[str, Any]] = [
 ]
 
 
+def tells_nothing_new(op: str, shape: str) -> bool:
+    """Many rows are for the heads that take them in chunks."""
+    return "chunks" in shape and not op.startswith("linear")
+
+
 def outcome(op: str, case: Any, backend: uk.Backend, options: dict[str, Any]) -> list[Tensor]:
     """Both results and the gradients, for an upstream gradient of either sign and one that is 0."""
     names = ["logits"] if op == "selective_logprob" else ["hidden", "weight", "bias"]
@@ -61,13 +66,15 @@ def check(op: str, case: Any, dtype: torch.dtype, options: dict[str, Any], asser
 @pytest.mark.parametrize("op", ["selective_logprob", "linear_logprob", "linear_ce"])
 def test_heads(make_case: Any, assert_no_worse: Any, op: str, shape: str, dtype: torch.dtype) -> None:
     """Each shape with another softmax, and selective_logprob with all of them."""
+    if tells_nothing_new(op, shape):
+        pytest.skip("no chunks")
     case = make_case(seed=12, **SHAPES[shape])
     which = list(SHAPES).index(shape)
     for options in SOFTMAX if op == "selective_logprob" else SOFTMAX[which : which + 1]:
         check(op, case, dtype, options, assert_no_worse)
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(deadline=None, max_examples=10, derandomize=True)
 @given(
     rows=st.integers(1, 6),
     vocab=st.integers(1, 600),

@@ -1,4 +1,4 @@
-"""The Triton faces of the small ops: group statistics, difficulty weights, boxes."""
+"""The Triton faces of the small ops: group statistics, difficulty weights, boxes; and the registration of all ops."""
 
 from __future__ import annotations
 
@@ -51,3 +51,39 @@ def test_box_iou(mode: str, kind: str, convention: str) -> None:
         uk.box_iou(a, b, mode=mode, kind=kind, convention=convention, backend=k) for k in ("triton", "reference")
     )
     torch.testing.assert_close(got, want)
+
+
+def test_registered_ops_keep_their_promises() -> None:
+    """Schemas tell the truth about what is written; fakes have the shapes of the real thing; autograd agrees."""
+    from univg_kernels._rows import PolicyRows
+    from univg_kernels._triton.rows import row_arguments
+    from univg_kernels.box_iou.triton_impl import triton_box_iou
+    from univg_kernels.difficulty_weight.triton_impl import triton_difficulty
+    from univg_kernels.group_advantage.triton_impl import triton_group_advantage
+    from univg_kernels.grpo_loss.triton_impl import triton_grpo_rows, triton_grpo_rows_
+    from univg_kernels.linear_ce.triton_impl import triton_ce_rows_
+    from univg_kernels.policy_loss.triton_impl import triton_policy_rows
+    from univg_kernels.selective_logprob.triton_impl import (
+        triton_logprob,
+        triton_logprob_backward,
+        triton_logprob_backward_,
+    )
+
+    z, ids = torch.randn(3, 20, device=DEVICE), torch.tensor([1, 2, 3], device=DEVICE)
+    row, two = torch.ones(3, device=DEVICE), torch.ones(2, device=DEVICE)
+    head = (0.8, 5.0, 17)
+    torch.library.opcheck(triton_logprob, (z.clone().requires_grad_(), ids, *head, row > 0))
+    torch.library.opcheck(triton_logprob_backward, (z, ids, row.double() * 5, row, row, None, *head))
+    torch.library.opcheck(triton_logprob_backward_, (z.clone(), ids, row.double() * 5, row, row, row, *head))
+    torch.library.opcheck(triton_ce_rows_, (z.clone(), ids, row, 0.8, 0.0))
+    cu, partials = torch.tensor([0, 1, 3], device=DEVICE), torch.empty(11, 3, device=DEVICE)
+    rows = PolicyRows(cu, advantages=two, phi=two, old_logp=-row, denominator=torch.tensor(2, device=DEVICE))
+    settings = row_arguments(rows, uk.GrpoConfig(entropy_coef=0.1, softcap=5.0), 3)
+    out, both = (row.clone(), torch.empty(2, 3, device=DEVICE), partials, 0, 0.9, 5.0), (row.clone(), row.clone())
+    torch.library.opcheck(triton_grpo_rows, (z, z.clone(), ids, *out, *settings, 17))
+    torch.library.opcheck(triton_grpo_rows_, (z.clone(), ids, *out, *settings))
+    torch.library.opcheck(triton_policy_rows, (-row, row, *both, partials, 0, 2, *settings))
+    torch.library.opcheck(triton_group_advantage, (two, two, cu.clamp(max=2), "batch", 1e-4, "exp", 1.0, False))
+    torch.library.opcheck(triton_difficulty, (two, "power", 2.0))
+    boxes = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3]], dtype=torch.float32, device=DEVICE)
+    torch.library.opcheck(triton_box_iou, (boxes, boxes, True, True, False))
