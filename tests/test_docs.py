@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import shlex
@@ -94,6 +95,9 @@ def test_a_command_is_one_that_works(place: str, command: str) -> None:
     elif words[:3] == ["python", "-m", "univg_fast.report"]:  # its function: tests/report/test_page.py
         done = subprocess.run([sys.executable, *words[1:3], "--help"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+    elif words[:2] == ["python", "-m"] and words[2] in ("univg_fast.check", "univg_fast.cot"):  # run in tests
+        given, keys = importlib.import_module(f"{words[2]}.__main__").parser().parse_known_args(words[3:])
+        load_config([*(["--config", given.config] if given.config else []), *keys])
     else:
         assert command in ELSEWHERE, f"{place}: test it here, or say in ELSEWHERE what does"
 

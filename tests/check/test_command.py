@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from check.conftest import KINDS, SMALL, Data
 
 from univg_fast.check.__main__ import main
 from univg_fast.check.page import duration
+from univg_fast.config import load_config
 from univg_fast.train.setup import prepare
 
 BROWSER = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
@@ -141,6 +144,16 @@ def test_text_of_the_files_is_escaped(data: Data, tmp_path: Path) -> None:
 
 def test_durations_are_said_as_a_person_does() -> None:
     assert [duration(h) for h in (1200.0, 3.25, 0.5, 8 / 3600)] == ["1,200 h", "3.2 h", "30 min", "8 s"]
+
+
+@pytest.mark.parametrize(("page", "command"), [("check.md", "univg_fast.check"), ("cot.md", "univg_fast.cot")])
+def test_the_commands_of_the_documents_are_understood(page: str, command: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / page).read_text().replace("\\\n", " ")
+    found = re.findall(rf"^python -m {command} ([^#\n]*)", text, re.MULTILINE)
+    assert len(found) >= 2
+    for arguments in found:
+        given, keys = import_module(f"{command}.__main__").parser().parse_known_args(shlex.split(arguments))
+        load_config([*(["--config", given.config] if given.config else []), *keys])
 
 
 # As in tests/report/test_page.py: the page in a frame tells what it measured.
