@@ -78,6 +78,25 @@ def test_the_instruction_of_a_style_is_asked_and_taken_off_again(style, several,
     assert INSTRUCTIONS[style, several][0 if cot else 1] in question
 
 
+@pytest.mark.parametrize("style", ["univg_r1", "bbox_2d", "box_tokens"])
+def test_a_style_that_is_asked_for_is_that_of_the_target_too(folder, style):
+    rows = [folder.stage1(response=text) for text in (
+        "<think>Left.</think> <answer>(0,0),(500,250)</answer>",
+        '<think>Left.</think><answer>[{"bbox_2d": [0, 0, 500, 250], "label": "dog", "image": 2}]</answer>',
+        "It's in the second image. <|box_start|>(0,0),(500,250)<|box_end|>",
+    )]  # fmt: skip
+    records, bad = read_records(folder.jsonl(*rows), answer_style=style)
+    assert not bad and {record.answer_style for record in records} == {style}
+    for record, row in zip(records, rows, strict=True):
+        read = parse(record.response, style, "lenient", record.cot)
+        assert [t.box for t in read.boxes] == [(0, 0, 500, 250)] and read.strict == ("It's" not in record.response)
+        assert record.cot == ("<think>Left.</think>" in record.response) == (row is not rows[2])
+    assert (
+        records[["univg_r1", "bbox_2d", "box_tokens"].index(style)].response
+        == (rows[["univg_r1", "bbox_2d", "box_tokens"].index(style)]["conversations"][1]["value"])
+    ), "what has the style already stays as it is"
+
+
 def test_the_json_that_is_asked_for_is_json():
     text = prompt_text(replace(RECORD, answer_style="bbox_2d", targets=SEVERAL))
     shown = text[text.index("{") : text.index("}") + 1]

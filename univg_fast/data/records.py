@@ -13,7 +13,7 @@ from typing import Any
 
 from univg_fast.structs import BadRecord, Record, Target
 
-from .boxtext import TextBox, rewrite, spelled
+from .boxtext import TextBox, boxes_in, rewrite, spelled
 from .coordinates import Size, smart_resize, to_norm1000
 from .errors import Refused
 from .formats import RawRecord, RawTarget, read_row
@@ -21,7 +21,7 @@ from .formats.conversations import TAGS
 from .formats.ms_swift import BBOX, REF
 from .formats.raw import MARK
 from .images import Header, Headers
-from .prompts import split_instruction
+from .prompts import answer_text, split_instruction
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,17 @@ def make_record(raw: RawRecord, source: str, default_uid: str, reading: Reading)
     told = raw.cot if raw.cot is not None else told
     thinks = response is None or any(tag in response for tag in TAGS[:2])
     uid = default_uid if raw.uid is None else str(raw.uid)
+    style = reading.answer_style or raw.answer_style
     return Record(
         uid=f"{uid}.{raw.turn}" if raw.turns > 1 else uid,
         source=source,
         images=images,
         question=question,
         targets=targets,
-        response=response,
+        response=styled(response, targets, style),
         task="unknown" if raw.task is None else str(raw.task),
         cot=thinks if told is None else told,
-        answer_style=reading.answer_style or raw.answer_style or _style(response),
+        answer_style=style or style_of(response) or "univg_r1",
         extra=raw.extra,
     )
 
@@ -177,8 +178,19 @@ def _token_box(target: RawTarget | None, frame: _Frame) -> str:
     return f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
 
 
-def _style(response: str | None) -> str:
-    """The form of the boxes in a target's text."""
-    if response is None or "<answer>(" in response:
-        return "univg_r1"
-    return "bbox_2d" if '"bbox_2d"' in response else "box_tokens" if "<|box_start|>" in response else "univg_r1"
+def style_of(response: str | None) -> str | None:
+    """The style of a target's boxes; None where they have none of the three, or where there is no target."""
+    if response is None or '"bbox_2d"' in response:
+        return None if response is None else "bbox_2d"
+    if "<|box_start|>" in response and "<answer>(" not in response:
+        return "box_tokens"
+    return "univg_r1" if any(response[box.start] == "(" for box in boxes_in(response, 0)) else None
+
+
+def styled(response: str | None, targets: tuple[Target, ...], style: str | None) -> str | None:
+    """The response with its answer written in the style that was asked for, so that prompt and target agree."""
+    if response is None or not targets or style in (None, style_of(response)):
+        return response
+    answer = answer_text(targets, str(style))
+    start, end = response.find("<answer>") + len("<answer>"), response.rfind("</answer>")
+    return response[:start] + answer + response[end:] if len("<answer>") <= start <= end else answer
