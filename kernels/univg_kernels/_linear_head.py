@@ -93,7 +93,8 @@ def default_chunk_rows(num_rows: int, vocab: int) -> int:
 
 def chunk_rows(head: Head) -> int:
     """As many as `default_chunk_rows` says. On CUDA, where the products of a chunk are short beside the passes over the
-    weight's fp32 gradient that each chunk adds, more: 8 bytes of traffic per weight against 6·rows flops."""
+    weight's fp32 gradient that each chunk adds, more: 8 bytes of traffic per weight against 6·rows flops (by counting;
+    not yet measured)."""
     n, vocab = head.hidden.shape[0], head.weight.shape[0]
     rows = 4096 if head.hidden.is_cuda else default_chunk_rows(n, vocab)
     return min(rows, max(n, 1))
