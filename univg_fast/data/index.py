@@ -1,4 +1,4 @@
-"""The records of any number of files. Only their places are held, 26 bytes a record; one is parsed when it is used."""
+"""The records of any number of files. Only their places are held, 28 bytes a record; one is parsed when it is used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Records(Sequence[Record]):
         self.files: list[tuple[DataFile, Reading, tuple[int, int]]] = []  # and (size, mtime) when it was scanned
         self._starts: list[int] = []  # the first record of each file
         self._offset, self._length = array("q"), array("Q")
-        self._line, self._index, self._turn = array("I"), array("i"), array("H")
+        self._line, self._index, self._turn = array("I"), array("i"), array("I")
         self._hashes = array("Q")  # of the ids, until `finish`
         self._again: dict[int, int] = {}  # record -> how many before it and with it have its id
         self._open: dict[int, int] = {}
