@@ -93,6 +93,31 @@ def test_troubles_of_a_network_are_waited_for(stub: Stub, boxes: Path, tmp_path:
     assert summary(out)["kept"] == 6 and len(stub.requests) == 6 * 5 + 7
 
 
+@pytest.mark.parametrize(
+    "reply",
+    ["", "\ud800<think>\x00</think>", "<think>" * 5000, "(1,2),(3" * 5000, "<think>a</think><answer>(1,2),(3,4)"],
+)
+def test_whatever_a_teacher_says_is_judged(stub: Stub, boxes: Path, tmp_path: Path, reply: str) -> None:
+    stub.reply = lambda asked: reply
+    assert teach(stub, boxes, tmp_path / "o.jsonl") == 0
+    assert summary(tmp_path / "o.jsonl")["removed"] == {"format": 24} and rows(tmp_path / "o.jsonl") == []
+
+
+def test_half_a_surrogate_pair_does_not_reach_the_file(stub: Stub, boxes: Path, tmp_path: Path) -> None:
+    helpful = stub.reply
+    stub.reply = lambda asked: helpful(asked).replace("The cup", "The \ud800 cup")
+    assert teach(stub, boxes, tmp_path / "o.jsonl") == 0
+    made, bad = read_records(tmp_path / "o.jsonl")
+    assert len(made) == 6 and not bad and made[0].response is not None and "The ? cup" in made[0].response
+
+
+def test_the_built_in_data_serves_too(tmp_path: Path) -> None:
+    small = [f"--data.builtin.{key}=4" for key in ("num_sft", "num_grpo", "num_eval", "crops")]
+    arguments = ["--config", "demo", f"--run.dir={tmp_path / 'run'}", *small]
+    assert main(["build", "--out", str(tmp_path / "o.jsonl"), *arguments]) == 0
+    assert len(rows(tmp_path / "o.jsonl")) == 4
+
+
 def test_what_fails_for_good_is_told_and_tried_again(
     stub: Stub, boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

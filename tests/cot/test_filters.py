@@ -38,6 +38,8 @@ def test_a_good_one_stays() -> None:
         f"<think>{THINK}</think><answer>Image-3</answer>",
         f"<think>{THINK}</think><answer>[163, 348, 735, 999]</answer>",
         f"{ANSWER}<think>{THINK}</think>",
+        f"<think>{THINK} <|image_pad|></think>{ANSWER}",
+        f"<think><image> {THINK}</think>{ANSWER}",
     ],
 )
 def test_format(text: str) -> None:

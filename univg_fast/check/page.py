@@ -16,6 +16,7 @@ from univg_fast.check.estimate import Line, Machine, Shape
 from univg_fast.check.histogram import Histogram
 from univg_fast.check.look import Counts
 from univg_fast.check.packed import Packing
+from univg_fast.data.index import Records
 from univg_fast.data.prompts import prompt_text, target_text
 from univg_fast.data.scan import Report
 from univg_fast.report.html import UNPRINTABLE
@@ -88,17 +89,18 @@ class Use:
         return self.report.content() | more
 
 
-def examples(records: Sequence[Record], sizes: Sequence[int], report: Report, template: str) -> tuple[Example, ...]:
-    """The first record of each file; `sizes`: records of each file, end to end."""
-    album, found, first = Album(Path("."), budget=1_500_000, max_side=360), [], 0
-    for size, (name, formats) in zip(sizes, report.formats.items(), strict=False):
-        if size and not album.full:
-            found.append(_example(records[first], name, formats, template, album))
+def examples(records: Records, report: Report, template: str) -> tuple[Example, ...]:
+    """The first good record of each file."""
+    album, found, first, seen = Album(Path("."), budget=1_500_000, max_side=360), [], 0, set()
+    for (file, _, _), size in zip(records.files, records.mix.sizes, strict=True):
+        if size and file.name not in seen and not album.full:
+            seen.add(file.name)
+            found.append(_example(records[first], report.formats.get(file.name, {}), template, album))
         first += size
     return tuple(found)
 
 
-def _example(record: Record, name: str, formats: dict[str, int], template: str, album: Album) -> Example:
+def _example(record: Record, formats: dict[str, int], template: str, album: Album) -> Example:
     views = []
     for i, path in enumerate(record.images):
         picture = album.add(path)

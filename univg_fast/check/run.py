@@ -43,7 +43,7 @@ def run(config: Config, out: Path, machine: Machine, threads: int, response_toke
             packing = _packed(config, use, those, counts, machine.gpus, told) if use in config.stages else None
         made = Use(use, report, _problem(report, config.data.max_bad_fraction), counts, packing)
         if counts is not None:
-            shown = page.examples(those, those.mix.sizes, report, config.data.prompt_template)
+            shown = page.examples(those, report, config.data.prompt_template)
             made = replace(made, examples=shown)
         if packing is not None and shape is not None and packing.groups:
             epoch = those.mix.epoch

@@ -91,7 +91,7 @@ def run(given: argparse.Namespace, config: Config) -> int:
     from univg_fast.train.console import Display
 
     data = config.data
-    entries = list(given.data or getattr(data, given.use))
+    entries = list(given.data) or configured(config, given.use)
     if not entries:
         raise ValueError(f"data.{given.use}: expected at least one file, got none")
     root = given.image_root or data.image_root
@@ -126,6 +126,15 @@ def run(given: argparse.Namespace, config: Config) -> int:
     if failures:
         print(f"{len(failures)} records failed; the same command tries them again", file=sys.stderr)
     return 1 if failures else 0
+
+
+def configured(config: Config, use: str) -> list[Any]:
+    """The config's files of a use; those of the built-in data set are written first."""
+    if config.data.builtin is None:
+        return list(getattr(config.data, use))
+    from univg_fast.train.setup import data_files
+
+    return data_files(config, Path(config.run.dir))[use]
 
 
 def settings(

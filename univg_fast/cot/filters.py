@@ -20,6 +20,7 @@ from univg_fast.structs import Box, Record, Target
 
 FILTERS = ("format", "leak", "image", "iou_gain")
 NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
+MARKS = ("<|", "<image>")  # in a target they would be read as special tokens, or as one image more
 NEAR = 2  # units of 1000 within which a number is a coordinate
 SMALL = 12  # numbers up to here are counts and image numbers
 LEAKED = 3  # coordinates of one box that make a leak
@@ -72,11 +73,13 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def well_formed(candidate: Candidate, record: Record) -> bool:
-    """The form that the format reward asks for, with every tag once and something inside of <think>."""
+    """The form that the format reward asks for, every tag once, something inside of <think> and no marks of ours."""
     text = candidate.text.strip()
     once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
     in_order = re.match(r"<think>[^<]*(?:<(?!/?think>)[^<]*)*</think>\s*<answer>", text) is not None
     if not (once and in_order and text.endswith("</answer>") and candidate.think):
+        return False
+    if any(mark in candidate.think for mark in MARKS):
         return False
     if record.answer_style == "univg_r1" and len(record.targets) == 1:
         return has_format(text)

@@ -149,7 +149,7 @@ def _text_of(answer: Any) -> str:
     text = answer["choices"][0]["message"]["content"]
     if not isinstance(text, str):
         raise TypeError(f"expected a text, got {type(text).__name__}")
-    return text
+    return text.encode(errors="replace").decode()  # half a surrogate pair is no text that a file can hold
 
 
 def _seconds(header: str | None) -> float | None:
