@@ -111,13 +111,14 @@ def triton_policy_rows(
     )  # fmt: skip
 
 
-Outcome = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # loss, metrics, a, b, logp
+Outcome = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]  # loss, metrics, a, b, logp
 
 
 @torch.no_grad()
 def _forward(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> Outcome:
     lp, h = logp.detach().contiguous(), None if entropy is None else entropy.detach().contiguous()
-    a, b = (torch.empty_like(lp, dtype=torch.float32) for _ in range(2))
+    a = torch.empty_like(lp, dtype=torch.float32)
+    b = torch.empty_like(a) if config.entropy_coef else None
     partials = empty_partials(lp.numel(), lp)
     settings = row_arguments(rows, config, lp.numel(), h)
     triton_policy_rows(lp, h, a, b, partials, 0, rows.cu_seqlens.numel() - 1, *settings)
@@ -128,8 +129,8 @@ def _forward(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: Grp
 def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
     check_dtype("policy_loss", logp)
     loss, metrics, a, b, out = _forward(logp, entropy, rows, config)
-    differentiable = [logp, entropy if config.entropy_coef else None]
-    if any(needs_grad(*differentiable)):
-        grads = [None if x is None else g.to(x.dtype) for x, g in zip(differentiable, (a, b), strict=True)]
-        loss = attach_gradients("policy_loss", loss, differentiable, grads, scale_on_device)
+    inputs = [logp] if b is None else [logp, entropy]
+    if any(needs_grad(*inputs)):
+        grads = [g.to(x.dtype) for x, g in zip(inputs, (a, b), strict=False) if x is not None and g is not None]
+        loss = attach_gradients("policy_loss", loss, inputs, grads, scale_on_device)
     return GrpoOutput(loss, metrics, out)
