@@ -251,6 +251,7 @@ UNIVG_HD Score<real> score_row(const Row<real>& row, const Response<real>& r, co
     s.response_slope += s.ratio_slope;
     s.ratio_slope = 0;
   }
+  if (s.loss != s.loss) s.direct = s.loss;  // what lost its loss must not look like a row without a gradient
   mark_clipped(s, row, p);
   return s;
 }

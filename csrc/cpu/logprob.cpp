@@ -12,12 +12,13 @@ std::tuple<Tensor, Tensor, Tensor> logprob(const Tensor& logits, const Tensor& t
     using acc_t = acc_type<scalar_t>;
     const int64_t n = view_logits(logits, "logprob").rows;
     const bool* counts = data<bool>(mask, n, "mask");
-    Tensor logp = make<acc_t>(logits, {n}), entropy = make<acc_t>(logits, {n}), lse = make<acc_t>(logits, {n});
-    auto *lp = data<acc_t>(logp, n, "logp"), *h = data<acc_t>(entropy, n, "entropy"), *l = data<acc_t>(lse, n, "lse");
+    Tensor logp = make<acc_t>(logits, {n}), entropy = make<acc_t>(logits, {n}), lse = make<double>(logits, {n});
+    auto *lp = data<acc_t>(logp, n, "logp"), *h = data<acc_t>(entropy, n, "entropy");
+    double* l = data<double>(lse, n, "lse");
     for_each_row<scalar_t>(
         logits, nullptr, token_ids, scale, cap, "logprob",
         [&](int64_t t) {
-          lp[t] = h[t] = l[t] = 0;
+          lp[t] = h[t] = 0, l[t] = 0;
           return counts && !counts[t];
         },
         [&](int64_t t, const RowStats<acc_t>& s) {
@@ -37,7 +38,8 @@ void backward_into(const Tensor& out, const Tensor& logits, const Tensor& token_
     const LogitsView in = view_logits(logits, "logprob_backward");
     const int64_t n = in.rows, out_stride = view_logits(out, "logprob_backward").stride;
     const int64_t* ids = checked_ids(token_ids, in, "logprob_backward");
-    const auto *l = data<acc_t>(lse, n, "lse"), *h = data<acc_t>(entropy, n, "entropy");
+    const double* l = data<double>(lse, n, "lse");
+    const auto* h = data<acc_t>(entropy, n, "entropy");
     const auto *a = data<acc_t>(grad_logp, n, "grad_logp"), *b = data<acc_t>(grad_entropy, n, "grad_entropy");
     const auto* z = static_cast<const scalar_t*>(logits.data_ptr());
     auto* g = static_cast<scalar_t*>(out.data_ptr());

@@ -116,14 +116,16 @@ UNIVG_INLINE RowStats<acc_t> stats(const scalar_t* z, int64_t vocab, int64_t id,
   // Rounded like `maximum`, so that a row of one column has log p = 0; the compiler may round scalar code otherwise.
   const acc_t x_id = std::min(squashed<capped, acc_t>(load(z + id), q), maximum);
   return {static_cast<acc_t>(double(x_id) - double(maximum) - log_sum), static_cast<acc_t>(log_sum - weighted / sum),
-          static_cast<acc_t>(double(maximum) + log_sum)};
+          double(maximum) + log_sum};
 }
 
 template <bool capped, class scalar_t, class acc_t>
-UNIVG_INLINE void grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> q, acc_t lse,
+UNIVG_INLINE void grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> q, double lse,
                        acc_t entropy, acc_t a, acc_t b) {
   const acc_t x_id = squashed<capped, acc_t>(load(z + id), q);  // before `out`, which may be z, is written
-  const acc_t log_p_id = x_id - lse, sa = a * q.scale, sb = b * q.scale;
+  // lse in two parts: x - whole is exact where it matters.
+  const acc_t whole = static_cast<acc_t>(lse), rest = static_cast<acc_t>(lse - double(whole));
+  const acc_t log_p_id = static_cast<acc_t>(double(x_id) - lse), sa = a * q.scale, sb = b * q.scale;
   // dx/dz = scale·flat(x)
   const acc_t inverse_cap = capped ? 1 / q.cap : 0;
   const auto flat = [inverse_cap](acc_t x) -> acc_t {
@@ -132,13 +134,13 @@ UNIVG_INLINE void grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t 
   if (b == 0) {
 #pragma omp simd
     for (int64_t j = 0; j < vocab; ++j) {
-      const acc_t x = squashed<capped, acc_t>(load(z + j), q), g = -sa * exp_nonpositive(x - lse);
+      const acc_t x = squashed<capped, acc_t>(load(z + j), q), g = -sa * exp_nonpositive((x - whole) - rest);
       store(out + j, capped ? g * flat(x) : g);
     }
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < vocab; ++j) {
-      const acc_t x = squashed<capped, acc_t>(load(z + j), q), d = x - lse;
+      const acc_t x = squashed<capped, acc_t>(load(z + j), q), d = (x - whole) - rest;
       const acc_t log_p = d > kLowest<acc_t> ? d : kLowest<acc_t>;
       const acc_t g = -exp_nonpositive(d) * (sa + sb * (log_p + entropy));
       store(out + j, capped ? g * flat(x) : g);
@@ -191,7 +193,7 @@ static int cpu_level() {
                     (z, vocab, id, squash))                                                                   \
   UNIVG_DEFINE_PAIR(void, row_grad, grad,                                                                     \
                     (scalar_t * out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash,      \
-                     acc_t lse, acc_t entropy, acc_t a, acc_t b),                                             \
+                     double lse, acc_t entropy, acc_t a, acc_t b),                                             \
                     (out, z, vocab, id, squash, lse, entropy, a, b))
 
 UNIVG_DEFINE_ROW_HEAD(double, double)

@@ -12,7 +12,8 @@ namespace univg {
 
 template <class acc_t>
 struct RowStats {
-  acc_t logp, entropy, lse;  // log p_y, H (nats), log sum_j exp(x_j)
+  acc_t logp, entropy;  // log p_y, H (nats)
+  double lse;           // log sum_j exp(x_j): in fp32 it would cost large logits their last digits
 };
 
 template <class acc_t>
@@ -28,7 +29,7 @@ Squash<acc_t> make_squash(double scale, double cap) {
 #define UNIVG_DECLARE_ROW_HEAD(scalar_t, acc_t)                                                               \
   RowStats<acc_t> row_stats(const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash);              \
   /* `out` may be z itself. */                                                                                \
-  void row_grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash, acc_t lse, \
+  void row_grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squash<acc_t> squash, double lse, \
                 acc_t entropy, acc_t a, acc_t b);
 
 UNIVG_DECLARE_ROW_HEAD(double, double)

@@ -3,7 +3,7 @@
 Every op has one door here and up to three faces behind it (`reference`, `cpp`, `triton`); `resolve` says which runs.
 """
 
-from ._dispatch import Backend, resolve
+from ._dispatch import Backend, load_faces, resolve
 from ._rows import GroupAdvantage, GrpoOutput, RowArguments
 from .box_iou import box_iou, pair_offsets
 from .config import GrpoConfig
@@ -41,3 +41,17 @@ __all__ = [
     "selective_logprob",
     "summarize",
 ]
+
+load_faces(
+    (
+        "box_iou",
+        "difficulty_weight",
+        "group_advantage",
+        "grpo_loss",
+        "linear_ce",
+        "linear_grpo_loss",
+        "linear_logprob",
+        "policy_loss",
+        "selective_logprob",
+    )
+)

@@ -84,6 +84,26 @@ def face(op: str, device: torch.device, backend: Backend) -> ModuleType:
         if backend == "cuda" and op not in CUDA_OPS:
             raise ValueError(f"{op}: backend 'cuda' has {', '.join(CUDA_OPS)} only; use backend='triton' or 'auto'")
         name = resolve(device, backend)
-        _log.info("%s runs on %s through its %s face", op, device.type, name)
-        _loaded[key] = importlib.import_module(f"{__package__}.{op}.{FACES[name]}")
+        _load(op, device.type, backend, name)
     return _loaded[key]
+
+
+def _load(op: str, kind: str, backend: Backend, name: str) -> None:
+    _log.info("%s runs on %s through its %s face", op, kind, name)
+    _loaded[op, backend, kind] = importlib.import_module(f"{__package__}.{op}.{FACES[name]}")
+
+
+def load_faces(ops: tuple[str, ...]) -> None:
+    """Import what "auto" and "reference" take on the devices here. torch.compile cannot import while it traces.
+
+    A C++ library that does not load under this torch is left for the first call to complain of: the reference works.
+    """
+    backends: tuple[Backend, ...] = ("auto", "reference")
+    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for backend in backends:
+            name = resolve(kind, backend)
+            if name == "cpp" and not _library.loads():
+                continue
+            for op in ops:
+                if importlib.util.find_spec(f"{__package__}.{op}.{FACES[name]}"):
+                    _load(op, kind, backend, name)

@@ -38,3 +38,12 @@ def load() -> None:
             f"{PATH} does not load under torch {torch.__version__} ({error}); it needs torch >= 2.10: "
             "reinstall univg-fast with this torch present"
         ) from error
+
+
+def loads() -> bool:
+    """Whether `load` succeeds."""
+    try:
+        load()
+    except RuntimeError:
+        return False
+    return True

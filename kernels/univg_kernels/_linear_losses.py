@@ -143,14 +143,13 @@ def linear_cross_entropy(
 
 
 class LogprobKernels(NamedTuple):
-    """logprob: (z, ids, scale, cap) -> (logp, entropy, sum), the last as the face's backward_ takes it, in sum_dtype
-    (None: that of the maths). backward_: (z, ids, sum, entropy, a, b, scale, cap): z becomes its gradient, zeros,
-    unread, where a = b = 0. skipping: hidden -> how rows are left out."""
+    """logprob: (z, ids, scale, cap) -> (logp, entropy, sum), the last in fp64 as the face's backward_ takes it.
+    backward_: (z, ids, sum, entropy, a, b, scale, cap): z becomes its gradient, zeros, unread, where a = b = 0.
+    skipping: hidden -> how rows are left out."""
 
     logprob: Callable[..., tuple[Tensor, Tensor, Tensor]]
     backward_: Callable[..., None]
     skipping: Callable[[Tensor], Skipping | None]
-    sum_dtype: torch.dtype | None
 
 
 class LinearLogprob(torch.autograd.Function):
@@ -163,7 +162,7 @@ class LinearLogprob(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         head, n = make_head(hidden, weight, bias, softmax.vocab_size), hidden.shape[0]
         logp, entropy = (hidden.new_empty(n, dtype=math_dtype(hidden)) for _ in range(2))
-        total = torch.empty_like(logp, dtype=kernels.sum_dtype)
+        total = torch.empty_like(logp, dtype=torch.float64)
 
         def score(z: Tensor, start: int, stop: int) -> None:
             part = slice(start, stop)

@@ -245,7 +245,7 @@ def row_terms(
         advantage = advantages.to(dtype)[seq]
     advantage = torch.where(mask != 0, advantage, 0.0)
     threshold = find_entropy_threshold(rows, config, mask, entropy)
-    weight = mask / _denominator(rows, config, lengths)
+    weight = torch.where(mask != 0, mask / _denominator(rows, config, lengths), 0.0)  # 0/0 is not NaN
     if config.aggregation == "seq-mean-token-mean":
         weight = weight / lengths.clamp(min=1)[seq]
     elif config.aggregation == "seq-mean-token-sum-norm":

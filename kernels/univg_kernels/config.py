@@ -72,6 +72,14 @@ def check_number(op: str, name: str, value: Any, low: float, *, above: bool = Fa
         raise ValueError(f"{op}: {name} must be {'a number' if infinite else 'finite'}{bound}, got {value!r}")
 
 
+def check_normalize(op: str, difficulty: str, normalize: bool) -> None:
+    if normalize and difficulty == "log":
+        raise ValueError(
+            f"{op}: the difficulty 'log' cannot be normalised to a mean of one, got normalisation with it: it is "
+            "negative above mIoU = 0.98 and its mean may be 0; use 'exp' or 'power', or do not normalise"
+        )
+
+
 def check_flag(op: str, name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{op}: {name} must be True or False, got {value!r}")
@@ -174,6 +182,7 @@ class GrpoConfig:
         self._check_together()
 
     def _check_together(self) -> None:
+        check_normalize("GrpoConfig", self.difficulty, self.normalize_difficulty)
         if self.top_entropy_quantile > 1.0:
             raise ValueError(f"GrpoConfig: top_entropy_quantile must be in (0, 1], got {self.top_entropy_quantile!r}")
         if self.importance_sampling_clip_min > self.importance_sampling_clip_max:

@@ -4,6 +4,9 @@ What no setting matches: TRL's gmpo counts an empty response as a loss of -A (a 
 takes the mean of KL and entropy over responses that are not empty, that of the policy term over all, and a dropped
 importance ratio for 1e-10; verl and ms-swift bound |old_logp - sampling_logp| by 20, verl adds 1e-8 to the length of a
 response, and both give NaN where we give 0 (a batch without a token; UniVG-R1 already for one empty response).
+
+What has no name here: verl's losses dppo_tv, dppo_kl, clip_cov, kl_cov and dro, its KL "abs" and the batch-normalised
+sampler weights; ms-swift's real and fipo; TRL's normalize_then_sum of rewards.
 """
 
 from __future__ import annotations
@@ -52,6 +55,15 @@ MS_SWIFT: dict[str, Any] = {
     "importance_sampling_on_kl": True,
     "difficulty": "none",
 }
+# What each has of the loss table, as (loss types, levels), where its name is ours.
+_CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo")
+SUPPORTED: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
+    "trl": (((*_CLIPPED, "luspo", "cispo", "sapo", "vespo"), ("token", "sequence")), (("gmpo",), ("token",))),
+    # vanilla is grpo, gpg is reinforce, geo_mean is gmpo, gspo is grpo at level sequence_token
+    "verl": ((("grpo", "cispo", "sapo", "gmpo", "reinforce"), ("token",)), (("grpo",), ("sequence_token",))),
+    "univg_r1": ((("grpo",), ("token",)),),
+    "ms_swift": (((*_CLIPPED, "cispo", "sapo"), ("token", "sequence", "sequence_token")),),
+}
 PRESETS = {"trl": TRL, "verl": VERL, "univg_r1": UNIVG_R1, "ms_swift": MS_SWIFT}
 
 
@@ -59,6 +71,7 @@ def settings_like(codebase: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Arguments of GrpoConfig: the preset, what follows from the settings there, and the settings."""
     check_choice("GrpoConfig.like", "codebase", codebase, tuple(PRESETS))
     merged = PRESETS[codebase] | settings
+    _check_supported(codebase, merged.get("loss_type", "grpo"), merged.get("importance_sampling_level", "token"))
     if codebase == "trl" and merged["loss_type"] == "gmpo":  # its own trainer there, without these
         own = {"epsilon_low": 0.4, "epsilon_high": 0.4, "use_bias_correction_kl": False}
         return merged | own | {"importance_sampling_mode": "none"} | settings
@@ -67,6 +80,16 @@ def settings_like(codebase: str, settings: dict[str, Any]) -> dict[str, Any]:
     if codebase == "ms_swift":
         _check_ms_swift(merged)
     return merged
+
+
+def _check_supported(codebase: str, loss_type: str, level: str) -> None:
+    if any(loss_type in losses and level in levels for losses, levels in SUPPORTED[codebase]):
+        return
+    has = "; ".join(f"{', '.join(losses)} at {' or '.join(levels)}" for losses, levels in SUPPORTED[codebase])
+    raise ValueError(
+        f"GrpoConfig.like({codebase!r}): loss_type and importance_sampling_level must be that codebase's own ({has}), "
+        f"got {loss_type!r} and {level!r}; what others call a loss type may be its loss_aggregation"
+    )
 
 
 def _verl(settings: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Iterable
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from . import conventions, metrics
 from ._rows import PolicyRows, coupling
-from .config import AGGREGATION, CHOICES, GrpoConfig
+from .config import AGGREGATION, GrpoConfig
 from .policy_loss.table import KLS, LOSSES
 
 COMMAND = "python -m univg_kernels.document docs/losses.md"
@@ -163,21 +164,33 @@ def presets() -> str:
     header = ("setting", "`GrpoConfig()`", *(f'`like("{name}")`' for name in configs))
     text = "\n## Conventions by name\n\n`GrpoConfig.like(codebase, **settings)`: what codebases mean by their names; "
     text += "settings\nnot in the table are the same everywhere.\n\n" + table(header, rows)
-    text += "\nWhat follows from a setting, unless that is given, too:\n\n"
-    text += table(("codebase", "setting", "then"), _what_follows())
+    text += "\nWhat a codebase has of the loss table; for anything else `like` raises ValueError:\n\n"
+    text += table(("codebase", "has"), _what_is_there())
+    text += "\nWhat follows from a loss type and level, unless it is given:\n\n"
+    text += table(("codebase", "of", "is"), _what_follows())
     return text + "\n" + (inspect.getdoc(conventions) or "").partition("\n\n")[2] + "\n"
 
 
 def _what_follows() -> Iterable[tuple[str, str, str]]:
     for name in conventions.PRESETS:
-        for key in ("loss_type", "importance_sampling_level"):
-            for choice in CHOICES[key]:
-                given = {key: choice, "max_completion_length": 1}
-                plain = GrpoConfig(**(conventions.PRESETS[name] | given))
-                more = _differing(plain, GrpoConfig.like(name, **given))
-                if more:
-                    settings = ", ".join(code(f"{k}={v}") for k, v in more.items())
-                    yield code(name), code(f"{key}={choice}"), settings
+        for loss, level in _supported(name):
+            given = dict(loss_type=loss, importance_sampling_level=level, max_completion_length=1)
+            plain = GrpoConfig(**(conventions.PRESETS[name] | given))
+            more = _differing(plain, GrpoConfig.like(name, **given))
+            if more:
+                settings = ", ".join(code(f"{k}={v}") for k, v in more.items())
+                yield code(name), f"{code(loss)} at level {code(level)}", settings
+
+
+def _supported(codebase: str) -> list[tuple[str, str]]:
+    """Pairs of loss type and level that the codebase has."""
+    return [pair for losses, levels in conventions.SUPPORTED[codebase] for pair in product(losses, levels)]
+
+
+def _what_is_there() -> Iterable[tuple[str, str]]:
+    for name, parts in conventions.SUPPORTED.items():
+        has = (f"{', '.join(map(code, losses))} at level {' or '.join(map(code, levels))}" for losses, levels in parts)
+        yield code(name), "<br>".join(has)
 
 
 def _words_on(variable: str, module: Any) -> str:

@@ -7,7 +7,6 @@ import logging
 import subprocess
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ def test_import_loads_nothing_of_the_trainer() -> None:
     code = (
         "import sys, univg_kernels as uk\n"
         "roots = {m.split('.')[0] for m in sys.modules}\n"
-        "print(sorted(roots & {'univg_fast', 'transformers', 'deepspeed', 'kernels'}),"
-        " [m for m in sys.modules if m.startswith('univg_kernels.') and m.endswith('_impl')])"
+        "print(sorted(roots & {'univg_fast', 'transformers', 'deepspeed', 'kernels', 'triton'}),"
+        " [m for m in sys.modules if m.startswith('univg_kernels.') and m.endswith(('triton_impl', 'cuda_impl'))])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] []"
@@ -49,12 +48,12 @@ def test_imports_point_down() -> None:
 def test_layout() -> None:
     """An op is a folder of a door and its faces; `kernels/` is no package (it would shadow another project's)."""
     assert not (PACKAGE.parent / "__init__.py").exists()
-    doors = [name for name in uk.__all__ if (PACKAGE / name).is_dir()]
-    assert len(doors) == 10
+    doors = {path.parent.name for path in PACKAGE.glob("*/reference.py")}
+    assert doors == {name for name in uk.__all__ if (PACKAGE / name).is_dir()}
     more = {"grpo_loss": {"cuda_impl.py"}, "policy_loss": {"table.py"}, "box_iou": {"pairs.py"}}
     for door in doors:
         files = {p.name for p in (PACKAGE / door).glob("*.py")} - more.get(door, set())
-        triton = {"triton_impl.py"} if door != "matched_iou" else set()  # which works on the CPU only
+        triton = set() if door in ("matched_iou", "scan_boxes") else {"triton_impl.py"}  # these: on the CPU only
         assert files == {"__init__.py", "reference.py", "cpp_impl.py"} | triton, door
 
 
@@ -104,9 +103,8 @@ def _policy_arguments(n: int, dtype: torch.dtype, config: uk.GrpoConfig, full: b
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_opcheck(dtype: torch.dtype) -> None:
     """Schemas tell the truth, fakes have the shapes of the real thing, autograd and AOT agree with eager."""
-    for op in uk.__all__:
-        if find_spec(f"univg_kernels.{op}"):
-            import_module(f"univg_kernels.{op}.cpp_impl")  # registers the fakes
+    for path in PACKAGE.glob("*/cpp_impl.py"):
+        import_module(f"univg_kernels.{path.parent.name}.cpp_impl")  # registers the fakes
 
     checked, maths = set(), torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -120,8 +118,8 @@ def test_opcheck(dtype: torch.dtype) -> None:
     for softmax in ((0.8, 0.0), (0.8, 5.0)):
         check("logprob", z.clone().requires_grad_(), ids, *softmax)
         check("logprob", z, ids, *softmax, torch.tensor([True, False, True, True]))
-        check("logprob_backward", z, ids, one * 5, one, one, one, *softmax)
-        check("logprob_backward_", z.clone(), ids, one * 5, one, one, one, *softmax)
+        check("logprob_backward", z, ids, one.double() * 5, one, one, one, *softmax)
+        check("logprob_backward_", z.clone(), ids, one.double() * 5, one, one, one, *softmax)
         check("ce_head_", z.clone(), ids, one, *softmax)
     for coupled, config in COUPLED.items():
         for full in (True, False):
@@ -146,6 +144,8 @@ def test_opcheck(dtype: torch.dtype) -> None:
     check("box_iou_ragged_backward", grad, boxes, boxes, offsets, offsets, *kinds)
     for images in (None, offsets[1:]):
         check("matched_iou", boxes.double(), boxes.double(), offsets, offsets, images, images, False)
+    text = torch.tensor(list(b"<answer>(1,2),(3,4)</answer>(5,6)"), dtype=torch.uint8)
+    check("scan_boxes", text, torch.tensor([0, 28, 33]), torch.tensor([0, 4]), 2, 8)
     import_module("univg_kernels.scan_boxes.cpp_impl")
     text = torch.frombuffer(bytearray(b"<answer>(1,2),(3,4)</answer>"), dtype=torch.uint8)
     check("scan_boxes", text, torch.tensor([0, 0, len(text)]), torch.tensor([0, 4]), 1, 512)

@@ -7,7 +7,7 @@ from torch import Tensor
 from .._checks import FLOATS, check_positive, check_tensor
 from .._dispatch import Backend, face
 from .._rows import math_dtype
-from ..config import CHOICES, check_choice, check_flag
+from ..config import CHOICES, check_choice, check_flag, check_normalize
 
 
 def difficulty_weight(
@@ -20,7 +20,8 @@ def difficulty_weight(
     Args:
         miou: [K] floating point, mean accuracy reward of each group, 0 to 1.
         kind, power: the formula.
-        normalize: divide by the mean over the K groups given, so that phi does not change the learning rate.
+        normalize: divide by the mean over the K groups given, so that phi does not change the learning rate; not for
+            "log", whose mean may be 0 or negative.
     Returns: [K] fp32 (fp64 for fp64 input), not differentiable.
     Raises: ValueError for a wrong shape, dtype or kind.
     Source: UniVG-R1, https://github.com/AMAP-ML/UniVG-R1 (the normalisation is ours).
@@ -29,5 +30,6 @@ def difficulty_weight(
     check_choice("difficulty_weight", "kind", kind, CHOICES["difficulty"])
     check_positive("difficulty_weight", "power", power)
     check_flag("difficulty_weight", "normalize", normalize)
+    check_normalize("difficulty_weight", kind, normalize)
     impl = face("difficulty_weight", m.device, backend)
     return impl.difficulty_weight(m.detach().to(math_dtype(m)), kind, float(power), normalize)

@@ -51,9 +51,15 @@ def grpo_loss(
     ids = check_ids(op, token_ids, z.shape[0], check_vocab(op, config.vocab_size, z.shape[1]), z.device)
     checked = check_rows(op, z.shape[0], z.device, config, cu_seqlens, dict(rows))
     check_flag(op, "inplace", inplace)
-    if inplace and z.is_leaf and z.requires_grad and torch.is_grad_enabled():
+    if inplace and torch.is_grad_enabled() and _is_parameter(z):
         raise ValueError(
-            f"{op}: logits must not be a leaf that requires a gradient when inplace=True, got a leaf; "
-            "its gradient would be written over it: pass inplace=False"
+            f"{op}: logits must not be a leaf that requires a gradient, or a view of one, when inplace=True, got "
+            "such a leaf; its gradient would be written over it: pass inplace=False"
         )
     return face(op, z.device, backend).grpo_loss(z, ids, checked, config, inplace)
+
+
+def _is_parameter(logits: Tensor) -> bool:
+    """Whether to write to it is to write to a leaf that requires a gradient."""
+    base = None if torch.compiler.is_compiling() or not logits._is_view() else logits._base
+    return any(t.is_leaf and t.requires_grad for t in (logits, base) if t is not None)

@@ -15,7 +15,7 @@ from .._rows import GrpoOutput, PolicyRows, coupling, response_factors
 from .._softmax import softmax_spec
 from .._triton.scale import scale_on_device
 from ..config import GrpoConfig
-from ..group_advantage.reference import group_advantage
+from ..group_advantage.triton_impl import group_advantage
 from ..policy_loss.cpp_impl import RowInputs, row_inputs
 from ..selective_logprob.cpp_impl import separate_rows
 from .cpp_impl import grpo_head, grpo_head_
@@ -76,7 +76,7 @@ def _most_columns(logits: Tensor) -> float:
 
 
 def _row_inputs(rows: PolicyRows, config: GrpoConfig, num_rows: int) -> RowInputs:
-    """As the C++ face has them; advantages from plain torch, which runs on any device."""
+    """As the C++ face has them; group statistics from the Triton face, which adds up in a fixed order."""
 
     def factors(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, c: GrpoConfig) -> tuple[Tensor, Tensor]:
         stats = group_advantage(rewards, cu_groups, accuracy, c)

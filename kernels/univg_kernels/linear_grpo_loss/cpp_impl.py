@@ -29,7 +29,8 @@ class _Kernels:
         n, dtype = hidden.shape[0], math_dtype(hidden)
         self.rows, self.config, self.ids = rows, config, token_ids.long()
         self.softmax, self.program = softmax_spec(config)._replace(vocab_size=None), row_program(rows, config)
-        self.logp, self.entropy, self.lse, self.a, self.b = (hidden.new_empty(n, dtype=dtype) for _ in range(5))
+        self.logp, self.entropy, self.a, self.b = (hidden.new_empty(n, dtype=dtype) for _ in range(4))
+        self.lse = hidden.new_empty(n, dtype=torch.float64)
         # What follows from the entropy of all rows can only be made when they all have one.
         self.inputs = None if coupling(rows, config) == "batch" else row_inputs(rows, config, n, dtype)
         self.loss, self.metrics = (

@@ -13,7 +13,7 @@ from ..selective_logprob import cpp_impl as _fakes  # noqa: F401  (torch.compile
 
 _library.load()
 ops = torch.ops.univg_kernels
-KERNELS = LogprobKernels(ops.logprob, ops.logprob_backward_, lambda hidden: skipping_on_host(), None)
+KERNELS = LogprobKernels(ops.logprob, ops.logprob_backward_, lambda hidden: skipping_on_host())
 
 
 def linear_logprob(

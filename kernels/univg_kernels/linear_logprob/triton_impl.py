@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .._linear_losses import LinearLogprob, LogprobKernels
@@ -11,7 +10,7 @@ from .._triton.compact import skipping_on_device
 from .._triton.launch import check_dtype
 from ..selective_logprob.triton_impl import triton_logprob, triton_logprob_backward_
 
-KERNELS = LogprobKernels(triton_logprob, triton_logprob_backward_, skipping_on_device, torch.float64)
+KERNELS = LogprobKernels(triton_logprob, triton_logprob_backward_, skipping_on_device)
 
 
 def linear_logprob(

@@ -44,6 +44,9 @@ def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: 
         kl = KLS[config.kl_estimator].value(lp, kept(rows.ref_logp), config)
         weighted = kl * ratio if config.use_bias_correction_kl else kl
         value = value + config.beta * (weighted * importance if config.importance_sampling_on_kl else weighted)
+    # A row that lost its loss must not look like a row without a gradient.
+    lost = value.isnan()
+    value = value + torch.where(lost, lp, 0.0) * torch.zeros_like(lp).masked_fill(lost, torch.nan)
     loss = (terms.weight * torch.where(keep, value, 0.0)).sum()
     if terms.entropy_weight is not None:
         loss = loss - (terms.entropy_weight * high * h).sum()

@@ -34,7 +34,8 @@ def _(
     logits: Tensor, token_ids: Tensor, scale: float, cap: float, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     n, dtype = logits.shape[0], math_dtype(logits)
-    return tuple(logits.new_empty(n, dtype=dtype) for _ in range(3))  # type: ignore[return-value]
+    logp, entropy = (logits.new_empty(n, dtype=dtype) for _ in range(2))
+    return logp, entropy, logits.new_empty(n, dtype=torch.float64)
 
 
 @torch.library.register_fake("univg_kernels::logprob_backward")
