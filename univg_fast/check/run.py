@@ -73,7 +73,9 @@ def said(use: Use, machine: Machine) -> str:
 
 def _scanned(config: Config, use: str, entries: list[object]) -> tuple[Records, Report]:
     with Display(f"read {use}, %", 100, quiet_s=QUIET) as display:
-        return scan_use(config, use, entries, lambda name, done, size: display.update(100 * done // max(1, size), name))
+        found = scan_use(config, use, entries, lambda name, done, size: display.update(99 * done // max(1, size), name))
+        display.update(100)
+    return found
 
 
 def _looked(use: str, records: Records, processor: Processor, threads: int) -> Counts:

@@ -18,7 +18,6 @@ from univg_fast.evaluate.metrics import iou
 from univg_fast.rewards import has_format
 from univg_fast.structs import Box, Record, Target
 
-FILTERS = ("format", "leak", "image", "iou_gain")
 NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
 MARKS = ("<|", "<image>")  # in a target they would be read as special tokens, or as one image more
 NEAR = 2  # units of 1000 within which a number is a coordinate
