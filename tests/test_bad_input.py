@@ -204,7 +204,7 @@ def test_a_wrong_configuration(launcher: Launcher, tmp_path: Path, text: str, ar
     ("argument", "message"),
     [
         ("--model.path=nowhere", r"model\.path: expected a local folder .*qwen2_vl_tiny.*, got 'nowhere'"),
-        ("--rewards.terms.length=1", r"rewards\.terms: expected some of iou, format, got iou, format, length"),
+        ("--rewards.terms.lenght=1", r"rewards\.terms: expected some of iou, format, .*, got iou, format, lenght"),
     ],
 )
 def test_what_a_late_stage_needs_is_refused_before_anything_is_made(

@@ -7,9 +7,11 @@ they have one.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from univg_fast.config.reward_recipes import RECIPES, RecipeName
 from univg_fast.data.builtin import BuiltinConfig
 from univg_fast.data.entries import check_entry
 
@@ -109,8 +111,29 @@ class GrpoStageConfig(OptimConfig):
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    terms: dict[str, float] = filled({"iou": 1.0, "format": 1.0})  # reward name: weight in the sum
+    recipe: RecipeName | None = None  # terms, parser and difficulty_from of a published system
+    terms: dict[str, float] = filled({"iou": 1.0, "format": 1.0})  # reward name, or FILE.py:FUNCTION: weight in the sum
+    parser: Literal["univg_r1", "strict", "lenient"] = "univg_r1"  # how boxes are read from completions
     difficulty_from: str = "iou"  # the term whose group mean is the mIoU of phi
+    iou_threshold: float = num(0.5, gt=0, le=1)  # of the terms iou_threshold and f1
+    iou_low: float = num(0.1, ge=0, le=1)  # of iou_dual and matching_dual: below it 0
+    iou_high: float = num(0.9, ge=0, le=1)  # and from here on 1
+    length_limit: int | None = num(None, gt=0)  # tokens at which length is -1; null: grpo.max_completion_length
+    length_buffer: int = num(64, gt=0)  # tokens before that limit where length begins to fall
+    repetition_ngram: int = num(3, gt=0)  # words of a run that repetition counts
+
+    def __post_init__(self) -> None:
+        for key, value in RECIPES[self.recipe].items() if self.recipe is not None else ():
+            given, default = getattr(self, key), REWARD_DEFAULTS[key]
+            if given == default:
+                object.__setattr__(self, key, deepcopy(value))
+            elif given != value:
+                raise ValueError(
+                    f"rewards.{key}: expected none beside rewards.recipe={self.recipe}, which says {value}"
+                )
+
+
+REWARD_DEFAULTS: dict[str, Any] = {"terms": {"iou": 1.0, "format": 1.0}, "parser": "univg_r1", "difficulty_from": "iou"}
 
 
 @dataclass(frozen=True)
@@ -176,6 +199,9 @@ def check(config: Config) -> None:
     if config.data.min_pixels > config.data.max_pixels:
         limit, got = config.data.max_pixels, config.data.min_pixels
         raise ValueError(f"data.min_pixels: expected at most data.max_pixels ({limit}), got {got}")
+    if config.rewards.iou_low > config.rewards.iou_high:
+        high, low = config.rewards.iou_high, config.rewards.iou_low
+        raise ValueError(f"rewards.iou_low: expected at most rewards.iou_high ({high}), got {low}")
     if config.rewards.difficulty_from not in config.rewards.terms:
         terms, source = ", ".join(config.rewards.terms) or "none", config.rewards.difficulty_from
         raise ValueError(f"rewards.difficulty_from: expected one of rewards.terms ({terms}), got {source!r}")

@@ -1,40 +1,81 @@
-r"""What a completion says: is its form right, and which box does it answer with?
+"""What a completion says: is its form right, and which boxes does it answer with?
 
-Both rules are UniVG-R1's, to the letter:
-- form: `<think>...</think>`, white space, `<answer>(d,d),(d,d)</answer>`, and the text ends. Anything may
-  stand before; inside <answer>, white space may follow a comma and stand nowhere else.
-- box: the first `(d,d),(d,d)` inside the first `<answer>...</answer>`; other text may surround it.
-Both take time linear in the text.
+The rules, by mode and style, are those of `univg_kernels.scan_boxes`, which reads a batch; all take time linear in the
+text. For one text at a time: `parse`, and UniVG-R1's two rules by themselves.
 """
 
 from __future__ import annotations
 
-import re
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from univg_fast.structs import Box
+from univg_kernels.scan_boxes import MODES, STYLES, ScannedBoxes, scan_boxes
+from univg_kernels.scan_boxes.reference import has_format, univg_r1
 
-BOX = re.compile(r"\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)")
-END = re.compile(r"</think>\s*<answer>\(\d+,\s*\d+\),\s*\(\d+,\s*\d+\)</answer>\n?\Z")
-DIGITS = 9  # longer numbers are read as 10^9, which no image has: the IoU changes by less than 1e-12
+from univg_fast.structs import Box, Target
+
+__all__ = ["MODES", "STYLES", "Answer", "answer_box", "has_format", "parse", "parse_all", "scan_boxes"]
 
 
-def has_format(text: str, cot: bool = True) -> bool:
-    """UniVG-R1's format rule; with cot=False a box anywhere in the text is enough."""
-    if not cot:
-        return BOX.search(text) is not None
-    return "<think>" in text and END.search(text) is not None  # END holds no <think>: it stands before
+@dataclass(frozen=True)
+class Answer:
+    """`boxes` as the text gives them, inverted or beyond 1000 as they may be; numbers that are no integers stay so.
+
+    `format`: UniVG-R1's form. `strict`: the strict form of the style. `tags`: of the four, those that stand once and
+    in order. `count`: boxes in the text, where that is more than are kept (512).
+    """
+
+    boxes: tuple[Target, ...]
+    format: bool
+    strict: bool
+    tags: int
+    count: int
+
+
+def parse(text: str, style: str = "univg_r1", mode: str = "strict", cot: bool = True) -> Answer:
+    """One completion; the modes are told in `univg_kernels.scan_boxes`. ValueError for another mode or style."""
+    return parse_all([text], style, mode, cot)[0]
+
+
+def parse_all(
+    texts: Sequence[str],
+    styles: str | Sequence[str] = "univg_r1",
+    mode: str = "strict",
+    cot: bool | Sequence[bool] = True,
+) -> list[Answer]:
+    """The same of many, `styles` and `cot` of each or of all."""
+    return answers_of(scan_boxes(texts, mode=mode, styles=styles, cot=cot))
+
+
+def answers_of(found: ScannedBoxes) -> list[Answer]:
+    numbers, images = found.boxes.tolist(), found.images.tolist()
+    targets = [
+        Target(_box(four), image if image >= 0 else None, label if label is None else unescaped(label))
+        for four, image, label in zip(numbers, images, found.labels, strict=True)
+    ]
+    ends = found.offsets.tolist()
+    facts = (found.format.tolist(), found.strict.tolist(), found.tags.tolist(), found.counts.tolist())
+    spans = zip(ends, ends[1:], *facts, strict=False)
+    return [Answer(tuple(targets[begin:end]), *rest) for begin, end, *rest in spans]
 
 
 def answer_box(text: str, cot: bool = True) -> Box | None:
-    """The box of the first <answer> (cot=False: of the text), or None. It may be inverted or exceed 1000."""
-    if cot:
-        start = text.find("<answer>")
-        end = text.find("</answer>", start + len("<answer>")) if start >= 0 else -1
-        if end < 0:
-            return None
-        text = text[start + len("<answer>") : end]
-    found = BOX.search(text)
-    if found is None:
-        return None
-    x1, y1, x2, y2 = (int(number) if len(number) <= DIGITS else 10**DIGITS for number in found.groups())
-    return x1, y1, x2, y2
+    """UniVG-R1's box of a text: the first of the first <answer> (cot=False: of the text), or None."""
+    found = univg_r1(text, "univg_r1", cot)
+    return _box(found[0].box) if found else None
+
+
+def unescaped(label: str) -> str:
+    """A label as it stands in JSON, without its escapes; as it is, where they are none."""
+    if "\\" not in label:
+        return label
+    try:
+        return str(json.loads(f'"{label}"', strict=False))
+    except json.JSONDecodeError:
+        return label
+
+
+def _box(numbers: Sequence[float]) -> Box:
+    x1, y1, x2, y2 = (int(x) if x == int(x) else x for x in numbers)
+    return x1, y1, x2, y2  # type: ignore[return-value]

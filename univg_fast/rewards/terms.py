@@ -1,81 +1,86 @@
-"""The reward terms, by name: each gives one number per completion. A new one is a function, named in TERMS.
+"""The reward terms of form, of one box, and of the text: each gives one number per completion.
 
-UniVG-R1's reward is the sum of "iou" and "format"; the difficulty weight takes its mIoU from "iou".
+Terms about the first box compare it with the first target and look at no image. Those about sets are in `sets.py`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from univg_kernels import box_iou
 
-from univg_fast.structs import Box, Record
-
-from .parse import answer_box, has_format
+from .answers import Answers, Array
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What the terms look at: B completions, the record that each answers, and the box parsed from it."""
-
-    texts: Sequence[str]
-    records: Sequence[Record]
-    boxes: Sequence[Box | None]
+def format_term(answers: Answers) -> Array:
+    """1 where the completion has UniVG-R1's form, else 0. In another style than its own: the strict form."""
+    theirs = np.array([record.answer_style == "univg_r1" for record in answers.records], bool)
+    return np.where(theirs, answers.found.format.numpy(), answers.found.strict.numpy()).astype(np.float64)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """`total` [B] float32 is the weighted sum of `parts`, which are not weighted: name -> [B] float32."""
-
-    total: np.ndarray
-    parts: dict[str, np.ndarray]
-    boxes: list[Box | None]
+def format_strict(answers: Answers) -> Array:
+    """1 where the whole completion is <think>…</think><answer>boxes in the style asked for</answer>, no tag twice."""
+    return answers.found.strict.numpy().astype(np.float64)
 
 
-def iou_term(answers: Answers) -> np.ndarray:
-    """UniVG-R1's raw IoU, 0 to 1; 0 where no box was found. ValueError for a record without a box."""
-    total = np.zeros(len(answers.boxes), np.float64)
-    for record in answers.records:
-        if record.box is None:
-            raise ValueError(f"reward iou: the record {record.uid} ({record.source}) has no box to compare with")
-    rows = [i for i, box in enumerate(answers.boxes) if box is not None]
-    if rows:
-        # float64: a box of 10^9 is legal in a completion, and its area must not be rounded
-        given = torch.from_numpy(np.array([answers.boxes[i] for i in rows], np.float64))
-        wanted = torch.from_numpy(np.array([answers.records[i].box for i in rows], np.float64))
-        total[rows] = box_iou(given, wanted, convention="univg_r1").numpy()
-    return total
+def format_tags(answers: Answers) -> Array:
+    """0.25 for each of the four tags that stands once and in its order."""
+    return answers.found.tags.numpy() * 0.25
 
 
-def format_term(answers: Answers) -> np.ndarray:
-    """1 where the completion has the required form, else 0."""
-    pairs = zip(answers.texts, answers.records, strict=True)
-    return np.array([has_format(text, cot=record.cot) for text, record in pairs], np.float64)
+def iou(answers: Answers) -> Array:
+    """UniVG-R1's raw IoU: an overlap of one unit or less counts as none; 0 where no box was found."""
+    return answers.spread(_overlap(answers, "iou", "univg_r1"))
 
 
-TERMS: dict[str, Callable[[Answers], np.ndarray]] = {"iou": iou_term, "format": format_term}
+def iou_threshold(answers: Answers) -> Array:
+    """1 where IoU >= rewards.iou_threshold, else 0."""
+    return answers.spread(_overlap(answers) >= answers.settings.iou_threshold)
 
 
-def check_terms(weights: Mapping[str, float]) -> None:
-    """ValueError where a name is no reward term, or where there is none."""
-    unknown = [name for name in weights if name not in TERMS]
-    if unknown or not weights:
-        raise ValueError(f"rewards.terms: expected some of {', '.join(TERMS)}, got {', '.join(weights) or 'none'}")
+def iou_dual(answers: Answers) -> Array:
+    """1 where IoU >= rewards.iou_high, 0 below rewards.iou_low, the IoU between them (MG-Thinker)."""
+    return answers.spread(dual(_overlap(answers), answers))
 
 
-def score(texts: Sequence[str], records: Sequence[Record], weights: Mapping[str, float]) -> Scores:
-    """Score B completions, each against its own record, by the terms that `weights` names.
+def giou(answers: Answers) -> Array:
+    """IoU - (hull - union) / hull, -1 to 1; -1 where no box was found."""
+    return answers.spread(_overlap(answers, "giou"), missing=-1.0)
 
-    ValueError names an unknown term, or tells that the numbers of texts and records differ.
-    """
-    check_terms(weights)
-    if len(texts) != len(records):
-        raise ValueError(f"score: expected a record for each of the {len(texts)} texts, got {len(records)}")
-    boxes = [answer_box(text, cot=record.cot) for text, record in zip(texts, records, strict=True)]
-    answers = Answers(texts, records, boxes)
-    parts = {name: TERMS[name](answers) for name in weights}
-    total = sum((weight * parts[name] for name, weight in weights.items()), np.zeros(len(texts)))
-    return Scores(total.astype(np.float32), {name: part.astype(np.float32) for name, part in parts.items()}, boxes)
+
+def center(answers: Answers) -> Array:
+    """1 where the centre of the box lies in the target or on its edge, else 0."""
+    given, wanted = answers.first_given, answers.first_wanted
+    middle = (given[:, :2] + given[:, 2:]) / 2
+    return answers.spread(((middle >= wanted[:, :2]) & (middle <= wanted[:, 2:])).all(1))
+
+
+def length(answers: Answers) -> Array:
+    """DAPO's soft punishment: 0 up to L - buffer tokens, then falling in a line to -1 at L = rewards.length_limit."""
+    if answers.lengths is None:
+        raise ValueError("reward length: expected the number of tokens of each completion (lengths), got none")
+    limit, buffer = answers.settings.length_limit, answers.settings.length_buffer
+    return -np.clip((np.asarray(answers.lengths, np.float64) - (limit - buffer)) / buffer, 0.0, 1.0)
+
+
+def repetition(answers: Answers) -> Array:
+    """-(1 - different/all) of the runs of rewards.repetition_ngram words: 0 where none comes twice, down to -1."""
+    n = answers.settings.repetition_ngram
+
+    def share(text: str) -> float:
+        words = text.split()
+        runs = list(zip(*(words[i:] for i in range(n)), strict=False))
+        return len(set(runs)) / len(runs) - 1.0 if runs else 0.0
+
+    return np.array([share(text) for text in answers.texts], np.float64)
+
+
+def dual(overlaps: Array, answers: Answers) -> Array:
+    settings = answers.settings
+    return np.where(overlaps >= settings.iou_high, 1.0, np.where(overlaps >= settings.iou_low, overlaps, 0.0))
+
+
+def _overlap(answers: Answers, kind: str = "iou", convention: str = "continuous") -> Array:
+    """[B'] fp64: a box of 10^9 is legal in a completion, and its area must not be rounded."""
+    given, wanted = torch.from_numpy(answers.first_given), torch.from_numpy(answers.first_wanted)
+    return box_iou(given, wanted, kind=kind, convention=convention).numpy()

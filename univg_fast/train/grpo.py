@@ -7,7 +7,7 @@ prompts give the same loss on any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from univg_fast.loss import grpo_head, logprob_head
 from univg_fast.loss.grpo import RowTargets
 from univg_fast.model import PackedModel
 from univg_fast.packing import Row, build_row
-from univg_fast.rewards import Scores, score
+from univg_fast.rewards import Scores, Settings, score
 from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.structs import BadRecord, Completion, Group, Sample
 from univg_fast.train.engine import StepResult, train_step
@@ -58,6 +58,13 @@ def loss_config(config: Config) -> GrpoConfig:
         difficulty=grpo.difficulty,
         scale_rewards="group" if grpo.scale_rewards else "none",
     )
+
+
+def reward_settings(config: Config) -> Settings:
+    """The numbers of the reward terms."""
+    rewards, limit = config.rewards, config.rewards.length_limit or config.grpo.max_completion_length
+    same = {f.name: getattr(rewards, f.name) for f in fields(Settings) if f.name != "length_limit"}
+    return Settings(length_limit=limit, **same)
 
 
 class GrpoStep:
@@ -138,7 +145,8 @@ class GrpoStep:
                 for c in group
             ]
             records = [s.record for s in samples for _ in range(config.num_generations)]
-            scores = score(texts, records, self.config.rewards.terms)
+            lengths = [len(c.token_ids) for group in completions for c in group]
+            scores = score(texts, records, self.config.rewards.terms, reward_settings(self.config), lengths)
             offsets = torch.arange(len(samples) + 1) * config.num_generations
             stats = group_advantage(
                 torch.from_numpy(scores.total),

@@ -58,6 +58,9 @@ def files_to_read(config: Config, run_dir: Path) -> dict[str, list[Any]]:
     check_path(config.model.path)  # what a late stage needs is asked for before the first one
     if "grpo" in config.stages:
         check_terms(config.rewards.terms)
+        if distributed.is_main():
+            told = " + ".join(f"{weight:g}·{name}" for name, weight in config.rewards.terms.items())
+            print(f"rewards ({config.rewards.recipe or 'no recipe'}): {told}", flush=True)
     for stage, key in (("sft", "per_step_samples"), ("grpo", "prompts_per_step")):
         size = getattr(getattr(config, stage), key)
         if stage in config.stages and size < distributed.world_size():
