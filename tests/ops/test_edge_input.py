@@ -190,8 +190,8 @@ DIRECT = """
     rows = (one, one, one, None, None, None, None, None, None)
     calls = {
         "logprob": [z, ids, 1.0, 0.0],
-        "logprob_backward": [z, ids, one, one, one, one, 1.0, 0.0],
-        "logprob_backward_": [z, ids, one, one, one, one, 1.0, 0.0],
+        "logprob_backward": [z, ids, one.double(), one, one, one, 1.0, 0.0],
+        "logprob_backward_": [z, ids, one.double(), one, one, one, 1.0, 0.0],
         "grpo_head": [z, ids, *rows, *program, 1.0, 0.0, True],
         "grpo_head_": [z, ids, *rows, *program, 1.0, 0.0],
         "policy_rows": [one, one, cu, *rows, *program],
@@ -203,6 +203,7 @@ DIRECT = """
         "box_iou_backward": [one, torch.rand(4, 4), torch.rand(4, 4), False, False, False],
         "box_iou_ragged": [torch.rand(4, 4), torch.rand(4, 4), cu, cu, 8, False, False],
         "box_iou_ragged_backward": [torch.ones(8), torch.rand(4, 4), torch.rand(4, 4), cu, cu, False, False],
+        "scan_boxes": [torch.arange(40, 80).byte(), cu, torch.tensor([0, 4]), 2, 8],
         "matched_iou": [torch.rand(4, 4).double(), torch.rand(4, 4).double(), cu, cu, ids, ids, False],
     }
     far = 2**40

@@ -190,6 +190,11 @@ VALUES: list[Fault] = [
     (("group_advantage",), dict(cu_groups=torch.tensor([0, 5, 3])), "cu_groups must begin with 0 and never fall"),
     (("difficulty_weight",), dict(kind="cubic"), "kind must be one of 'exp', .* got 'cubic'"),
     (("difficulty_weight",), dict(power=0.0), "power must be a finite number > 0, got 0.0"),
+    (
+        ("difficulty_weight",),
+        dict(kind="log", normalize=True),
+        "the difficulty 'log' cannot be normalised .*; use 'exp'",
+    ),
     (("difficulty_weight",), dict(normalize=1), "normalize must be True or False, got 1"),
     (("grpo_loss",), dict(inplace=None), "inplace must be True or False, got None"),
     ((*LOSSES, "group_advantage"), dict(config={}), r"config must be a GrpoConfig or None, got dict; use GrpoConfig\("),
@@ -287,6 +292,11 @@ CONFIGS: list[tuple[Callable[[], Any], str]] = [
     (config(loss_aggregation="seq-mean-token-sum-norm"), "needs max_completion_length, got None"),
     (config(loss_type="gmpo", importance_sampling_level="sequence"), "'gmpo' .*takes .*='token', got 'sequence'"),
     (lambda: uk.GrpoConfig.like("openrlhf"), r"\.like: codebase must be one of 'trl', .* got 'openrlhf'"),
+    (config(difficulty="log", normalize_difficulty=True), "'log' cannot be normalised"),
+    (
+        lambda: uk.GrpoConfig.like("univg_r1", loss_type="gmpo"),
+        r"must be ones of that codebase \(grpo at token\), got 'gmpo'",
+    ),
     (lambda: uk.GrpoConfig.like("ms_swift", off_policy_mask_threshold=1.0), "off_policy_mask_threshold must be None"),
     (lambda: uk.GrpoConfig.like("verl", delta=1.1), r"delta .* must be at least 1 \+ epsilon_high = 1.2, got 1.1"),
 ]

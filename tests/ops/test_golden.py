@@ -55,6 +55,8 @@ def test_difficulty_weight(kind: str, want: list[float], backend: uk.Backend) ->
     got = uk.difficulty_weight(miou, kind=kind, backend=backend)
     torch.testing.assert_close(got, torch.tensor(want), atol=6e-4, rtol=0)
     assert got[2].item() == pytest.approx(want[2], abs=1e-6)
+    if kind == "log":
+        return  # has no mean to divide by: tests/ops/test_errors.py
     normal = uk.difficulty_weight(miou, kind=kind, normalize=True, backend=backend)
     torch.testing.assert_close(normal.mean(), torch.tensor(1.0))
     torch.testing.assert_close(normal * got.mean(), got)

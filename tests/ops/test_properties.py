@@ -23,6 +23,7 @@ AGGREGATIONS = (None, *CHOICES["loss_aggregation"])
 @st.composite
 def configs(draw: st.DrawFn) -> uk.GrpoConfig:
     loss, level = draw(st.sampled_from(PAIRS))
+    difficulty = draw(st.sampled_from(CHOICES["difficulty"]))
 
     def one(*values: Any) -> Any:
         return draw(st.sampled_from(values))
@@ -54,8 +55,8 @@ def configs(draw: st.DrawFn) -> uk.GrpoConfig:
         temperature=one(0.6, 1.0),
         logit_scale=one(1.0, 0.4),
         softcap=one(None, 3.0),
-        difficulty=one(*CHOICES["difficulty"]),
-        normalize_difficulty=one(True, False),
+        difficulty=difficulty,
+        normalize_difficulty=difficulty != "log" and one(True, False),
         scale_rewards=one("group", "batch", "none"),
         center_singletons=one(True, False),
     )
