@@ -1,9 +1,9 @@
-"""Which candidates a stage-1 file may hold, and which of them is the best.
+"""Which candidates a stage-1 file may hold, and which of them is the best. What each filter removes:
 
-format      <think>…</think><answer>…</answer>, each once, the answer with a box in the record's style
-leak        a coordinate of the right answer stands inside <think>
-image       the trace does not end with an image that holds a target, or leaves one out, or answers with another
-iou_gain    reasoning did not help: see `gains`
+- format: anything but the strict form of the record's style; an empty <think>, or special tokens inside of it
+- leak: the right answer's coordinates inside <think>
+- image: a trace that does not end with an image that holds a target, or leaves one out, or answers with another
+- iou_gain: reasoning that did not help, see `gains`
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from univg_fast.data.boxtext import MENTION, boxes_in, last_image
 from univg_fast.data.coordinates import Size, from_norm1000, smart_resize
 from univg_fast.evaluate.metrics import iou
-from univg_fast.rewards import has_format
-from univg_fast.structs import Box, Record, Target
+from univg_fast.rewards import TERMS, Answers, Settings, parse
+from univg_fast.structs import Box, Record
 
 NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
 MARKS = ("<|", "<image>")  # in a target they would be read as special tokens, or as one image more
 NEAR = 2  # units of 1000 within which a number is a coordinate
 SMALL = 12  # numbers up to here are counts and image numbers
 LEAKED = 3  # coordinates of one box that make a leak
-MAX_BOXES = 64  # boxes of an answer that are looked at
+SEEN = (401408, 1003520)  # pixel budgets of models: in whose resized images boxes are counted
 SAME_BOX = 0.5  # IoU from which a box inside <think> is the answer
 
 
@@ -48,10 +48,6 @@ class Candidate:
     def think(self) -> str:
         return self.text.partition("<think>")[2].partition("</think>")[0].strip()
 
-    @property
-    def answer(self) -> str:
-        return self.text.partition("<answer>")[2].partition("</answer>")[0]
-
 
 def removed_by(candidate: Candidate, record: Record, sizes: Sequence[Size], thresholds: Thresholds) -> str | None:
     """The first filter that removes a candidate; None for one that stays. `sizes`: of the images, where known."""
@@ -72,17 +68,9 @@ def best(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def well_formed(candidate: Candidate, record: Record) -> bool:
-    """The form that the format reward asks for, every tag once, something inside of <think> and no marks of ours."""
-    text = candidate.text.strip()
-    once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
-    in_order = re.match(r"<think>[^<]*(?:<(?!/?think>)[^<]*)*</think>\s*<answer>", text) is not None
-    if not (once and in_order and text.endswith("</answer>") and candidate.think):
-        return False
-    if any(mark in candidate.think for mark in MARKS):
-        return False
-    if record.answer_style == "univg_r1" and len(record.targets) == 1:
-        return has_format(text)
-    return bool(boxes_in(candidate.answer, len(record.images)))
+    """The strict form of the record's style, something inside of <think>, and no marks of ours there."""
+    marked = any(mark in candidate.think for mark in MARKS)
+    return bool(candidate.think) and not marked and parse(candidate.text.strip(), record.answer_style).strict
 
 
 def leaks(think: str, record: Record, sizes: Sequence[Size] = ()) -> bool:
@@ -110,7 +98,7 @@ def names_the_image(candidate: Candidate, record: Record) -> bool:
     if number == 1 or None in wanted:
         return True
     named = [last_image(match[0], number) for match in MENTION.finditer(candidate.think)]
-    answered = {box.image for box in boxes_in(candidate.answer, number)} - {None}
+    answered = {box.image for box in parse(candidate.text, record.answer_style).boxes} - {None}
     return bool(named) and wanted <= set(named) and named[-1] in wanted and answered <= wanted
 
 
@@ -124,31 +112,15 @@ def gains(direct: float, score: float, thresholds: Thresholds) -> bool:
     return score >= thresholds.right or (score > direct and score >= direct * (1 + thresholds.gain_wrong))
 
 
-def score(answer: str, record: Record) -> float:
-    """IoU of an answer, 0 to 1: boxes matched with targets of the same image, over the larger of both numbers."""
-    found = boxes_in(answer, len(record.images))[:MAX_BOXES]
-    pairs = [
-        (iou(box.numbers, target.box), i, j)
-        for i, box in enumerate(found)
-        for j, target in enumerate(record.targets)
-        if _same_image(box.image, target)
-    ]
-    total, used_boxes, used_targets = 0.0, set[int](), set[int]()
-    for value, i, j in sorted(pairs, reverse=True):
-        if i not in used_boxes and j not in used_targets:
-            total, used_boxes, used_targets = total + value, used_boxes | {i}, used_targets | {j}
-    return total / max(len(found), len(record.targets), 1)
-
-
-def _same_image(image: int | None, target: Target) -> bool:
-    return image is None or target.image is None or image == target.image
+def score(text: str, record: Record) -> float:
+    """IoU of a completion, 0 to 1: boxes matched with targets of the same image, over the larger of both numbers."""
+    return float(TERMS["matching"](Answers([text], [record], Settings(parser="lenient")))[0])
 
 
 def _spellings(box: Box, size: Size | None) -> list[tuple[tuple[float, ...], float]]:
     """The box as a teacher may write it, each with the length of one unit of 1000."""
     found: list[tuple[tuple[float, ...], float]] = [(box, 1.0), (from_norm1000(box, "norm1"), 1e-3)]
     if size is not None:
-        resized = smart_resize(size)
-        for system, side in (("pixel", max(size)), ("resized", max(resized))):
-            found.append((from_norm1000(box, system, size, resized), side / 1000))
+        for shown in (size, *(smart_resize(size, max_pixels=most) for most in SEEN)):
+            found.append((from_norm1000(box, "pixel", shown), max(shown) / 1000))
     return found

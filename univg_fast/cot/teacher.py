@@ -83,7 +83,7 @@ class Teacher:
             asked = question_for(record, thinks=True, hint=self.hint)
             said = self.ask(pictures, asked, self.temperature, seed=self.seed + i)
             candidate = Candidate(said.strip(), direct=direct)
-            found.append(candidate if self.hint else replace(candidate, score=score(candidate.answer, record)))
+            found.append(candidate if self.hint else replace(candidate, score=score(candidate.text, record)))
         return found, [image.size for image in images]
 
     def ask(self, pictures: Sequence[str], text: str, temperature: float, seed: int) -> str:
