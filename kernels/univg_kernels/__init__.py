@@ -16,6 +16,7 @@ from .linear_logprob import linear_logprob
 from .matched_iou import MatchedIou, matched_iou
 from .metrics import METRICS, combine_metrics, summarize
 from .policy_loss import policy_loss
+from .scan_boxes import ScannedBoxes, scan_boxes
 from .selective_logprob import selective_logprob
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "GrpoOutput",
     "MatchedIou",
     "RowArguments",
+    "ScannedBoxes",
     "box_iou",
     "combine_metrics",
     "difficulty_weight",
@@ -38,6 +40,7 @@ __all__ = [
     "pair_offsets",
     "policy_loss",
     "resolve",
+    "scan_boxes",
     "selective_logprob",
     "summarize",
 ]
