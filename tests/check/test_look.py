@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,3 +87,28 @@ def test_box_sides(tmp_path: Path) -> None:
     counts = look([record], processor([record]), False, 1, lambda done, counts: None)
     assert list(counts.box_sides) == pytest.approx([0.5, 0.2])
     assert isinstance(counts, Counts) and counts.bad == []
+
+
+class Endless(Sequence[Record]):
+    """So many records, each made when it is asked for, as those of a file are."""
+
+    def __init__(self, record: Record, number: int):
+        self.record, self.number = record, number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, at: Any) -> Any:
+        return replace(self.record, uid=f"u{at}", source=f"f:{at}", question=f"Where is number {at}?")
+
+
+def test_memory_grows_by_bytes_a_record(records: list[Record]) -> None:
+    made = processor(records)
+    held = []
+    for number in (500, 2500):
+        tracemalloc.start()
+        counts = look(Endless(records[0], number), made, True, 1, lambda done, counts: None)
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+        assert len(counts.prompt) == number
+    assert (held[1] - held[0]) / 2000 < 64

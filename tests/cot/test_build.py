@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
 import json
 import os
@@ -210,6 +211,37 @@ def test_killed_in_the_middle_and_started_again(stub: Stub, tmp_path: Path) -> N
     assert len(stub.requests) - before == (40 - done) * 5  # what was done is not asked again
     assert [row["id"] for row in rows(out)] == [f"r{i}" for i in range(40)]
     assert "\r" not in said and "cot 40/40 | kept 40 of 40" in said
+
+
+def test_ctrl_c_ends_at_once_and_loses_nothing(stub: Stub, tmp_path: Path) -> None:
+    boxes, out = write_boxes(tmp_path / "data", 12), tmp_path / "stage1.jsonl"
+    process = start(boxes, out, stub)
+    until = time.monotonic() + 60
+    while len(stub.requests) < 25 and time.monotonic() < until:
+        time.sleep(0.005)
+    stub.delay = 20.0
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=10)  # and not as long as the requests under way take
+    assert process.returncode == 130 and "the same command goes on" in said
+    assert not out.exists() and Path(f"{out}.journal").read_bytes().endswith(b"\n")
+
+
+def test_two_builds_of_one_file_are_refused(boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = tmp_path / "stage1.jsonl.journal"
+    with journal.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(["build", "--data", str(boxes), "--out", str(tmp_path / "stage1.jsonl")]) == 1
+    assert "another process is building" in capsys.readouterr().err
+    assert main(["build", "--data", str(boxes), "--out", str(tmp_path / "stage1.jsonl")]) == 0
+
+
+def test_image_paths_hold_through_links(boxes: Path, tmp_path: Path) -> None:
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    out = tmp_path / "link" / "stage1.jsonl"
+    assert main(["build", "--data", str(boxes), "--out", str(out)]) == 0
+    assert [len(read_records(path)[1]) for path in (out, tmp_path / "far/away/stage1.jsonl")] == [0, 0]
 
 
 @pytest.mark.slow

@@ -59,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+        os._exit(130)  # not by the front door: it waits for every request that is under way
 
 
 def check(given: argparse.Namespace) -> None:

@@ -60,29 +60,29 @@ def build(
     failures: list[str] = []
     in_a_row = 0
     todo = iter(i for i in range(len(records)) if not journal.is_done(i))
-    with ThreadPoolExecutor(threads, thread_name_prefix="cot") as pool:
-        running: dict[Future[Judged], int] = {}
-        try:
-            while True:
-                while len(running) < 2 * threads and (index := next(todo, None)) is not None:
-                    running[pool.submit(judge, records, index, make, thresholds, journal.out.parent)] = index
-                if not running:
-                    break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    index = running.pop(future)
-                    try:
-                        judged = future.result()
-                    except TeacherError as error:
-                        failures.append(f"{records[index].source}: {error}")
-                        in_a_row += 1
-                        if in_a_row >= MAX_FAILED:
-                            raise ValueError(f"{in_a_row} records failed one after the other; {failures[-1]}") from None
-                        continue
-                    in_a_row = 0
-                    journal.add(index, judged.row, judged.removed)
-                    progress(journal.done, counts(journal, len(failures)))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="cot")
+    running: dict[Future[Judged], int] = {}
+    try:
+        while True:
+            while len(running) < 2 * threads and (index := next(todo, None)) is not None:
+                running[pool.submit(judge, records, index, make, thresholds, journal.out.parent)] = index
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                index = running.pop(future)
+                try:
+                    judged = future.result()
+                except TeacherError as error:
+                    failures.append(f"{records[index].source}: {error}")
+                    in_a_row += 1
+                    if in_a_row >= MAX_FAILED:
+                        raise ValueError(f"{in_a_row} records failed one after the other; {failures[-1]}") from None
+                    continue
+                in_a_row = 0
+                journal.add(index, judged.row, judged.removed)
+                progress(journal.done, counts(journal, len(failures)))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     journal.write(len(failures))
     return failures
 
@@ -112,7 +112,7 @@ def stage1_row(record: Record, think: str, folder: Path) -> dict[str, Any]:
     instruction = INSTRUCTIONS[record.answer_style, len(record.targets) > 1][0]
     raw = RawRecord(
         format="univg_r1_stage1",
-        images=tuple(os.path.relpath(path, folder.absolute()) for path in record.images),
+        images=tuple(os.path.relpath(os.path.realpath(path), os.path.realpath(folder)) for path in record.images),
         question=f"{MARK}\n" * len(record.images) + record.question + instruction,
         targets=tuple(RawTarget(target.box, target.image, target.label) for target in record.targets),
         response=target_text(record, think),

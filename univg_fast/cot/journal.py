@@ -7,6 +7,7 @@ order, so it depends on neither the number of threads nor on any interruption.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from array import array
@@ -39,14 +40,14 @@ class Journal:
         return True
 
     def open(self) -> None:
-        """Read what is done and go on after it. ValueError where it was done with other settings."""
+        """Read what is done and go on after it. ValueError where it was done with other settings, or is being done."""
         header = (json.dumps({"settings": self.settings}) + "\n").encode()
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        if not self.path.exists():
-            self._file = self.path.open("w+b")
-            self._write(header)
-            return
-        self._file = self.path.open("r+b")
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
+        except BlockingIOError:
+            raise ValueError(f"{self.path}: another process is building {self.out}") from None
         end = 0
         for number, line in enumerate(self._file):
             if not line.endswith(b"\n"):
@@ -62,7 +63,7 @@ class Journal:
             end += len(line)
         self._file.seek(end)
         self._file.truncate()
-        if end == 0:  # killed while the first line was written
+        if end == 0:  # a new one, or killed while the first line was written
             self._write(header)
 
     def is_done(self, index: int) -> bool:
