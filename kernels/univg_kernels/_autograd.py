@@ -154,7 +154,8 @@ class _WithGradients(torch.autograd.Function):
 
 
 class _WithSavedGradients(torch.autograd.Function):
-    """The same for torch.compile, which follows neither objects with a state nor addresses."""
+    """Gradients that stay, for small ones, and for torch.compile, which follows neither objects with a state nor
+    addresses."""
 
     @staticmethod
     def forward(
@@ -180,15 +181,17 @@ def attach_gradients(
     scale: Scale = scale_on_host,
     *,
     unit_upstream: bool = False,
+    reusable: bool = False,
 ) -> Tensor:
     """Make `loss` differentiable by `inputs`, with d loss/d inputs[i] = grads[i] (None: no gradient).
 
     The first backward pass multiplies the gradients in place by the upstream gradient and gives them away; a second
-    one raises RuntimeError, and any one does whose upstream gradient is not 1 if unit_upstream is asked for. A single
-    input whose gradient was written over it is recognised by its address, the overwriting is counted by autograd's
-    version counter, and whatever else uses that input raises in the backward pass.
+    one raises RuntimeError, unless they are `reusable`: then each makes a copy. A backward pass raises, too, whose
+    upstream gradient is not 1, if unit_upstream is asked for. A single input whose gradient was written over it is
+    recognised by its address, the overwriting is counted by autograd's version counter, and whatever else uses that
+    input raises in the backward pass.
     """
-    if torch.compiler.is_compiling():
+    if reusable or torch.compiler.is_compiling():
         return _WithSavedGradients.apply(loss, op, unit_upstream, len(inputs), *inputs, *grads)
     (tensor, *others), (grad, *_) = inputs, grads
     if not others and tensor is not None and grad is not None and _same_memory(tensor, grad):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._autocast import as_linear
+
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTS = (torch.int64, torch.int32)
 LARGEST = sys.float_info.max
@@ -92,7 +94,8 @@ def check_logits(op: str, logits: object) -> Tensor:
 def check_linear(
     op: str, hidden: object, weight: object, bias: object, prefix: str = ""
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`prefix` names the arguments of a second head."""
+    """(hidden, weight, bias), inside torch.autocast in its dtype. `prefix` names the arguments of a second head."""
+    hidden, weight, bias = as_linear(hidden, weight, bias)
     h = check_tensor(op, f"{prefix}hidden", hidden, (None, None), FLOATS, remedy="pick the scored rows first: [N, H]")
     w = check_tensor(
         op,

@@ -90,7 +90,8 @@ def face(op: str, device: torch.device, backend: Backend) -> ModuleType:
 
 def _load(op: str, kind: str, backend: Backend, name: str) -> None:
     _log.info("%s runs on %s through its %s face", op, kind, name)
-    _loaded[op, backend, kind] = importlib.import_module(f"{__package__}.{op}.{FACES[name]}")
+    module = importlib.import_module(f"{__package__}.{op}.{FACES[name]}")
+    _loaded[op, backend, kind] = _loaded[op, name, kind] = module
 
 
 def load_faces(ops: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ._autocast import no_autocast
 from ._autograd import Scale, attach_gradients, needs_grad
 from ._linear_grads import GradientSums
 from ._linear_head import LinearPolicy, chunk_rows, make_head, takes_gradient
@@ -176,6 +177,11 @@ class LinearLogprob(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
+        with no_autocast(grad_logp):
+            return LinearLogprob._backward(ctx, grad_logp, grad_entropy)
+
+    @staticmethod
+    def _backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, total, entropy = ctx.saved_tensors
         softmax, kernels = ctx.softmax, ctx.kernels
         head = make_head(hidden, weight, bias, softmax.vocab_size)

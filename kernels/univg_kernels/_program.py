@@ -51,6 +51,7 @@ def row_program(rows: PolicyRows, config: GrpoConfig, *, with_reference: bool | 
     named = {
         "clip_low": clip_low,
         "clip_high": clip_high,
+        "log_ratio_max": config.log_ratio_bounds[1],
         "delta": math.inf if config.delta is None else config.delta,
         "off_policy_mask_threshold": config.off_policy_mask_threshold or 0.0,
     }

@@ -104,7 +104,8 @@ class GrpoConfig:
             log-ratio to [-epsilon_low, epsilon_high]; for cispo epsilon_high is the bound itself, unless
             cispo_two_sided.
         delta: upper bound of the ratio on the unclipped side (two-sided or dual clip); None for no bound.
-        log_ratio_min, log_ratio_max: bounds of the log-ratio; no gradient outside.
+        log_ratio_min, log_ratio_max: bounds of the log-ratio; no gradient outside. Above 88, where e to that power is
+            infinite in fp32, no log-ratio goes in any case.
         sapo_temperature_pos, sapo_temperature_neg, vespo_k_*, vespo_lambda_*: of these two losses.
     KL: beta: its weight; 0 removes it. kl_estimator: "k1", "k2", "k3"; with "+" the value of it, the gradient of k2.
         k3_clamp: k3 of a difference within ±20, itself within ±10. use_bias_correction_kl: KL times the ratio.
@@ -209,6 +210,10 @@ class GrpoConfig:
     @property
     def aggregation(self) -> str:
         return self.loss_aggregation or AGGREGATION[self.loss_type]
+
+    @property
+    def log_ratio_bounds(self) -> tuple[float, float]:
+        return self.log_ratio_min, min(self.log_ratio_max, 88.0)
 
     @property
     def clip_bounds(self) -> tuple[float, float]:

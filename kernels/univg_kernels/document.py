@@ -63,7 +63,7 @@ AGGREGATIONS = {
     "seq-mean-token-sum-norm": ("1/(D·max_completion_length)", "responses"),
 }
 BELOW_AGGREGATIONS = """
-D is `denominator` where that is given. It is at least 1. With `count_empty_responses=False` it counts only responses
+D is `denominator` where that is given, else at least 1. With `count_empty_responses=False` it counts only responses
 that have a row that counts.
 """
 BELOW_LOSSES = """

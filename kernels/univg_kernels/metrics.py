@@ -36,7 +36,8 @@ def combine_metrics(*metrics: Tensor) -> Tensor:
 
 
 def summarize(metrics: Tensor) -> dict[str, float]:
-    """Read a metrics vector back to the host (one copy) under TRL's names. Means are per scored token."""
+    """Read a metrics vector back to the host (one copy), under TRL's names where TRL has the same metric. Means are per
+    scored token, at every level of the ratio."""
     m = dict(zip(METRICS, metrics.tolist(), strict=True))
     n = max(m["num_tokens"], 1.0)
     return {

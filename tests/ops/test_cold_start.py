@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 CALLS = {
-    "grpo_loss": "uk.grpo_loss(x, ids, cu, advantages=a, inplace=False).loss",
+    "grpo_loss": "uk.grpo_loss(x, ids, cu, advantages=a, inplace=False, backend='cpp').loss",
     "linear_grpo_loss": "uk.linear_grpo_loss(h, x, ids, cu, advantages=a).loss",
     "policy_loss": "uk.policy_loss(x[:, 0], cu, advantages=a).loss",
     "linear_ce": "uk.linear_ce(h, x, ids, row_weight=torch.ones(6))[0]",
@@ -20,7 +20,7 @@ CALLS = {
 
 
 def test_fullgraph_in_a_fresh_process() -> None:
-    """Each op is called through its compiled form first: nothing has loaded its face before."""
+    """Each op is called through its compiled form first: nothing has called it before."""
     code = f"""
         import torch, univg_kernels as uk
         x, h = torch.rand(6, 8, requires_grad=True), torch.rand(6, 8)

@@ -43,7 +43,8 @@ def grpo_loss(
     Note: extra memory is O(N) in place, one [N, V] tensor otherwise. Deterministic. Losses whose rows depend on each
         other (sequence level, gmpo, vespo, masks over responses or the batch) read the logits a second time. The
         gradient is made for an upstream gradient of 1 and multiplied by the real one in the backward pass: in half
-        precision that rounds a second time, unless it is a power of two.
+        precision that rounds a second time, unless it is a power of two, and with fp16 and a gradient scaler small
+        gradients would be 0 before the scaler sees them: give denominator / scale instead of scaling the loss.
     Source: DeepSeekMath (arXiv 2402.03300), UniVG-R1's phi; of each loss type: docs/losses.md.
     """
     op, config = "grpo_loss", check_config("grpo_loss", config)

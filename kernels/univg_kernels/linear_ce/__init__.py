@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._autocast import no_autocast
 from .._checks import check_ids, check_linear, check_tensor, check_weight_grad
 from .._dispatch import Backend, face
 from .._softmax import check_softmax, check_vocab
@@ -30,7 +31,8 @@ def linear_ce(
     one through the same result raises RuntimeError.
 
     Args:
-        hidden: [N, H] fp32|bf16|fp16|fp64. weight: [V, H], bias: [V], of hidden's dtype.
+        hidden: [N, H] fp32|bf16|fp16|fp64. weight: [V, H], bias: [V], of hidden's dtype; inside
+            torch.autocast of any, cast as by F.linear.
         token_ids: [N] int32|int64 in [0, V).
         row_weight: [N] fp32 (or fp64); holds the normaliser, 1 / number of targets for a mean. Not differentiated.
         logit_scale, softcap, vocab_size: as in `selective_logprob`.
@@ -45,4 +47,5 @@ def linear_ce(
     rw = check_tensor(op, "row_weight", row_weight, (h.shape[0],), (torch.float32, torch.float64), h.device)
     softmax = check_softmax(op, 1.0, logit_scale, softcap, vocab_size)
     check_weight_grad(op, weight_grad, w)
-    return face(op, h.device, backend).linear_ce(h, w, b, ids, rw.detach(), softmax, weight_grad)
+    with no_autocast(h):
+        return face(op, h.device, backend).linear_ce(h, w, b, ids, rw.detach(), softmax, weight_grad)

@@ -6,6 +6,7 @@ from typing import Unpack
 
 from torch import Tensor
 
+from .._autocast import no_autocast
 from .._checks import check_ids, check_linear, check_weight_grad
 from .._dispatch import Backend, face
 from .._linear_head import LinearPolicy, ReferenceHead
@@ -42,7 +43,8 @@ def linear_grpo_loss(
 
     Args:
         hidden: [N, H] fp32|bf16|fp16|fp64, the final hidden states of the scored rows.
-        weight: [V, H], bias: [V], of hidden's dtype; under ZeRO-3 gathered.
+        weight: [V, H], bias: [V], of hidden's dtype (inside torch.autocast: of any, cast as by F.linear); under ZeRO-3
+            gathered.
         token_ids [N], cu_seqlens [B+1], rows: as in `grpo_loss`.
         ref_hidden: [N, H'], with ref_weight [V, H'] (default: weight) and ref_bias [V]: the reference policy, whose
             log-probabilities are made in the same pass, one product more, instead of ref_logp.
@@ -51,8 +53,11 @@ def linear_grpo_loss(
             one raises RuntimeError in the backward pass (scale the loss by denominator instead).
     Returns: GrpoOutput(loss scalar, metrics [len(METRICS)], logp [N]), fp32; the loss is fp64 for fp64 input.
     Raises: ValueError for wrong shapes, dtypes, devices, ids or offsets.
-    Note: extra memory is the gradients and one chunk of logits, as long as the longest response at least where rows
-        depend on their response.
+    Note: with fp16 and a gradient scaler give denominator / scale instead of scaling the loss: the gradients are made
+        in hidden's dtype for an upstream gradient of 1, where small ones would be 0 before the scaler sees them. In
+        half precision the weight's gradient is summed in fp32 over chunks; each chunk's product is rounded first,
+        except on CUDA where all rows are multiplied. Extra memory is the gradients and one chunk of logits, as long as
+        the longest response at least where rows depend on their response.
     """
     op, config = "linear_grpo_loss", check_config("linear_grpo_loss", config)
     h, w, b = check_linear(op, hidden, weight, bias)
@@ -74,4 +79,5 @@ def linear_grpo_loss(
         raise ValueError(f"{op}: ref_weight and ref_bias need ref_hidden [N, H'], got None")
     check_weight_grad(op, weight_grad, w)
     policy = LinearPolicy(h, w, b, ids, reference if config.beta else None, weight_grad)
-    return face(op, h.device, backend).linear_grpo_loss(policy, checked, config)
+    with no_autocast(h):
+        return face(op, h.device, backend).linear_grpo_loss(policy, checked, config)

@@ -79,7 +79,7 @@ def _log_ratio(lp: Tensor, difference: Tensor, mean: Tensor, config: GrpoConfig)
         log_ratio = mean
     else:
         log_ratio = lp - lp.detach() + mean.detach()
-    return log_ratio.clamp(config.log_ratio_min, config.log_ratio_max)
+    return log_ratio.clamp(*config.log_ratio_bounds)
 
 
 def _importance(

@@ -17,7 +17,6 @@ from .._triton.response_sums import BLOCK, known_response, load_rows
 from .._triton.responses import response_factors, row_weights
 from .._triton.row_program import known_rows, loss_row
 from .._triton.rows import SCHEMA, kernel_arguments, row_arguments
-from .._triton.scale import scale_on_device
 from ..config import GrpoConfig
 
 WARPS = 4
@@ -132,5 +131,5 @@ def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: 
     inputs = [logp] if b is None else [logp, entropy]
     if any(needs_grad(*inputs)):
         grads = [g.to(x.dtype) for x, g in zip(inputs, (a, b), strict=False) if x is not None and g is not None]
-        loss = attach_gradients("policy_loss", loss, inputs, grads, scale_on_device)
+        loss = attach_gradients("policy_loss", loss, inputs, grads, reusable=True)
     return GrpoOutput(loss, metrics, out)
