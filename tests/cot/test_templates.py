@@ -107,3 +107,10 @@ def test_any_record_passes_its_own_filters(targets: list[Target], style: str, se
     candidates, _ = from_templates(("object", "image"), 4, seed)(made)
     assert len(candidates) == 4
     assert [removed_by(c, made, [(640, 480)] * 4, Thresholds()) for c in candidates] == [None] * 4
+
+
+def test_many_targets_make_no_endless_trace() -> None:
+    many = [Target((10 * i, 10, 10 * i + 9, 90), i % 4, f"chair {'abcdefgh'[i % 8]}") for i in range(60)]
+    made = asked(record(*many, images=4))
+    (candidate,), _ = from_templates(("object", "image"), 1, 0)(made)
+    assert candidate.think.count(".") <= 2 * 12 + 4 + 6 and removed_by(candidate, made, [], Thresholds()) is None

@@ -14,6 +14,7 @@ from univg_fast.cot.facts import Thing, place, relations, size, things_of
 from univg_fast.structs import Record
 
 LEVELS = ("object", "image")
+MAX_SEEN = 12  # things that object level describes
 MAX_RELATIONS = 4  # sentences that compare two things
 MAX_COMPARED = 8  # things of a record that are compared with one another
 
@@ -85,7 +86,7 @@ def _trace(
     if "object" in levels:
         said += [
             template.seen.format(image=image_name(t.image), name=t.name, place=place(t.box), size=size(t.box))
-            for t in sorted(things, key=lambda t: t.image)
+            for t in sorted(things[:MAX_SEEN], key=lambda t: t.image)
         ]
     holders = sorted({thing.image for thing in things if thing.is_target})
     if "image" in levels:
