@@ -45,6 +45,7 @@ CPU: Shapes = {
     "groups": (Shape(8192, length=1, dtypes=FP32),),  # responses
     "box_iou": (Shape(100_000, length=1, dtypes=FP32),),
     "matched_iou": (Shape(1000, length=8, dtypes=FP32),),  # pairs of sets
+    "completions": (Shape(10_000, length=256, dtypes=FP32),),
 }
 SMALL_OPS: Shapes = {name: CPU[name] for name in ("policy_loss", "groups", "box_iou")}
 CUDA: Shapes = {
@@ -63,5 +64,6 @@ TINY: Shapes = {  # for tests: the same code in a moment; a vocabulary that allo
     "groups": (Shape(32, length=1, dtypes=FP32),),
     "box_iou": (Shape(200, length=1, dtypes=FP32),),
     "matched_iou": (Shape(10, length=4, dtypes=FP32),),
+    "completions": (Shape(20, length=256, dtypes=FP32),),
 }
 SIZES = {"cpu": CPU, "cuda": CUDA, "tiny": TINY}

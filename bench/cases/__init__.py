@@ -6,6 +6,7 @@ from ..shapes import SIZES
 from ..work import Case
 from . import (
     box_iou,
+    completions,
     groups,
     grpo_loss,
     linear_ce,
@@ -17,8 +18,8 @@ from . import (
 )
 
 OPS = (
-    grpo_loss, box_iou, matched_iou, linear_grpo_loss, groups, policy_loss, selective_logprob, linear_logprob,
-    linear_ce,
+    grpo_loss, box_iou, matched_iou, completions, linear_grpo_loss, groups, policy_loss, selective_logprob,
+    linear_logprob, linear_ce,
 )  # fmt: skip
 
 

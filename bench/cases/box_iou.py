@@ -1,4 +1,5 @@
-"""`box_iou`: aligned pairs of boxes, against the loop over Python numbers that reward functions are written as."""
+"""`box_iou`: aligned pairs of boxes, against the loop over Python numbers that reward functions are written as, and
+against the shortest torch code for it (no care for NaN or inverted boxes)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def loop(first: list[list[int]], second: list[list[int]]) -> list[float]:
 
 def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
     g = generator(device, 8)
-    first, second = torch.randint(0, 1001, (2, shape.rows, 4), device=device.torch, generator=g)
+    corners = torch.randint(0, 1001, (2, shape.rows, 2, 2), device=device.torch, generator=g)
+    first, second = corners.sort(2).values.flatten(2).to(dtype)
 
     def prepared(backend: uk.Backend) -> Prepare:
         def run() -> Outcome:
@@ -40,6 +42,13 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
     def python() -> Outcome:
         return {"iou": torch.tensor(loop(*lists), dtype=torch.float64, device=device.torch)}
 
+    def torch_ops() -> Outcome:
+        low, high = torch.maximum(first[:, :2], second[:, :2]), torch.minimum(first[:, 2:], second[:, 2:])
+        width, height = (high - low).clamp(min=0).unbind(1)
+        one, two = ((x[:, 2] - x[:, 0]) * (x[:, 3] - x[:, 1]) for x in (first, second))
+        return {"iou": torch.nan_to_num(width * height / (one + two - width * height))}
+
     judge = Judge(lambda: python, prepared("reference"))
     own = {name: Variant(prepared(b), judge, own=True) for name, b in faces(device).items()}
-    return Work({"python loop": Variant(lambda: python, judge), **own}, floor_bytes=shape.rows * (2 * 16.0 + 4))
+    peers = {"python loop": Variant(lambda: python, judge), "torch ops": Variant(lambda: torch_ops, judge)}
+    return Work({**peers, **own}, floor_bytes=shape.rows * (2 * 16.0 + 4))

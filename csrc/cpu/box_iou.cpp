@@ -15,7 +15,7 @@
 namespace univg {
 namespace {
 
-constexpr int64_t kGrain = 16384;  // pairs that are worth a thread
+constexpr int64_t kGrain = 1 << 18;  // pairs that are worth a thread: half a millisecond
 
 // Of n boxes `a` with n boxes `b`.
 template <class real, bool giou, bool univg_r1>

@@ -174,8 +174,10 @@ def test_hostile_texts_take_linear_time(text):
     assert whole < 12 * quarter + 0.01  # quadratic time would be 16 times as long
 
 
-def test_ten_thousand_completions_in_50_ms():
-    texts, records = [text for text, _, _ in GOLDEN] * 1250, [RECORD] * 10_000
+def test_ten_thousand_completions_of_256_tokens_in_50_ms():
+    think = "The cup in the first image is left of the plate; in Image-2 it stands by the window (half way). " * 10
+    texts = [f"<think>{think[:900]}</think>\n{text.removeprefix('<think>a</think>')}" for text, _, _ in GOLDEN] * 1250
+    records = [RECORD] * 10_000
 
     def seconds():
         start = time.process_time()
