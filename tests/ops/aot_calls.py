@@ -8,6 +8,7 @@ import torch
 import univg_kernels as uk
 from univg_kernels._rows import PolicyRows
 from univg_kernels._softmax import SoftmaxSpec
+from univg_kernels._triton.compact import triton_compact_
 from univg_kernels.box_iou import triton_impl as box_face
 from univg_kernels.group_advantage import triton_impl as group_face
 from univg_kernels.grpo_loss import triton_impl as grpo_face
@@ -63,3 +64,7 @@ def run_box_gradient(pairwise: bool) -> None:
 def run_group(scale: str) -> None:
     config = uk.GrpoConfig(scale_rewards=scale, center_singletons=False)
     group_face.group_advantage(torch.ones(2), torch.tensor([0, 2]), torch.ones(2), config)
+
+
+def run_compact() -> None:
+    triton_compact_(torch.zeros(N, 640, dtype=torch.bfloat16), torch.arange(N), torch.ones(1, dtype=torch.int32))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,14 @@ from ops.aot_calls import (  # noqa: E402
     run_box,
     run_box_gradient,
     run_ce,
+    run_compact,
     run_group,
     run_grpo,
     run_logprob,
     run_policy,
 )
 from ops.draws import PAIRS  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
 from univg_kernels._rows import PolicyRows  # noqa: E402
 from univg_kernels._triton.launch import row_launch  # noqa: E402
 from univg_kernels._triton.scale import scale_on_device  # noqa: E402
@@ -39,6 +43,7 @@ SMALL = {
     "reduce_kernel": lambda: run_grpo(torch.float32, 64),
     "policy_rows_kernel": lambda: run_policy(policy_rows()),
     "scale_kernel": lambda: scale_on_device(torch.zeros(N, 8, dtype=torch.bfloat16), torch.ones(())),
+    "compact_kernel": run_compact,
     "group_kernel": lambda: run_group("batch"),
     "difficulty_kernel": lambda: difficulty_face.difficulty_weight(torch.ones(3), "power", 2.0, False),
     "box_iou_kernel": lambda: run_box("pairwise", "giou", "continuous"),
@@ -53,6 +58,14 @@ HEADS: dict[str, Any] = {
 # Where the loads of logits stand, as the design has it: forward one before the loop and one in it, backward the same.
 TILE_LOADS = {"grpo_rows_kernel": 4, "logprob_kernel": 2, "logprob_backward_kernel": 2, "ce_rows_kernel": 4}
 CAPABILITIES = [80, 90, 100]
+
+
+def test_no_kernel_is_left_out() -> None:
+    for module in pkgutil.walk_packages(uk.__path__, "univg_kernels."):
+        if module.name.endswith(".triton_impl") or "._triton." in module.name:
+            found = vars(importlib.import_module(module.name))
+            kernels = {k for k, v in found.items() if isinstance(v, JITFunction) and k.endswith("_kernel")}
+            assert kernels <= {*SMALL, *HEADS}, module.name
 
 
 def check_head(launch: aot.Launch, capability: int, folder: Path) -> aot.Binary:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from typing import Any
+
 import pytest
 import torch
 import univg_kernels as uk
 from ops.triton_device import DEVICE
+from univg_kernels._linear_sweeps import order_on_device
+from univg_kernels._rows import PolicyRows
+from univg_kernels._triton.partials import PARTIALS
+from univg_kernels._triton.rows import row_arguments
 
 
 @pytest.mark.parametrize(
@@ -55,37 +63,40 @@ def test_box_iou(mode: str, kind: str, convention: str) -> None:
     torch.testing.assert_close(got, want)
 
 
-def test_registered_ops_keep_their_promises() -> None:
-    """Schemas tell the truth about what is written; fakes have the shapes of the real thing; autograd agrees."""
-    from univg_kernels._rows import PolicyRows
-    from univg_kernels._triton.rows import row_arguments
-    from univg_kernels.box_iou.triton_impl import triton_box_iou
-    from univg_kernels.difficulty_weight.triton_impl import triton_difficulty
-    from univg_kernels.group_advantage.triton_impl import triton_group_advantage
-    from univg_kernels.grpo_loss.triton_impl import triton_grpo_rows, triton_grpo_rows_
-    from univg_kernels.linear_ce.triton_impl import triton_ce_rows_
-    from univg_kernels.policy_loss.triton_impl import triton_policy_rows
-    from univg_kernels.selective_logprob.triton_impl import (
-        triton_logprob,
-        triton_logprob_backward,
-        triton_logprob_backward_,
-    )
-
+def ops_and_arguments() -> dict[str, tuple[Any, ...]]:
+    """Each op of the Triton faces by its name, with arguments."""
     z, ids = torch.randn(3, 20, device=DEVICE), torch.tensor([1, 2, 3], device=DEVICE)
     row, two = torch.ones(3, device=DEVICE), torch.ones(2, device=DEVICE)
     head = (0.8, 5.0, 17)
-    torch.library.opcheck(triton_logprob, (z.clone().requires_grad_(), ids, *head, row > 0))
-    torch.library.opcheck(triton_logprob_backward, (z, ids, row.double() * 5, row, row, None, *head))
-    torch.library.opcheck(triton_logprob_backward_, (z.clone(), ids, row.double() * 5, row, row, row, *head))
-    torch.library.opcheck(triton_ce_rows_, (z.clone(), ids, row, 0.8, 0.0))
-    cu, partials = torch.tensor([0, 1, 3], device=DEVICE), torch.empty(11, 3, device=DEVICE)
+    cu, partials = torch.tensor([0, 1, 3], device=DEVICE), torch.rand(PARTIALS, 3, device=DEVICE)
     rows = PolicyRows(cu, advantages=two, phi=two, old_logp=-row, denominator=torch.tensor(2, device=DEVICE))
     settings = row_arguments(rows, uk.GrpoConfig(entropy_coef=0.1, softcap=5.0), 3)
     out, both = (row.clone(), torch.empty(2, 3, device=DEVICE), partials, 0, 0.9, 5.0), (row.clone(), row.clone())
-    torch.library.opcheck(triton_grpo_rows, (z, z.clone(), ids, *out, *settings, 17))
-    torch.library.opcheck(triton_grpo_rows_, (z.clone(), ids, *out, *settings))
-    torch.library.opcheck(triton_policy_rows, (-row, row, *both, partials, 0, 2, *settings))
-    torch.library.opcheck(triton_group_advantage, (two, two, cu.clamp(max=2), "batch", 1e-4, "exp", 1.0, False))
-    torch.library.opcheck(triton_difficulty, (two, "power", 2.0))
     boxes = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3]], dtype=torch.float32, device=DEVICE)
-    torch.library.opcheck(triton_box_iou, (boxes, boxes, True, True, False))
+    kept = order_on_device(torch.tensor([False, True, True], device=DEVICE))
+    return {
+        "triton_logprob": (z.clone().requires_grad_(), ids, *head, row > 0),
+        "triton_logprob_backward": (z, ids, row.double() * 5, row, row, None, *head),
+        "triton_logprob_backward_": (z.clone(), ids, row.double() * 5, row, row, row, *head),
+        "triton_ce_rows_": (z.clone(), ids, row, 0.8, 0.0),
+        "triton_grpo_rows": (z, z.clone(), ids, *out, *settings, 17),
+        "triton_grpo_rows_": (z.clone(), ids, *out, *settings),
+        "triton_policy_rows": (-row, row, *both, partials, 0, 2, *settings),
+        "triton_reduce": (partials,),
+        "triton_compact_": (z.clone(), kept.rows, kept.number),
+        "triton_group_advantage": (two, two, cu.clamp(max=2), "batch", 1e-4, "exp", 1.0, False),
+        "triton_difficulty": (two, "power", 2.0),
+        "triton_box_iou": (boxes, boxes, True, True, False),
+    }
+
+
+def test_registered_ops_keep_their_promises() -> None:
+    """Schemas tell the truth about what is written; fakes have the shapes of the real thing; autograd agrees."""
+    for module in pkgutil.walk_packages(uk.__path__, "univg_kernels."):
+        if module.name.endswith(".triton_impl") or "._triton." in module.name:
+            importlib.import_module(module.name)
+    prefix, calls = "univg_kernels::", ops_and_arguments()
+    registered = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith(f"{prefix}triton_")}
+    assert registered == {prefix + name for name in calls}
+    for name, arguments in calls.items():
+        torch.library.opcheck(getattr(torch.ops.univg_kernels, name).default, arguments)
