@@ -100,14 +100,24 @@ def _out_of_place(z: Tensor, ids: Tensor, rows: PolicyRows, config: GrpoConfig, 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *others = output
     ctx.mark_non_differentiable(*others)
+    ctx.set_materialize_grads(False)  # zeros for `grad` would be another [N, V]
     ctx.others = len(inputs) - 1
     ctx.save_for_backward(others[-1])
 
 
 @once_differentiable
-def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     (grad,) = ctx.saved_tensors
-    return ((grad * upstream).to(grad.dtype), *[None] * ctx.others)
+    return (None if upstream is None else _scaled(grad, upstream), *[None] * ctx.others)
+
+
+def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
+    """grad * upstream, in the memory of grad where nobody will want it again."""
+    if type(grad) is not Tensor:  # torch.compile traces
+        return grad * upstream
+    if grad.is_cpu and upstream.item() == 1:
+        return grad
+    return grad * upstream if torch._C._autograd._get_current_graph_task_keep_graph() else grad.mul_(upstream)
 
 
 torch.library.register_autograd("univg_kernels::grpo_head", _backward, setup_context=_setup_context)

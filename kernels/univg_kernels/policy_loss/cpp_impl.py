@@ -86,14 +86,16 @@ def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, metrics, a, b = output
     ctx.mark_non_differentiable(metrics, a, b)
-    ctx.has_entropy, ctx.others = inputs[1] is not None, len(inputs) - 2
+    ctx.set_materialize_grads(False)
+    ctx.others = len(inputs) - 2
     ctx.save_for_backward(a, b)
 
 
 @once_differentiable
-def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     a, b = ctx.saved_tensors
-    return (a * upstream, b * upstream if ctx.has_entropy else None, *[None] * ctx.others)
+    wanted = (upstream is not None and needed for needed in ctx.needs_input_grad[:2])
+    return (*(g * upstream if w else None for g, w in zip((a, b), wanted, strict=True)), *[None] * ctx.others)
 
 
 torch.library.register_autograd("univg_kernels::policy_rows", _backward, setup_context=_setup_context)

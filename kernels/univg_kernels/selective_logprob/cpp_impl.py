@@ -53,14 +53,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, entropy, lse = output
     ctx.save_for_backward(mask, logits, token_ids, lse, entropy)
     ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
 
 
 @once_differentiable
-def _backward(ctx: Any, grad_logp: Tensor, grad_entropy: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     mask, *saved = ctx.saved_tensors
+    entropy = saved[-1]
+    upstream = [torch.zeros_like(entropy) if g is None else g.contiguous() for g in grads[:2]]  # by logp, entropy
     if mask is not None:
-        grad_logp, grad_entropy = (torch.where(mask, g, 0.0) for g in (grad_logp, grad_entropy))
-    upstream = (grad_logp.contiguous(), grad_entropy.contiguous())
+        upstream = [torch.where(mask, g, 0.0) for g in upstream]
     return ops.logprob_backward(*saved, *upstream, ctx.scale, ctx.cap), None, None, None, None
 
 
