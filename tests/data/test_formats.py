@@ -136,6 +136,16 @@ def test_ms_swift_fills_names_and_boxes_in(disk):
     assert second.targets[0].label == "dog"
 
 
+def test_columns_that_are_null_say_nothing(disk):
+    """As a table of several formats has them."""
+    row = ROWS["univg_r1_stage1"][0] | {"objects": None, "cot": None, "target_image": None}
+    (record,), report = records_of(disk, row)
+    assert set(*report.formats.values()) == {"univg_r1_stage1"} and record.box == BOX
+    convert(disk.path / "data.jsonl", disk.path / "own.jsonl", "univg_fast")
+    convert(disk.path / "own.jsonl", disk.path / "back.jsonl", "univg_r1_stage1")
+    assert json.loads((disk.path / "back.jsonl").read_text()) == row
+
+
 def test_labels_and_image_numbers_of_a_json_answer(disk):
     _, second = records_of(disk, *ROWS["vlm_r1"])[0]
     assert second.targets[0].image == 1 and second.targets[0].label == "dog" and second.answer_style == "bbox_2d"

@@ -38,7 +38,7 @@ PLAIN_TURNS = [{"from": "human"}, {"from": "gpt"}]
 def recognise(row: dict[str, Any]) -> str | None:
     """The format's name, or None. What the answers look like tells the four apart."""
     turns = row.get("conversations", row.get("messages"))
-    if turns is None or "objects" in row:
+    if turns is None or row.get("objects") is not None:
         return None
     if "image" in row and "images" not in row and "conversations" in row:
         return "vlm_r1"

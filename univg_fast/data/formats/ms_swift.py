@@ -37,7 +37,7 @@ BBOX, REF = "<bbox>", "<ref-object>"
 
 
 def recognise(row: dict[str, Any]) -> str | None:
-    return "ms_swift" if "objects" in row and "messages" in row else None
+    return "ms_swift" if row.get("objects") is not None and "messages" in row else None
 
 
 def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
