@@ -13,12 +13,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from check.conftest import KINDS, SMALL, Data
 
 from univg_fast.check.__main__ import main
 from univg_fast.check.page import duration
 from univg_fast.config import load_config
 from univg_fast.train.setup import prepare
+
+from .conftest import KINDS, SMALL, Data
 
 BROWSER = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 
