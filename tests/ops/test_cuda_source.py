@@ -108,9 +108,12 @@ def call_face(case, config: uk.GrpoConfig, inplace: bool) -> tuple[uk.GrpoOutput
 def test_face(make_case, monkeypatch: pytest.MonkeyPatch, inplace: bool, vocab_size: int | None) -> None:
     pytest.importorskip("triton", reason="the face scales its gradient with a Triton kernel")
     from univg_kernels._autograd import scale_on_host
+    from univg_kernels.group_advantage import cpp_impl
     from univg_kernels.grpo_loss import cuda_impl
 
+    # What it takes from the Triton faces has a counterpart on the CPU.
     monkeypatch.setattr(cuda_impl, "scale_on_device", scale_on_host)
+    monkeypatch.setattr(cuda_impl, "group_advantage", cpp_impl.group_advantage)
     config = uk.GrpoConfig(vocab_size=vocab_size, temperature=1.2)
     case = make_case(vocab=50, temperature=1.2).to(torch.float32)
     case.token_ids.clamp_(max=40)
