@@ -146,8 +146,11 @@ def check_rows(
         raise TypeError(f"{op}: unknown argument {unknown[0]!r}; expected {', '.join(RowArguments.__annotations__)}")
     at = cu_seqlens.device if isinstance(cu_seqlens, Tensor) and cu_seqlens.is_cpu else device
     cu_seqlens = check_offsets(op, "cu_seqlens", cu_seqlens, num_rows, at, "rows N")
+    b, sound = cu_seqlens.numel() - 1, []
+    if not values_at_hand(cu_seqlens):
+        cu_seqlens, ok = settle_offsets(op, "cu_seqlens", cu_seqlens, num_rows)
+        sound.append(ok)
     host = cu_seqlens if cu_seqlens.is_cpu else None
-    b = cu_seqlens.numel() - 1
     cu_seqlens = cu_seqlens.to(device, non_blocking=True)
     rows = PolicyRows(cu_seqlens, host_seqlens=host, **{k: _detached(v) for k, v in given.items()})
     _check_advantages(op, rows)
@@ -158,6 +161,9 @@ def check_rows(
                 check_tensor(op, name, value, (size,), FLOATS, device, hint)
     if rows.cu_groups is not None:
         check_offsets(op, "cu_groups", rows.cu_groups, b, device, "responses B")
+        if not values_at_hand(rows.cu_groups):
+            groups, ok = settle_offsets(op, "cu_groups", rows.cu_groups, b)
+            rows, sound = rows._replace(cu_groups=groups), [*sound, ok]
     if rows.mask is not None:
         check_tensor(op, "mask", rows.mask, (num_rows,), (torch.bool,), device)
     _check_scalar(op, "denominator", rows.denominator, device, 0.0)
@@ -169,6 +175,9 @@ def check_rows(
             f"{op}: give one of importance_ratio, token_importance_ratio and sampling_logp, got {ratios[0]} and "
             f"{other}; for sampling_logp in the off-policy mask only, set importance_sampling_mode='none'"
         )
+    for ok in sound:
+        worth = {k: getattr(rows, k) for k in ("rewards", "advantages", "token_advantages")}
+        rows = rows._replace(**{k: torch.where(ok, v, torch.nan) for k, v in worth.items() if v is not None})
     rows = rows._replace(**{k: v.contiguous() for k, v in rows._asdict().items() if isinstance(v, Tensor)})
     return rows._replace(ref_logp=None) if config.beta == 0 else rows
 
@@ -199,6 +208,21 @@ def _check_scalar(op: str, name: str, value: Any, device: torch.device, low: flo
 
 def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
+
+
+def settle_offsets(op: str, name: str, offsets: Tensor, end: int) -> tuple[Tensor, Tensor]:
+    """Offsets that the host does not know, as they must be: from 0 to `end`, never falling; and whether they were so.
+
+    Kernels then stay inside of their tensors, and what wrong offsets are the offsets of is made NaN. Never waits.
+    """
+    if offsets.numel() == 1 and end > 0:
+        raise ValueError(
+            f"{op}: {name} must end at {end}, got one offset; build it as the cumulative sum of the lengths"
+        )
+    settled = offsets.clamp(0, end).cummax(0).values
+    settled[:1] = 0
+    settled[-1:] = end
+    return settled, (settled == offsets).all()
 
 
 def segment_ids(offsets: Tensor, count: int) -> Tensor:

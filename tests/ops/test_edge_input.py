@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ import torch
 import univg_kernels as uk
 from ops.test_errors import LOSSES, B, H, N, V, good
 from torch import Tensor
+from univg_kernels import _checks, _rows
+
+door_of_groups = sys.modules["univg_kernels.group_advantage"]
 
 DOORS = (*LOSSES, "selective_logprob", "linear_logprob", "linear_ce", "group_advantage", "difficulty_weight", "box_iou")
 DOORS += ("matched_iou",)
@@ -175,6 +179,33 @@ def test_not_a_number_stays_in_its_response(coupling: str, bad: float, backend: 
     (_, right), (out, grad) = outcome(None), outcome(bad)
     assert out.loss.isnan() and grad[2].isnan().all()
     torch.testing.assert_close(grad[[0, 1, 4, 5]], right[[0, 1, 4, 5]])
+
+
+WRONG_OFFSETS = [[0, 2, 4], [0, 5, 2], [0, 3, 9], [1, 3, 6], [-7, 3, 6], [2**40, 2**41, -(2**40)]]
+
+
+@pytest.mark.parametrize("offsets", WRONG_OFFSETS, ids=str)
+@pytest.mark.parametrize("coupling", CONFIGS)
+def test_offsets_that_nobody_looks_at(
+    offsets: list[int], coupling: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU their values are not at hand: wrong ones make the loss NaN; nothing leaves its tensor, nothing waits."""
+    for module in (_rows, _checks, door_of_groups):
+        monkeypatch.setattr(module, "values_at_hand", lambda x: False)
+    cu, right = torch.tensor(offsets), torch.tensor([0, 2, 6])
+    for op in LOSSES:
+        some = {k: v for k, v in full(op).items() if k not in ("phi", "entropy_threshold", "weight_grad", "advantages")}
+        some |= dict(
+            config=replace(CONFIGS[coupling], off_policy_mask_threshold=None), rewards=torch.tensor([0.3, 0.8])
+        )
+        whole = dict(some, cu_seqlens=right, cu_groups=torch.tensor([0, 2]))
+        assert call(op, whole, backend)[0].isfinite()
+        assert call(op, whole | dict(cu_seqlens=cu), backend)[0].isnan()
+        assert call(op, whole | dict(cu_groups=torch.tensor([0, 3, 1])), backend)[0].isnan()
+    groups = uk.group_advantage(torch.rand(6), cu, backend=backend)
+    assert groups.advantages.isnan().all()
+    with pytest.raises(ValueError, match="cu_groups must end at 6, got one offset"):
+        uk.group_advantage(torch.rand(6), torch.tensor([0]), backend=backend)
 
 
 DIRECT = """

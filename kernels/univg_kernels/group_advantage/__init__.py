@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .._checks import FLOATS, check_offsets, check_tensor
+from .._checks import FLOATS, check_offsets, check_tensor, values_at_hand
 from .._dispatch import Backend, face
-from .._rows import GroupAdvantage, math_dtype
+from .._rows import GroupAdvantage, math_dtype, settle_offsets
 from ..config import GrpoConfig, check_config
 
 
@@ -36,6 +37,9 @@ def group_advantage(
     op = "group_advantage"
     r = check_tensor(op, "rewards", rewards, (None,), FLOATS)
     cu = check_offsets(op, "cu_groups", cu_groups, r.numel(), r.device, "responses B")
+    if not values_at_hand(cu):
+        cu, sound = settle_offsets(op, "cu_groups", cu, r.numel())
+        r = torch.where(sound, r, torch.nan)
     acc = None
     if accuracy is not None:
         acc = check_tensor(op, "accuracy", accuracy, (r.numel(),), FLOATS, r.device, "one value per response")
