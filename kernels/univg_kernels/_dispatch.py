@@ -20,7 +20,7 @@ FACES = {"triton": "triton_impl", "cpp": "cpp_impl", "cuda": "cuda_impl", "refer
 # What "auto" takes on a device. On CUDA `grpo_loss` has a second compiled face, "cuda", for rows that are alone: times
 # measured on a GPU (`python -m bench.ops --device cuda`) are to say which of the two is taken; there are none yet.
 AUTO = {"cuda": "triton", "cpu": "cpp"}
-CUDA_OPS = ("grpo_loss",)  # that have a CUDA C++ face
+CUDA_OPS = ("box_iou", "grpo_loss")  # that have a CUDA C++ face
 _log = logging.getLogger(__package__)
 _loaded: dict[tuple[str, str, str], ModuleType] = {}
 

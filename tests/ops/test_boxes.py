@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import pytest
 import torch
 import univg_kernels as uk
 from torch import Tensor
+from univg_kernels import _dispatch
 
 BACKENDS = ["reference", "cpp"]
 KINDS = [("iou", "continuous"), ("giou", "continuous"), ("iou", "univg_r1")]
@@ -267,6 +271,44 @@ def test_a_large_matching_takes_no_time() -> None:
     cu = [0, 300]
     got = uk.matched_iou(a, b, torch.tensor(cu), torch.tensor(cu))
     assert got.total.item() == pytest.approx(scipy_totals(a, b, cu, cu, None, "continuous")[0], abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_100"])
+def test_the_cuda_kernels_compile_without_spills(architecture: str, tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    known = nvcc and subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout.split()
+    if nvcc is None or architecture not in (known or []):
+        pytest.skip(f"no nvcc that knows {architecture}")
+    flags = ("-std=c++20", f"-arch={architecture}", "-O3", "--expt-relaxed-constexpr", "--fmad=false", "-cubin")
+    include = str(Path(torch.__file__).parent / "include")
+    torch_flags = ("-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", include)
+    source = Path(__file__).parents[2] / "csrc" / "cuda" / "box_iou.cu"
+    command = [nvcc, *flags, *torch_flags, "-Xptxas", "-v", "-o", str(tmp_path / "box.cubin"), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert len(frames) == 18 and set(frames) == {("0", "0", "0")}  # three kernels, three kinds, two dtypes
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("mode", ["aligned", "pairwise", "ragged"])
+@pytest.mark.parametrize(("kind", "convention"), KINDS)
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_on_a_gpu(backend: Any, kind: str, convention: str, mode: str, dtype: torch.dtype) -> None:
+    if backend == "cuda" and not _dispatch._has_cuda_ops():
+        pytest.skip("needs a library built with CUDA")
+    a, b, offsets = ragged(7, dtype, high=6)
+    options = dict(mode=mode, kind=kind, convention=convention)
+    if mode == "aligned":
+        a, b = draw(5000, 8, dtype, 9), draw(5000, 9, dtype, 9)
+    here, there = (({k: v.to(d) for k, v in offsets.items()} if mode == "ragged" else {}) for d in ("cpu", "cuda"))
+    got = uk.box_iou(a.cuda(), b.cuda(), backend=backend, **options, **there)
+    torch.testing.assert_close(got.cpu(), uk.box_iou(a, b, backend="reference", **options, **here))
+    grads = gradients(a.cuda(), b.cuda(), backend, **options, **there)
+    for one, two in zip(grads, gradients(a, b, "reference", **options, **here), strict=True):
+        torch.testing.assert_close(one.cpu(), two)
 
 
 IN_THE_INTERPRETER = """

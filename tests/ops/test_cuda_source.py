@@ -88,8 +88,8 @@ def test_which_calls_have_it(make_case) -> None:
     else:
         with pytest.raises(ValueError, match=r"built without CUDA; .*pip install --no-build-isolation \."):
             uk.resolve("cuda", "cuda")
-    with pytest.raises(ValueError, match="box_iou: backend 'cuda' has grpo_loss only; use backend='triton'"):
-        uk.box_iou(torch.zeros(1, 4), torch.zeros(1, 4), backend="cuda")
+    with pytest.raises(ValueError, match="difficulty_weight: backend 'cuda' has box_iou, grpo_loss only; use backend"):
+        uk.difficulty_weight(torch.zeros(1), backend="cuda")
 
 
 def call_face(case, config: uk.GrpoConfig, inplace: bool) -> tuple[uk.GrpoOutput, Tensor]:
