@@ -124,7 +124,7 @@ def _gate(state: RowState, config: GrpoConfig, sampling: Tensor, size: Tensor) -
         gate = state.importance * state.high_entropy
     if config.off_policy_mask_threshold is not None:
         drift = state.total((sampling - state.logp.detach()).nan_to_num(nan=0.0)) / size
-        gate = gate * ((state.advantage >= 0) | (drift <= config.off_policy_mask_threshold))
+        gate = gate * ~((state.advantage < 0) & (drift > config.off_policy_mask_threshold))
     return gate
 
 
