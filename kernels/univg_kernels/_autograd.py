@@ -51,7 +51,8 @@ class _Gradients:
 
 
 def check_unit_upstream(op: str, upstream: Tensor) -> None:
-    """Raise RuntimeError, on CUDA without waiting for the device."""
+    """Raise RuntimeError. On CUDA, where nobody waits for the device, it is an assertion of the device: the next call
+    that does wait raises, and the process cannot use the device any more."""
     torch._assert_async(
         (upstream == 1).all(),
         f"{op}: with weight_grad the loss must be differentiated with an upstream gradient of 1, as the weight's "

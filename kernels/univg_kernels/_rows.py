@@ -49,12 +49,17 @@ class RowArguments(TypedDict, total=False):
         aggregations "seq-…") or tokens ("token-mean"). None: as many as this call has, at least 1. With the number of
         the whole global batch, losses, gradients and metrics of micro-batches and ranks add up to the batch's (but
         for an entropy bonus with entropy_aggregation="token-mean", which is a mean over this call, as in TRL).
+        A tensor may hold 0: if then no row counts, loss and gradients are 0, else the loss is not finite.
     entropy_threshold: number or scalar tensor, nats: rows below it get no policy term and no bonus. None:
         the quantile 1 - top_entropy_quantile of this call's rows, if that is below 1.
 
     Any strides do. A call may have no rows, or no responses: loss, metrics and gradients are 0. NaN or an infinity in a
     row that counts goes into the loss and into the gradients of its response, and no further unless `coupling` is
     "batch". Importance ratios are at least 0, which is the caller's to see to.
+
+    Values of CUDA tensors are not looked at, which would wait for the device, but nothing is read out of bounds:
+    offsets that do not begin with 0, fall, or do not end where they must make the loss NaN, an id outside of the
+    vocabulary makes its row NaN. torch.compile does not look at offsets, either.
     """
 
     rewards: Tensor | None
@@ -196,13 +201,14 @@ def _check_advantages(op: str, rows: PolicyRows) -> None:
 
 
 def _check_scalar(op: str, name: str, value: Any, device: torch.device, low: float) -> None:
+    zero = isinstance(value, Tensor)  # may hold 0: a count that nobody has looked at
     if isinstance(value, Tensor):
         check_tensor(op, name, value, (), (*FLOATS, torch.int64, torch.int32), device)
         if not values_at_hand(value):
             return
         value = value.item()
-    if value is not None and not (is_number(value) and low < value <= LARGEST):
-        bound = "" if low == -torch.inf else f" > {low:g}"
+    if value is not None and not (is_number(value) and (low < value <= LARGEST or (zero and value == 0))):
+        bound = "" if low == -torch.inf else f" {'>=' if zero else '>'} {low:g}"
         raise ValueError(f"{op}: {name} must be a finite number{bound}, got {value!r}")
 
 
@@ -301,7 +307,9 @@ def _denominator(rows: PolicyRows, config: GrpoConfig, lengths: Tensor) -> float
 
 def find_entropy_threshold(rows: PolicyRows, config: GrpoConfig, mask: Tensor, entropy: Tensor | None) -> Tensor | None:
     if rows.entropy_threshold is not None:
-        return torch.as_tensor(rows.entropy_threshold, dtype=mask.dtype, device=mask.device)
+        given = rows.entropy_threshold
+        # A number is written by the device: copying it there would end the capture of a CUDA graph.
+        return given.to(mask) if isinstance(given, Tensor) else mask.new_full((), given)
     if config.top_entropy_quantile >= 1:
         return None
     assert entropy is not None  # coupling() is "batch"

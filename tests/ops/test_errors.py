@@ -182,7 +182,7 @@ VALUES: list[Fault] = [
     ),
     (LOSSES, dict(denominator=0), "denominator must be a finite number > 0, got 0"),
     (LOSSES, dict(denominator=float("nan")), "denominator must be a finite number > 0, got nan"),
-    (LOSSES, dict(denominator=torch.tensor(0)), "denominator must be a finite number > 0, got 0"),
+    (LOSSES, dict(denominator=torch.tensor(-1)), "denominator must be a finite number >= 0, got -1"),
     (LOSSES, dict(denominator=10**400), "denominator must be a finite number > 0, got 10000"),
     (LOSSES, dict(denominator="6"), "denominator must be a finite number > 0, got '6'"),
     (LOSSES, dict(entropy_threshold=float("inf")), "entropy_threshold must be a finite number, got inf"),

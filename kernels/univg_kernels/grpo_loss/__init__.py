@@ -33,13 +33,14 @@ def grpo_loss(
     Args:
         logits: [N, V] fp32|bf16|fp16|fp64; row t scores token_ids[t]. token_ids: [N] int32|int64 in [0, V).
         cu_seqlens: [B+1] int32|int64, offsets of the responses in the rows; responses may be empty. May lie on the
-            CPU whatever the logits are on.
+            CPU whatever the logits are on; on their device, where a CUDA graph is to capture the call.
         rows: what they are worth, see `RowArguments`: rewards and cu_groups, or advantages; old_logp, ref_logp, mask, …
         inplace: allow the gradient to be written over the logits, which are then not to be used again; something
             else that differentiates through them, or a second backward pass, raises RuntimeError. Not possible for
             logits that are a leaf which requires a gradient.
     Returns: GrpoOutput(loss scalar, metrics [len(METRICS)], logp [N]), fp32; the loss is fp64 for fp64 logits.
-    Raises: ValueError for wrong shapes, dtypes, devices, ids or offsets.
+    Raises: ValueError for wrong shapes, dtypes, devices, ids or offsets (on CUDA ids and offsets are not looked at:
+        wrong ones give NaN, see `RowArguments`).
     Note: extra memory is O(N) in place, one [N, V] tensor otherwise. Deterministic. Losses whose rows depend on each
         other (sequence level, gmpo, vespo, masks over responses or the batch) read the logits a second time. The
         gradient is made for an upstream gradient of 1 and multiplied by the real one in the backward pass: in half

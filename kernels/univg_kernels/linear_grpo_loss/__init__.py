@@ -50,7 +50,8 @@ def linear_grpo_loss(
             log-probabilities are made in the same pass, one product more, instead of ref_logp.
         weight_grad: [V, H] fp32 or of weight's dtype: the weight's gradient is added to it in the forward pass, also
             that of a weight that requires none, and weight itself gets none. For an upstream gradient of 1: another
-            one raises RuntimeError in the backward pass (scale the loss by denominator instead).
+            one raises RuntimeError in the backward pass, on CUDA it is an assertion on the device, after which the
+            process cannot use it (scale the loss by denominator instead).
     Returns: GrpoOutput(loss scalar, metrics [len(METRICS)], logp [N]), fp32; the loss is fp64 for fp64 input.
     Raises: ValueError for wrong shapes, dtypes, devices, ids or offsets.
     Note: with fp16 and a gradient scaler give denominator / scale instead of scaling the loss: the gradients are made

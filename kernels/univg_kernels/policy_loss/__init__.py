@@ -29,7 +29,7 @@ def policy_loss(
         entropy: [N] or None, nats: for the bonus (differentiated then), the entropy mask and the metric.
         rows: what they are worth, see `RowArguments`.
     Returns: GrpoOutput(loss, metrics, logp).
-    Raises: ValueError for wrong shapes, dtypes, devices or offsets.
+    Raises: ValueError for wrong shapes, dtypes, devices or offsets (on CUDA wrong offsets make the loss NaN).
     """
     op, config = "policy_loss", check_config("policy_loss", config)
     lp = check_tensor(op, "logp", logp, (None,), FLOATS)
