@@ -33,6 +33,12 @@ def targets(rows: list[Row]) -> list[Target]:
     if "box_iou" in first:
         faster = _ratio(_row(rows, first["box_iou"], "python loop"), _row(rows, first["box_iou"], fast))
         out.append(_target("box_iou: times faster than a Python loop", faster, low=50))
+        faster = _ratio(_row(rows, first["box_iou"], "torch ops"), _row(rows, first["box_iou"], fast))
+        out.append(_target("box_iou: times faster than plain torch ops", faster, low=3))
+    if "completions" in first:
+        row = _row(rows, first["completions"], fast)
+        taken = None if row is None else row["cpu_p50_s"] * 1e3
+        out.append(_target("10,000 completions parsed and scored: ms of one thread's CPU", taken, high=50))
     return out
 
 
