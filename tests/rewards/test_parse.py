@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from rewards.adversarial import completions
+from univg_kernels import _library
 from univg_kernels.scan_boxes import MODES, STYLES, ScannedBoxes, scan_boxes
 
 from univg_fast.data.prompts import answer_text, target_text
@@ -197,3 +198,28 @@ def test_wrong_arguments() -> None:
         scan_boxes(["a", "b"], cot=[True])
     empty = scan_boxes([])
     assert empty.boxes.shape == (0, 4) and empty.offsets.tolist() == [0] and torch.equal(empty.counts, empty.images)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, torch.zeros(9)),
+        (1, torch.tensor([0, 5, 99])),
+        (1, torch.tensor([0, 9, 5])),
+        (1, torch.tensor([-1, 3, 9])),
+        (1, torch.tensor([0, 9])),
+        (2, torch.tensor([0, 3])),
+        (2, torch.tensor([0, 8])),
+        (2, torch.tensor([0, -1])),
+        (3, 5),
+        (3, -1),
+        (4, -1),
+    ],
+)
+def test_the_op_itself_refuses_what_would_be_read_wrongly(place: int, value: Any) -> None:
+    arguments: list[Any] = [torch.zeros(9, dtype=torch.uint8), torch.tensor([0, 4, 9]), torch.tensor([0, 4]), 1, 512]
+    _library.load()
+    torch.ops.univg_kernels.scan_boxes(*arguments)
+    arguments[place] = value
+    with pytest.raises(RuntimeError):
+        torch.ops.univg_kernels.scan_boxes(*arguments)

@@ -214,6 +214,8 @@ def test_functions_of_the_user_s_own(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             score(texts, [OBJECTS] * 2, {name: 1.0})
+    config = load_config([f'--rewards.terms={{"{path}:labels": 0.5}}', f"--rewards.difficulty_from={path}:labels"])
+    assert config.rewards.terms == {f"{path}:labels": 0.5}
     (tmp_path / "bad.py").write_text("import nothing_of_this_name")
     with pytest.raises(ValueError, match="bad.py:f: importing the file failed: ModuleNotFoundError"):
         score(texts, [OBJECTS] * 2, {f"{tmp_path}/bad.py:f": 1.0})
