@@ -237,18 +237,19 @@ def segment_ids(offsets: Tensor, count: int) -> Tensor:
     return torch.searchsorted(offsets, items, right=True) - 1
 
 
-GroupFactors = Callable[[Tensor, Tensor, Tensor | None, GrpoConfig], tuple[Tensor, Tensor]]
-
-
 def response_factors(
-    rows: PolicyRows, config: GrpoConfig, dtype: torch.dtype, group_factors: GroupFactors
+    rows: PolicyRows,
+    config: GrpoConfig,
+    dtype: torch.dtype,
+    group_advantage: Callable[[Tensor, Tensor, Tensor | None, GrpoConfig], GroupAdvantage],
 ) -> tuple[Tensor | None, Tensor | None]:
     """(advantages [B], phi [B]) of what the caller gave; None: token_advantages hold them; phi is 1."""
     if rows.rewards is None:
         return None if rows.advantages is None else rows.advantages.to(dtype), rows.phi
     assert rows.cu_groups is not None  # check_rows
     accuracy = None if rows.accuracy is None else rows.accuracy.to(dtype)
-    return group_factors(rows.rewards.to(dtype), rows.cu_groups, accuracy, config)
+    stats = group_advantage(rows.rewards.to(dtype), rows.cu_groups, accuracy, config)
+    return stats.advantages, stats.phi
 
 
 def row_terms(

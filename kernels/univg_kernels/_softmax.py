@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from ._checks import check_positive
 from .config import GrpoConfig, check_whole
 
@@ -38,3 +40,10 @@ def check_vocab(op: str, vocab_size: int | None, columns: int) -> int:
     if vocab_size is not None and vocab_size > columns:
         raise ValueError(f"{op}: vocab_size must be at most {columns} (the columns there are), got {vocab_size}")
     return columns if vocab_size is None else vocab_size
+
+
+def separate_rows(logits: Tensor) -> Tensor:
+    """Logits as the heads want them: columns contiguous, rows apart. A copy only where they are not."""
+    n, v = logits.shape
+    fits = (v == 1 or logits.stride(1) == 1) and (n <= 1 or logits.stride(0) >= v)
+    return logits if fits else logits.contiguous()

@@ -100,8 +100,8 @@ def scalar(pointer, number):
 
 
 @triton.jit
-def response_factors(response, rows, num_groups, numbers, BRANCHES: tl.constexpr):
-    """(advantage, phi) of one response, fp32 scalars. With token_advantages the first is 0."""
+def advantage_and_phi(response, rows, num_groups, numbers, BRANCHES: tl.constexpr):
+    """Of one response, fp32 scalars. With token_advantages the first is 0."""
     DIFFICULTY: tl.constexpr = BRANCHES.difficulty
     CENTER: tl.constexpr = BRANCHES.center_singletons
     advantage = tl.full([], 0.0, tl.float32)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._program import SCALARS, row_program
 from .._rows import PolicyRows, coupling, find_entropy_threshold, response_factors, segment_ids
 from ..config import GrpoConfig
-from ..group_advantage.triton_impl import group_factors
+from ..group_advantage.triton_impl import group_advantage
 from .launch import vector
 
 
@@ -88,7 +88,7 @@ def row_arguments(rows: PolicyRows, config: GrpoConfig, num_rows: int, entropy: 
     branches = _branches(rows, config)
     if rows.rewards is not None and (config.scale_rewards == "batch" or config.normalize_difficulty):
         # Statistics over all groups: not a matter of one row. The factors then come from their own launch.
-        advantages, phi = response_factors(rows, config, torch.float32, group_factors)
+        advantages, phi = response_factors(rows, config, torch.float32, group_advantage)
         rows = rows._replace(rewards=None, accuracy=None, cu_groups=None, advantages=advantages, phi=phi)
     threshold = _entropy_threshold(rows, config, entropy)
     scalars = (

@@ -84,10 +84,3 @@ def group_advantage(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None,
     if accuracy is not None and config.normalize_difficulty and mean.numel():
         phi = phi / difficulty_weight(accuracy_mean, kind, power, False).mean()
     return GroupAdvantage(advantages, phi, mean, std, accuracy_mean)
-
-
-def group_factors(
-    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
-) -> tuple[Tensor, Tensor]:
-    stats = group_advantage(rewards, cu_groups, accuracy, config)
-    return stats.advantages, stats.phi

@@ -13,11 +13,10 @@ from .. import _library
 from .._autograd import attach_gradients, needs_grad
 from .._program import Program, row_program
 from .._rows import GrpoOutput, PolicyRows, coupling, math_dtype
-from .._softmax import SoftmaxSpec, softmax_spec
+from .._softmax import SoftmaxSpec, separate_rows, softmax_spec
 from ..config import GrpoConfig
 from ..metrics import METRICS
 from ..policy_loss.cpp_impl import RowInputs, policy_rows, row_inputs
-from ..selective_logprob.cpp_impl import separate_rows
 
 _library.load()
 ops = torch.ops.univg_kernels

@@ -12,12 +12,11 @@ from torch import Tensor
 from .._autograd import attach_gradients, needs_grad
 from .._program import row_program
 from .._rows import GrpoOutput, PolicyRows, coupling, response_factors
-from .._softmax import softmax_spec
+from .._softmax import separate_rows, softmax_spec
 from .._triton.scale import scale_on_device
 from ..config import GrpoConfig
 from ..group_advantage.triton_impl import group_advantage
 from ..policy_loss.cpp_impl import RowInputs, row_inputs
-from ..selective_logprob.cpp_impl import separate_rows
 from .cpp_impl import grpo_head, grpo_head_
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -77,11 +76,6 @@ def _most_columns(logits: Tensor) -> float:
 
 def _row_inputs(rows: PolicyRows, config: GrpoConfig, num_rows: int) -> RowInputs:
     """As the C++ face has them; group statistics from the Triton face, which adds up in a fixed order."""
-
-    def factors(rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, c: GrpoConfig) -> tuple[Tensor, Tensor]:
-        stats = group_advantage(rewards, cu_groups, accuracy, c)
-        return stats.advantages, stats.phi
-
-    advantages, phi = response_factors(rows, config, torch.float32, factors)
+    advantages, phi = response_factors(rows, config, torch.float32, group_advantage)
     made = rows._replace(rewards=None, accuracy=None, cu_groups=None, advantages=advantages, phi=phi)
     return row_inputs(made, config, num_rows, torch.float32)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from .._autograd import attach_gradients, needs_grad
 from .._rows import GrpoOutput, PolicyRows, coupling
-from .._softmax import SoftmaxSpec, softmax_spec
+from .._softmax import SoftmaxSpec, separate_rows, softmax_spec
 from .._triton.launch import check_dtype, launch, row_launch
 from .._triton.partials import empty_partials, reduce_partials, store_partials
-from .._triton.responses import count_rows, find_segment, response_factors, row_weights
+from .._triton.responses import advantage_and_phi, count_rows, find_segment, row_weights
 from .._triton.row_program import known_rows, loss_row
 from .._triton.rows import SCHEMA, KernelRows, kernel_arguments, row_arguments
 from .._triton.scale import scale_on_device
@@ -29,7 +29,6 @@ from ..config import GrpoConfig
 from ..policy_loss.triton_impl import triton_policy_rows
 from ..selective_logprob.triton_impl import (
     columns_that_exist,
-    separate_rows,
     triton_logprob,
     triton_logprob_backward,
     triton_logprob_backward_,
@@ -57,7 +56,7 @@ def grpo_rows_kernel(logits, stride, gradient, gradient_stride, token_ids, logp,
         target = tl.load(token_ids + n)
         z = target_logit(row, target, V, vocab)
         response = find_segment(rows.cu_seqlens, num_responses, n)
-        advantage, phi = response_factors(response, rows, num_groups, numbers, BRANCHES)
+        advantage, phi = advantage_and_phi(response, rows, num_groups, numbers, BRANCHES)
         length = tl.full([], 1.0, tl.float32)
         if BRANCHES.token_mean:
             begin, end = tl.load(rows.cu_seqlens + response), tl.load(rows.cu_seqlens + response + 1)

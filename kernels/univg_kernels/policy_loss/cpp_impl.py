@@ -44,7 +44,7 @@ def row_inputs(
     rows: PolicyRows, config: GrpoConfig, num_rows: int, dtype: torch.dtype, entropy: Tensor | None = None
 ) -> RowInputs:
     """entropy [N]: needed where `coupling` is "batch"."""
-    advantages, phi = response_factors(rows, config, dtype, _group_factors)
+    advantages, phi = response_factors(rows, config, dtype, group_advantage)
     terms = row_terms(rows, config, advantages, phi, num_rows, dtype, entropy)
     importance = rows.token_importance_ratio
     if rows.importance_ratio is not None:
@@ -54,13 +54,6 @@ def row_inputs(
         *(rows.old_logp, rows.ref_logp, rows.sampling_logp, importance),
     )
     return RowInputs._make(None if t is None else t.to(dtype).contiguous() for t in named)
-
-
-def _group_factors(
-    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
-) -> tuple[Tensor, Tensor]:
-    stats = group_advantage(rewards, cu_groups, accuracy, config)
-    return stats.advantages, stats.phi
 
 
 def policy_rows(

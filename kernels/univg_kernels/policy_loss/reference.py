@@ -12,13 +12,14 @@ from torch import Tensor
 
 from .._rows import GrpoOutput, PolicyRows, math_dtype, response_factors, row_terms, segment_ids
 from ..config import GrpoConfig
+from ..group_advantage.reference import group_advantage
 from .table import KLS, LOSSES, VESPO_LOWEST, RowState
 
 
 def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
     keep = torch.ones_like(logp, dtype=torch.bool) if rows.mask is None else rows.mask
     dtype = math_dtype(logp)
-    advantages, phi = response_factors(rows, config, dtype, _group_factors)
+    advantages, phi = response_factors(rows, config, dtype, group_advantage)
     terms = row_terms(rows, config, advantages, phi, logp.numel(), dtype, entropy)
     seq = segment_ids(rows.cu_seqlens, logp.numel())
 
@@ -60,15 +61,6 @@ def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: 
         sums, maxima = parts[: len(sums)], parts[len(sums) :]
         metrics = torch.stack([x.sum() for x in sums] + [x.amax() if x.numel() else x.sum() for x in maxima])
     return GrpoOutput(loss, metrics.float(), lp.detach())
-
-
-def _group_factors(
-    rewards: Tensor, cu_groups: Tensor, accuracy: Tensor | None, config: GrpoConfig
-) -> tuple[Tensor, Tensor]:
-    from ..group_advantage.reference import group_advantage
-
-    stats = group_advantage(rewards, cu_groups, accuracy, config)
-    return stats.advantages, stats.phi
 
 
 def _log_ratio(lp: Tensor, difference: Tensor, mean: Tensor, config: GrpoConfig) -> Tensor:

@@ -14,7 +14,7 @@ from .._rows import GrpoOutput, PolicyRows
 from .._triton.launch import check_dtype, launch
 from .._triton.partials import empty_partials, reduce_partials, store_partials
 from .._triton.response_sums import BLOCK, known_response, load_rows
-from .._triton.responses import response_factors, row_weights
+from .._triton.responses import advantage_and_phi, row_weights
 from .._triton.row_program import known_rows, loss_row
 from .._triton.rows import SCHEMA, kernel_arguments, row_arguments
 from ..config import GrpoConfig
@@ -27,7 +27,7 @@ def policy_rows_kernel(logp, entropy, a_out, b_out, partials, N, response_start,
                        BRANCHES: tl.constexpr):  # fmt: skip
     """Response response_start + program: its rows [cu_seqlens[response], cu_seqlens[response + 1])."""
     response = response_start + tl.program_id(0)
-    advantage_all, phi = response_factors(response, rows, num_groups, numbers, BRANCHES)
+    advantage_all, phi = advantage_and_phi(response, rows, num_groups, numbers, BRANCHES)
     begin, end = tl.load(rows.cu_seqlens + response), tl.load(rows.cu_seqlens + response + 1)
     length, mean, importance_all, policy_factor, drift, vespo_log_weight, gmpo_mean, gmpo_rows = known_response(
         response, begin, end, logp, entropy, advantage_all, rows, numbers, BRANCHES

@@ -10,17 +10,10 @@ from torch.autograd.function import once_differentiable
 
 from .. import _library
 from .._rows import math_dtype
-from .._softmax import SoftmaxSpec
+from .._softmax import SoftmaxSpec, separate_rows
 
 _library.load()
 ops = torch.ops.univg_kernels
-
-
-def separate_rows(logits: Tensor) -> Tensor:
-    """Logits as the C++ heads want them: columns contiguous, rows apart. A copy only where they are not."""
-    n, v = logits.shape
-    fits = (v == 1 or logits.stride(1) == 1) and (n <= 1 or logits.stride(0) >= v)
-    return logits if fits else logits.contiguous()
 
 
 def selective_logprob(logits: Tensor, token_ids: Tensor, softmax: SoftmaxSpec) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._softmax import SoftmaxSpec
+from .._softmax import SoftmaxSpec, separate_rows
 from .._triton.launch import check_dtype, launch, row_launch
 from .._triton.softmax import fill_zeros, load_tile, log_probability, sweep_backward, sweep_forward, target_logit
 
@@ -57,13 +57,6 @@ def logprob_backward_kernel(logits, stride, gradient, gradient_stride, token_ids
             row, out, tl.load(token_ids + n), V, vocab, scale, cap, top, rest, a, b, tl.load(entropy + n), HAS_B,
             LANES, VEC,
         )  # fmt: skip
-
-
-def separate_rows(logits: Tensor) -> Tensor:
-    """Logits as the heads want them: columns contiguous, rows apart. A copy only where they are not."""
-    n, v = logits.shape
-    fits = (v == 1 or logits.stride(1) == 1) and (n <= 1 or logits.stride(0) >= v)
-    return logits if fits else logits.contiguous()
 
 
 def columns_that_exist(columns: int, vocab_size: int | None) -> int | None:
