@@ -11,7 +11,7 @@ from univg_kernels.scan_boxes import ScannedBoxes, scan_boxes
 
 from univg_fast.structs import Box, Record
 
-from .parse import Answer, _box, answers_of
+from .parse import Answer, answers_of, as_box
 
 Array = np.ndarray
 NO_IMAGE = 10**6  # of a box that names none, where that must not pass for any
@@ -114,7 +114,7 @@ class Answers:
     def first_boxes(self) -> list[Box | None]:
         """The first box of each text, for the log."""
         boxes = iter(self.first_given.tolist())
-        return [_box(next(boxes)) if answered else None for answered in self.answered.tolist()]
+        return [as_box(next(boxes)) if answered else None for answered in self.answered.tolist()]
 
 
 Term = Callable[[Answers], Array]

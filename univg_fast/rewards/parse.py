@@ -51,7 +51,7 @@ def parse_all(
 def answers_of(found: ScannedBoxes) -> list[Answer]:
     numbers, images = found.boxes.tolist(), found.images.tolist()
     targets = [
-        Target(_box(four), image if image >= 0 else None, label if label is None else unescaped(label))
+        Target(as_box(four), image if image >= 0 else None, label if label is None else unescaped(label))
         for four, image, label in zip(numbers, images, found.labels, strict=True)
     ]
     ends = found.offsets.tolist()
@@ -63,7 +63,7 @@ def answers_of(found: ScannedBoxes) -> list[Answer]:
 def answer_box(text: str, cot: bool = True) -> Box | None:
     """UniVG-R1's box of a text: the first of the first <answer> (cot=False: of the text), or None."""
     found = univg_r1(text, "univg_r1", cot)
-    return _box(found[0].box) if found else None
+    return as_box(found[0].box) if found else None
 
 
 def unescaped(label: str) -> str:
@@ -76,6 +76,6 @@ def unescaped(label: str) -> str:
         return label
 
 
-def _box(numbers: Sequence[float]) -> Box:
+def as_box(numbers: Sequence[float]) -> Box:
     x1, y1, x2, y2 = (int(x) if x == int(x) else x for x in numbers)
     return x1, y1, x2, y2  # type: ignore[return-value]
