@@ -67,3 +67,40 @@ def test_a_denominator_of_nothing(make_case: Any, backend: str, face: str, op: s
     assert out.loss.item() == 0 and not any(g.any() for g in grads) and not out.metrics.any()
     some = dict(kwargs, mask=case.rows["mask"])
     assert not getattr(uk, op)(*inputs[:2], backend=backend if face == "compiled" else face, **some).loss.isfinite()
+
+
+OFFSETS = {
+    "ends early": [0, 2, 4],
+    "ends late": [0, 3, 9],
+    "begins late": [1, 3, 6],
+    "falls": [0, 5, 2, 6],
+    "falls at the end": [0, 6, 3],
+    "far below": [-(2**40), 3, 6],
+}
+
+
+@pytest.mark.parametrize("wrong", OFFSETS)
+@pytest.mark.parametrize("coupling", ["row", "response"])
+def test_wrong_offsets_that_a_compiled_call_meets(backend: str, coupling: str, wrong: str) -> None:
+    """While torch.compile traces there are no values to look at: loss and gradient are NaN, as on a GPU."""
+    right, n = torch.tensor([0, 2, 6]), 6
+
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
+    def loss(logp: Tensor, rewards: Tensor, cu_seqlens: Tensor, cu_groups: Tensor) -> Tensor:
+        more = dict(config=CONFIGS[coupling], entropy=-logp.detach(), rewards=rewards, cu_groups=cu_groups)
+        return uk.policy_loss(logp, cu_seqlens, backend=backend, **more).loss
+
+    # The interpreter's face is no device's own, so that it is imported by its first call: outside of the trace.
+    uk.policy_loss(torch.zeros(n), right, advantages=torch.ones(2), backend=backend)
+    bad = torch.tensor(OFFSETS[wrong])
+    for cu_seqlens, cu_groups, sound in (
+        (right, torch.tensor([0, 2]), True),
+        (bad, torch.tensor([0, len(bad) - 1]), False),
+        (torch.arange(n + 1), bad, False),
+        (torch.arange(n + 1), right, True),
+    ):
+        logp = torch.linspace(-2, -1, n).requires_grad_()
+        value = loss(logp, torch.linspace(0, 1, len(cu_seqlens) - 1), cu_seqlens, cu_groups)
+        (gradient,) = torch.autograd.grad(value, logp)
+        assert value.isfinite() == sound and bool(gradient.isfinite().all()) == sound
+        assert sound or gradient.isnan().all()

@@ -3,7 +3,9 @@
 Factors of a row that follow from its response and its group the kernels make themselves, so that a loss whose rows are
 independent is one launch. Only what is a matter of all rows comes from a few torch ops before it, as scalars that stay
 on the device: the number of rows that count, where the caller gives no denominator and there is a mask; the number of
-responses that are not empty; the quantile of the entropy, and how many rows lie above it.
+responses that are not empty; the quantile of the entropy, and how many rows lie above it. Offsets have been through
+the door, which puts right on the device (`settle_offsets`, small torch ops as well) those that the host cannot read:
+kernels rely on offsets that run from 0 to the end and never fall.
 """
 
 from __future__ import annotations
