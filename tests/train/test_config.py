@@ -149,7 +149,12 @@ def test_config_made_in_code_is_checked_too() -> None:
 
 def test_hash_changes_with_what_decides_the_numbers_only() -> None:
     base = config_hash(load_config([]))
-    assert config_hash(load_config(["--run.dir=x", "--run.resume=never", "--save.steps=3", "--log.steps=2", "--data.cache_dir=x"])) == base
+    assert (
+        config_hash(
+            load_config(["--run.dir=x", "--run.resume=never", "--save.steps=3", "--log.steps=2", "--data.cache_dir=x"])
+        )
+        == base
+    )
     assert config_hash(load_config(["--run.seed=1"])) != base
     assert config_hash(load_config(["--grpo.beta=0"])) != base
 
