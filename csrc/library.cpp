@@ -31,6 +31,10 @@ STABLE_TORCH_LIBRARY(univg_kernels, m) {
       "grpo_head_(Tensor(a!) logits, Tensor token_ids, " UNIVG_ROWS UNIVG_PROGRAM
       ", float scale, float cap) -> (Tensor loss, Tensor metrics, Tensor logp, Tensor active)");
   m.def(
+      "row_terms(Tensor like, Tensor cu_seqlens, Tensor? mask, Tensor? advantages, Tensor? token_advantages, "
+      "Tensor? phi, Tensor? importance_ratio, Tensor? denominator, str aggregation, bool count_empty, float norm) "
+      "-> (Tensor advantage, Tensor phi, Tensor weight, Tensor importance)");
+  m.def(
       "policy_rows(Tensor logp, Tensor? entropy, Tensor cu_seqlens, " UNIVG_ROWS UNIVG_PROGRAM
       ") -> (Tensor loss, Tensor metrics, Tensor grad_logp, Tensor grad_entropy)");
   m.def(

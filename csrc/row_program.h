@@ -9,6 +9,7 @@
 #include <cfloat>
 #include <cmath>
 
+#include "exponential.h"
 #include "row_types.h"
 
 namespace univg {
@@ -68,7 +69,7 @@ UNIVG_HD Row<real> read_row(const RowInputs<real>& in, const Program<real>& p, i
   if (p.importance == Importance::token_given || p.importance == Importance::sequence_given)
     row.importance = in.importance[t];
   else if (p.importance == Importance::token_truncate || p.importance == Importance::token_mask)
-    row.importance = corrected(std::exp(row.sampling_difference), p);
+    row.importance = corrected(exp_of(row.sampling_difference), p);
   return row;
 }
 
@@ -104,7 +105,7 @@ UNIVG_HD Response<real> finish(const ResponseSums& sums, const Program<real>& p)
   r.mean_difference = real(sums.difference / size);
   r.near_difference = real(sums.near_difference);
   r.drift = real(sums.drift / size);
-  if (p.sums_sampling()) r.importance = corrected(std::exp(real(sums.sampling / (p.importance_mean ? size : 1))), p);
+  if (p.sums_sampling()) r.importance = corrected(exp_of(real(sums.sampling / (p.importance_mean ? size : 1))), p);
   r.log_importance = real(p.loss == LossType::gmpo ? sums.log_importance / size : sums.log_importance);
   r.high_entropy = real(high);
   r.mean_one_sided = real(sums.one_sided / high);
@@ -135,7 +136,7 @@ UNIVG_HD Term<real> cispo(real ratio, const Row<real>& row, const Program<real>&
 template <class real>
 UNIVG_HD Term<real> sapo(real ratio, real advantage, const Program<real>& p) {
   const real tau = advantage > 0 ? p[sapo_temperature_pos] : p[sapo_temperature_neg];
-  const real x = tau * (ratio - 1), s = 1 / (1 + std::exp(-x)), rest = 1 / (1 + std::exp(x));
+  const real x = tau * (ratio - 1), s = 1 / (1 + exp_of(-x)), rest = 1 / (1 + exp_of(x));
   return {-4 / tau * s * advantage, 0, rest == 0 ? real(0) : -4 * s * rest * ratio * advantage};
 }
 
@@ -145,13 +146,13 @@ UNIVG_HD Term<real> vespo(real importance, const Row<real>& row, const Response<
   const real k = good ? p[vespo_k_pos] : p[vespo_k_neg], lambda = good ? p[vespo_lambda_pos] : p[vespo_lambda_neg];
   const real log_importance = p.importance_of_response() ? vespo_log(importance) : r.log_importance;
   const real log_w = vespo_bounded(r.near_difference + log_importance);
-  const real slope = -std::exp(lambda + k * log_w - lambda * std::exp(log_w)) * row.advantage;
+  const real slope = -exp_of(lambda + k * log_w - lambda * exp_of(log_w)) * row.advantage;
   return {slope * row.logp, slope};
 }
 
 template <class real>
 UNIVG_HD Term<real> gmpo(const Row<real>& row, const Response<real>& r) {
-  const real value = -std::exp(r.mean_one_sided) * row.advantage;
+  const real value = -exp_of(r.mean_one_sided) * row.advantage;
   return {value, 0, 0, value};
 }
 
@@ -181,9 +182,9 @@ struct KLTerm {
 template <class real>
 UNIVG_HD KLTerm<real> k3(real d, bool clamped) {
   const real inner = clamped ? clamp(d, real(-20), real(20)) : d;
-  const real value = std::expm1(inner) - inner;
-  if (!clamped) return {value, -std::expm1(d)};
-  return {clamp(value, real(-10), real(10)), inner == d && value <= 10 ? -std::expm1(d) : real(0)};
+  const real value = expm1_of(inner) - inner;
+  if (!clamped) return {value, -expm1_of(d)};
+  return {clamp(value, real(-10), real(10)), inner == d && value <= 10 ? -expm1_of(d) : real(0)};
 }
 
 template <class real>
@@ -206,14 +207,14 @@ UNIVG_HD real gate_of(real importance, const Row<real>& row, const Response<real
   if (p.off_policy_mask && row.advantage < 0 && !(r.drift <= p[off_policy_threshold])) return 0;
   switch (p.loss) {
     case LossType::vespo: return row.high_entropy;  // has the ratio in its weight
-    case LossType::gmpo: return p.importance_of_response() ? importance : std::exp(r.log_importance);
+    case LossType::gmpo: return p.importance_of_response() ? importance : exp_of(r.log_importance);
     default: return importance * real(row.high_entropy);
   }
 }
 
 template <class real>
 UNIVG_HD void mark_clipped(Score<real>& s, const Row<real>& row, const Program<real>& p) {
-  real seen = p.loss == LossType::gmpo ? std::exp(row.difference) : s.ratio;
+  real seen = p.loss == LossType::gmpo ? exp_of(row.difference) : s.ratio;
   if (p.loss != LossType::gmpo && p.loss != LossType::cispo) seen = at_most(seen, p[delta]);
   s.low = seen < p[clip_low] && row.advantage < 0;
   s.high = seen > p[clip_high] && row.advantage > 0;
@@ -225,7 +226,7 @@ UNIVG_HD Score<real> score_row(const Row<real>& row, const Response<real>& r, co
   Score<real> s;
   const real log_ratio = p.level == Level::token ? row.difference : r.mean_difference;
   const bool moves = within(log_ratio, p[log_ratio_min], p[log_ratio_max]);
-  s.ratio = std::exp(clamp(log_ratio, p[log_ratio_min], p[log_ratio_max]));
+  s.ratio = exp_of(clamp(log_ratio, p[log_ratio_min], p[log_ratio_max]));
   s.importance = p.sums_sampling() ? r.importance : row.importance;
   const real gate = gate_of(s.importance, row, r, p);
   s.dropped = gate == 0;

@@ -44,7 +44,7 @@ void backward_into(const Tensor& out, const Tensor& logits, const Tensor& token_
     const auto* z = static_cast<const scalar_t*>(logits.data_ptr());
     auto* g = static_cast<scalar_t*>(out.data_ptr());
     const Squash<acc_t> squash = make_squash<acc_t>(scale, cap);
-    torch::stable::parallel_for(0, n, rows_per_thread(in.vocab), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, n, rows_per_block(in.vocab), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t)
         write_grad(g + t * out_stride, z + t * in.stride, in.vocab, ids[t], squash, RowStats<acc_t>{0, h[t], l[t]},
                    Coefficients<acc_t>{a[t], b[t]});

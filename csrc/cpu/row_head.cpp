@@ -5,7 +5,8 @@
 #include <cstring>
 #include <limits>
 
-#define UNIVG_INLINE static inline __attribute__((always_inline))
+#include "../exponential.h"
+#include "instruction_sets.h"
 
 namespace univg {
 namespace {
@@ -15,7 +16,7 @@ using torch::headeronly::Half;
 
 constexpr int64_t kBlock = 1024;  // columns that stay in L1 between the maximum and the exponentials
 
-// Straight-line conversions and exponential: the loops below become vector code on any instruction set.
+// Straight-line conversions: the loops below become vector code on any instruction set.
 UNIVG_INLINE float load(const float* p) { return *p; }
 UNIVG_INLINE double load(const double* p) { return *p; }
 UNIVG_INLINE float load(const Half* p) { return static_cast<float>(*p); }
@@ -33,28 +34,6 @@ UNIVG_INLINE void store(BFloat16* p, float v) {  // round to nearest even
   std::memcpy(&bits, &v, 4);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   p->x = static_cast<uint16_t>(v == v ? rounded : 0x7fc0u);
-}
-
-UNIVG_INLINE double exp_nonpositive(double x) { return std::exp(x); }
-// e^x for x <= 0 (and a little above): 2^n·e^r with |r| <= ln2/2, error below 2 ulp; 0 below the normal range.
-UNIVG_INLINE float exp_nonpositive(float x) {
-  const float clamped = x < -87.0f ? -87.0f : x;
-  const float shifted = clamped * 1.44269504f + 12582912.0f;  // the addition rounds to an integer
-  const float n = shifted - 12582912.0f;
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  bits = (bits - 0x4b400000 + 127) << 23;
-  float scale;
-  std::memcpy(&scale, &bits, 4);
-  return x < -87.0f ? 0.0f : p * scale;
 }
 
 UNIVG_INLINE double tanh_of(double y) { return std::tanh(y); }
@@ -154,15 +133,6 @@ UNIVG_INLINE void grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t 
 }  // namespace
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define UNIVG_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
-#define UNIVG_AVX2 __attribute__((target("avx2,fma,f16c")))
-static int cpu_level() {
-  static const int level = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-                               ? 2
-                               : (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0);
-  return level;
-}
 #define UNIVG_DEFINE(result, name, body, params, args)           \
   UNIVG_AVX512 result name##_avx512 params { return body args; } \
   UNIVG_AVX2 result name##_avx2 params { return body args; }     \

@@ -1,6 +1,7 @@
 // The loop over rows that every logits head shares: statistics, then the row's program, then the gradient while the
 // row is still in the cache.
 #pragma once
+#include <algorithm>
 #include <cstring>
 
 #include "../common.h"
@@ -32,8 +33,8 @@ inline const int64_t* checked_ids(const Tensor& token_ids, const LogitsView& log
   return ids;
 }
 
-// How many rows one thread takes at least: fewer columns, more rows.
-inline int64_t rows_per_thread(int64_t vocab) { return vocab < 16384 ? 16384 / vocab : 1; }
+// How many rows one thread takes at a time: fewer columns, more rows.
+inline int64_t rows_per_block(int64_t vocab) { return vocab < 16384 ? 16384 / vocab : 1; }
 
 // The gradient of one row; zeros, without a look at z, where its coefficients are 0.
 template <class scalar_t, class acc_t>
@@ -44,7 +45,8 @@ void write_grad(scalar_t* out, const scalar_t* z, int64_t vocab, int64_t id, Squ
 }
 
 // program(t, stats) -> Coefficients of row t; skip(t) -> true for a row that is not read and has no gradient.
-// out: where gradients go, or null. Rows without a gradient become zeros.
+// out: where gradients go, or null. Rows without a gradient become zeros. A block of rows_per_block rows is one thread's,
+// in order.
 template <class scalar_t, class Skip, class RowFunction>
 void for_each_row(const Tensor& logits, const Tensor* out, const Tensor& token_ids, double scale, double cap,
                   const char* op, const Skip& skip, const RowFunction& program) {
@@ -55,8 +57,9 @@ void for_each_row(const Tensor& logits, const Tensor* out, const Tensor& token_i
   const auto* z = static_cast<const scalar_t*>(logits.data_ptr());
   auto* g = out ? static_cast<scalar_t*>(out->data_ptr()) : nullptr;
   const Squash<acc_t> squash = make_squash<acc_t>(scale, cap);
-  torch::stable::parallel_for(0, in.rows, rows_per_thread(in.vocab), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
+  const int64_t per_block = rows_per_block(in.vocab), blocks = (in.rows + per_block - 1) / per_block;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin * per_block; t < std::min(end * per_block, in.rows); ++t) {
       const scalar_t* row = z + t * in.stride;
       Coefficients<acc_t> c;
       RowStats<acc_t> s{0, 0, 0};

@@ -42,6 +42,33 @@ def test_offsets(offsets: list[int]) -> None:
         policy_rows(torch.zeros(2), None, torch.tensor(offsets), *program_arguments(2))
 
 
+@pytest.mark.parametrize("offsets", [[0, 3], [1, 2], [0, 2, 1, 2], [0]])
+def test_offsets_of_rows_that_are_alone(offsets: list[int]) -> None:
+    """What spreads the responses over the rows looks, too: no row without a response, none of two."""
+    rows = PolicyRows(torch.tensor(offsets), advantages=torch.ones(max(len(offsets) - 1, 1)))
+    with pytest.raises(RuntimeError, match="row_terms: cu_seqlens: expected offsets that begin with 0, never fall and"):
+        row_inputs(rows, uk.GrpoConfig(), 2, torch.float32)
+
+
+@pytest.mark.parametrize("config", [{}, dict(loss_type="gmpo"), dict(importance_sampling_level="sequence")], ids=str)
+def test_threads_change_nothing(config: dict[str, Any]) -> None:
+    """Blocks of rows are added up in their order; 5000 rows are several blocks."""
+    logp = -torch.rand(5000, generator=torch.Generator().manual_seed(4))
+    cu = torch.arange(0, 5001, 50)
+    rows = dict(token_advantages=logp + 0.5, old_logp=logp.roll(1), ref_logp=logp.roll(2), mask=logp > -0.9)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            leaf = logp.clone().requires_grad_()
+            out = uk.policy_loss(leaf, cu, config=uk.GrpoConfig(**config), **rows)
+            results.append((out.loss.detach(), out.metrics, *torch.autograd.grad(out.loss, leaf)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
 def test_a_program_that_does_not_fit() -> None:
     inputs, program = program_arguments(2)
     z, ids = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)

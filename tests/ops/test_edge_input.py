@@ -225,6 +225,7 @@ DIRECT = """
         "logprob_backward_": [z, ids, one.double(), one, one, one, 1.0, 0.0],
         "grpo_head": [z, ids, *rows, *program, 1.0, 0.0, True],
         "grpo_head_": [z, ids, *rows, *program, 1.0, 0.0],
+        "row_terms": [one, cu, one > 0, one[:2], None, one[:2], one[:2], one[0], "token-mean", True, 1.0],
         "policy_rows": [one, one, cu, *rows, *program],
         "ce_head_": [z, ids, one, 1.0, 0.0],
         "group_advantage": [one, cu, "group", 1e-4, True],

@@ -121,6 +121,9 @@ def test_opcheck(dtype: torch.dtype) -> None:
         check("logprob_backward", z, ids, one.double() * 5, one, one, one, *softmax)
         check("logprob_backward_", z.clone(), ids, one.double() * 5, one, one, one, *softmax)
         check("ce_head_", z.clone(), ids, one, *softmax)
+    offsets, mask = torch.tensor([0, 1, 1, 4]), torch.tensor([True, False, True, True])
+    check("row_terms", one, offsets, mask, None, one, None, one[:3], None, "token-mean", True, 0.0)
+    check("row_terms", one, offsets, None, one[:3], None, one[:3], None, one[0], "seq-mean-token-mean", True, 0.0)
     for coupled, config in COUPLED.items():
         for full in (True, False):
             rows, program = _policy_arguments(4, maths, config, full)

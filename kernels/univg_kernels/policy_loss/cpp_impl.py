@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import _library
+from .._autograd import needs_grad
 from .._program import Program, row_program
 from .._rows import GrpoOutput, PolicyRows, math_dtype, response_factors, row_terms, segment_ids
 from ..config import GrpoConfig
@@ -45,15 +46,40 @@ def row_inputs(
 ) -> RowInputs:
     """entropy [N]: needed where `coupling` is "batch"."""
     advantages, phi = response_factors(rows, config, dtype, group_advantage)
-    terms = row_terms(rows, config, advantages, phi, num_rows, dtype, entropy)
+    bonus_or_mask = config.entropy_coef != 0 or config.top_entropy_quantile < 1 or rows.entropy_threshold is not None
     importance = rows.token_importance_ratio
-    if rows.importance_ratio is not None:
-        importance = rows.importance_ratio[segment_ids(rows.cu_seqlens, num_rows)]
-    named = (
-        *(terms.advantage, terms.phi, terms.weight, terms.entropy_weight, terms.entropy_threshold),
-        *(rows.old_logp, rows.ref_logp, rows.sampling_logp, importance),
-    )
+    terms: tuple[Tensor | None, ...]
+    if bonus_or_mask or not rows.cu_seqlens.is_cpu:
+        terms = row_terms(rows, config, advantages, phi, num_rows, dtype, entropy)
+        if rows.importance_ratio is not None:
+            importance = rows.importance_ratio[segment_ids(rows.cu_seqlens, num_rows)]
+    else:
+        *found, spread = _spread(rows, config, advantages, phi, num_rows, dtype)
+        terms = (*found, None, None)
+        if rows.importance_ratio is not None:
+            importance = spread
+    named = (*terms, rows.old_logp, rows.ref_logp, rows.sampling_logp, importance)
     return RowInputs._make(None if t is None else t.to(dtype).contiguous() for t in named)
+
+
+def _spread(
+    rows: PolicyRows,
+    config: GrpoConfig,
+    advantages: Tensor | None,
+    phi: Tensor | None,
+    num_rows: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """(advantage, phi, weight, importance ratio) [N]: `row_terms` in one pass, where the entropy has no say."""
+    denominator = rows.denominator
+    if denominator is not None and not isinstance(denominator, Tensor):
+        denominator = torch.full((), denominator, dtype=dtype)
+    floats = (advantages, rows.token_advantages, phi, rows.importance_ratio, denominator)
+    return ops.row_terms(
+        *(torch.empty(num_rows, dtype=dtype), rows.cu_seqlens.long(), rows.mask),
+        *(None if t is None else t.to(dtype).contiguous() for t in floats),
+        *(config.aggregation, config.count_empty_responses, float(config.max_completion_length or 0)),
+    )
 
 
 def policy_rows(
@@ -63,7 +89,12 @@ def policy_rows(
 
     The loss is differentiable in logp and entropy, any number of times for once.
     """
-    return ops.policy_rows(logp.contiguous(), entropy, cu_seqlens.long(), *inputs, *program)
+    if torch.compiler.is_compiling() or not any(needs_grad(logp, entropy)):
+        return ops.policy_rows(logp.contiguous(), entropy, cu_seqlens.long(), *inputs, *program)
+    # The autograd of torch.library takes 0.1 ms for this many arguments.
+    with torch.no_grad():
+        loss, metrics, a, b = policy_rows(logp, entropy, cu_seqlens, inputs, program)
+    return _WithSlopes.apply(loss, logp, entropy, a, b), metrics, a, b
 
 
 def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: GrpoConfig) -> GrpoOutput:
@@ -73,22 +104,42 @@ def policy_loss(logp: Tensor, entropy: Tensor | None, rows: PolicyRows, config: 
     with torch.no_grad():
         inputs = row_inputs(rows, config, lp.numel(), dtype, h)
     loss, metrics, _, _ = policy_rows(lp, h, rows.cu_seqlens, inputs, row_program(rows, config))
-    return GrpoOutput(loss, metrics, torch.where(inputs.weight != 0, lp.detach(), 0.0))
+    kept = lp.detach()
+    return GrpoOutput(loss, metrics, kept if rows.mask is None else torch.where(rows.mask, kept, 0.0))
+
+
+def _upstream(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    a, b = ctx.saved_tensors
+    by_logp, by_entropy = ctx.wants if upstream is not None else (False, False)
+    return a * upstream if by_logp else None, b * upstream if by_entropy else None
+
+
+class _WithSlopes(torch.autograd.Function):
+    """loss as a function of logp and entropy, with d loss/d logp = a and d loss/d entropy = b."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, logp: Tensor, entropy: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+        ctx.wants = ctx.needs_input_grad[1:3]
+        ctx.save_for_backward(a, b)
+        return loss.view_as(loss)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *_upstream(ctx, upstream), None, None)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, metrics, a, b = output
     ctx.mark_non_differentiable(metrics, a, b)
     ctx.set_materialize_grads(False)
-    ctx.others = len(inputs) - 2
+    ctx.wants, ctx.others = ctx.needs_input_grad[:2], len(inputs) - 2
     ctx.save_for_backward(a, b)
 
 
 @once_differentiable
 def _backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    a, b = ctx.saved_tensors
-    wanted = (upstream is not None and needed for needed in ctx.needs_input_grad[:2])
-    return (*(g * upstream if w else None for g, w in zip((a, b), wanted, strict=True)), *[None] * ctx.others)
+    return (*_upstream(ctx, upstream), *[None] * ctx.others)
 
 
 torch.library.register_autograd("univg_kernels::policy_rows", _backward, setup_context=_setup_context)
@@ -98,3 +149,10 @@ torch.library.register_autograd("univg_kernels::policy_rows", _backward, setup_c
 def _(logp: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     metrics = logp.new_empty(len(METRICS), dtype=torch.float32)
     return logp.new_empty(()), metrics, torch.empty_like(logp), torch.empty_like(logp)
+
+
+@torch.library.register_fake("univg_kernels::row_terms")
+def _(like: Tensor, cu_seqlens: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    importance_ratio = args[4]
+    rows = (torch.empty_like(like) for _ in range(3))
+    return (*rows, like.new_empty(0 if importance_ratio is None else like.shape[0]))
