@@ -185,7 +185,10 @@ def start(boxes: Path, out: Path, stub: Stub) -> subprocess.Popen[str]:
     command += ["--teacher", stub.url, "--model", "t", "--candidates", "4", "--threads", "4"]
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a run in the background hands on deaf ears
+    )  # fmt: skip
 
 
 def test_killed_in_the_middle_and_started_again(stub: Stub, tmp_path: Path) -> None:

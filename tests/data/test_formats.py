@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -212,3 +213,16 @@ def test_the_commands(disk, capsys):
     assert main(["show", str(disk.jsonl({"question": 1}))]) == 1
     done = subprocess.run([sys.executable, "-m", "univg_fast.data", "show", source], capture_output=True, text=True)
     assert done.returncode == 1 and "left out" in done.stderr
+
+
+def test_a_file_may_be_converted_in_its_own_place(tmp_path: Path) -> None:
+    """Nothing of the old file is lost before the new one is whole; what fails leaves it as it was."""
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"question": "<image>Where?", "answer": [1, 2, 30, 40], "images": ["a.png"]}\n')
+    before = path.read_text()
+    with pytest.raises(ValueError):
+        convert(path, path, "no format")
+    assert path.read_text() == before
+    assert convert(path, path, "univg_fast").written == 1
+    assert json.loads(path.read_text())["question"] == "<image>Where?"
+    assert [p.name for p in tmp_path.iterdir()] == ["records.jsonl"]

@@ -48,6 +48,11 @@ CASES = [
     ("giou", HALF, ONE, 0.5),
     ("giou", "(300,0),(400,100)", ONE, -0.5),
     ("giou", "nothing", ONE, -1.0),
+    ("giou", "(100,100),(0,0)", ONE, -1.0),
+    ("giou", "(50,50),(50,50)", ONE, -1.0),
+    ("center", "(100,100),(0,0)", ONE, 0.0),
+    ("center", "(50,50),(50,50)", ONE, 0.0),
+    ("format", BOTH, TWO, 1.0),  # what the prompt asks for where there are several
     ("center", "(90,90),(110,110)", ONE, 1.0),
     ("center", "(90,90),(111,110)", ONE, 0.0),
     ("center", "nothing", ONE, 0.0),
@@ -78,7 +83,6 @@ CASES = [
     ("count", HALF, TWO, -0.5),
     ("count", HALF * 9, TWO, -1.0),
     ("count", "nothing", TWO, -1.0),
-    ("format", BOTH, TWO, 0.0),  # UniVG-R1's form is for one box
     ("format", '[{"bbox_2d": [0,0,100,100], "image": 1}]', OBJECTS, 1.0),
     ("format_strict", BOTH, TWO, 1.0),
     ("format_strict", BOTH + " or so", TWO, 0.0),

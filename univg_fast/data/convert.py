@@ -41,16 +41,26 @@ def convert(entry: Any, out: str | Path, to: str) -> Converted:
     done, out = Converted(), Path(out)
     files = data_files([entry])
     rows = (row for file in files for row in _rows(file, to, done))
-    if out.suffix == ".parquet":
-        write_parquet(out, rows, files[0].root)
-        return done
-    with out.open("w", encoding="utf-8") as written:
-        written.write("[\n" if out.suffix == ".json" else "")
-        for number, row in enumerate(rows):
-            comma = ",\n" if out.suffix == ".json" and number else ""
-            written.write(comma + json.dumps(row, ensure_ascii=False) + ("" if out.suffix == ".json" else "\n"))
-        written.write("\n]\n" if out.suffix == ".json" else "")
+    # Beside its place until it is whole: OUT may be one of the files that are read, and an error leaves it as it was.
+    unfinished = out.with_name(f".{out.stem}.unfinished{out.suffix}")
+    try:
+        if out.suffix == ".parquet":
+            write_parquet(unfinished, rows, files[0].root)
+        else:
+            _write_json(unfinished, rows)
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return done
+
+
+def _write_json(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as written:
+        written.write("[\n" if path.suffix == ".json" else "")
+        for number, row in enumerate(rows):
+            comma = ",\n" if path.suffix == ".json" and number else ""
+            written.write(comma + json.dumps(row, ensure_ascii=False) + ("" if path.suffix == ".json" else "\n"))
+        written.write("\n]\n" if path.suffix == ".json" else "")
 
 
 def _rows(file: DataFile, to: str, done: Converted) -> Iterator[dict[str, Any]]:

@@ -13,8 +13,8 @@ from .answers import Answers, Array
 
 
 def format_term(answers: Answers) -> Array:
-    """1 where the completion has UniVG-R1's form, else 0. In another style than its own: the strict form."""
-    theirs = np.array([record.answer_style == "univg_r1" for record in answers.records], bool)
+    """1 where the completion has UniVG-R1's form, else 0. Of several boxes, or in another style: the strict form."""
+    theirs = np.array([r.answer_style == "univg_r1" and len(r.targets) < 2 for r in answers.records], bool)
     return np.where(theirs, answers.found.format.numpy(), answers.found.strict.numpy()).astype(np.float64)
 
 
@@ -44,15 +44,22 @@ def iou_dual(answers: Answers) -> Array:
 
 
 def giou(answers: Answers) -> Array:
-    """IoU - (hull - union) / hull, -1 to 1; -1 where no box was found."""
-    return answers.spread(_overlap(answers, "giou"), missing=-1.0)
+    """IoU - (hull - union) / hull, -1 to 1; -1 where no box was found, or one without area."""
+    return answers.spread(np.where(_has_area(answers), _overlap(answers, "giou"), -1.0), missing=-1.0)
 
 
 def center(answers: Answers) -> Array:
-    """1 where the centre of the box lies in the target or on its edge, else 0."""
+    """1 where the centre of the box lies in the target or on its edge, else 0; 0 for a box without area."""
     given, wanted = answers.first_given, answers.first_wanted
     middle = (given[:, :2] + given[:, 2:]) / 2
-    return answers.spread(((middle >= wanted[:, :2]) & (middle <= wanted[:, 2:])).all(1))
+    inside = ((middle >= wanted[:, :2]) & (middle <= wanted[:, 2:])).all(1)
+    return answers.spread(inside & _has_area(answers))
+
+
+def _has_area(answers: Answers) -> Array:
+    """[B'] of the first boxes: an inverted or empty one must not outscore an honest miss."""
+    given = answers.first_given
+    return (given[:, :2] < given[:, 2:]).all(1)
 
 
 def length(answers: Answers) -> Array:
