@@ -59,7 +59,7 @@ def center(answers: Answers) -> Array:
 def _has_area(answers: Answers) -> Array:
     """[B'] of the first boxes: an inverted or empty one must not outscore an honest miss."""
     given = answers.first_given
-    return (given[:, :2] < given[:, 2:]).all(1)
+    return np.all(given[:, :2] < given[:, 2:], axis=1)
 
 
 def length(answers: Answers) -> Array:
