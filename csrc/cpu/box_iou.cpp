@@ -21,7 +21,7 @@ constexpr int64_t kGrain = 1 << 18;  // pairs that are worth a thread: half a mi
 template <class real, bool giou, bool univg_r1>
 UNIVG_CLONES void values(const real* __restrict a, const real* __restrict b, int64_t n, real* __restrict out) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = Pair<real, giou, univg_r1>(a + 4 * i, b + 4 * i).value();
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<real>(Pair<giou, univg_r1>(a + 4 * i, b + 4 * i).value());
 }
 
 // Of one box `a` with n boxes `b`.
@@ -29,7 +29,7 @@ template <class real, bool giou, bool univg_r1>
 UNIVG_CLONES void values_of_one(const real* a, const real* __restrict b, int64_t n, real* __restrict out) {
   const real one[4] = {a[0], a[1], a[2], a[3]};
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) out[i] = Pair<real, giou, univg_r1>(one, b + 4 * i).value();
+  for (int64_t i = 0; i < n; ++i) out[i] = static_cast<real>(Pair<giou, univg_r1>(one, b + 4 * i).value());
 }
 
 // Gradients by `a` of n pairs.
@@ -38,7 +38,7 @@ UNIVG_CLONES void gradients(const real* __restrict upstream, const real* __restr
                             int64_t n, real* __restrict out) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i)
-    Pair<real, giou, univg_r1>(a + 4 * i, b + 4 * i).gradient(upstream[i], out + 4 * i);
+    Pair<giou, univg_r1>(a + 4 * i, b + 4 * i).gradient(upstream[i], out + 4 * i);
 }
 
 // Gradient by one box `a` that meets n boxes `b`; pair i has upstream[i·step].
@@ -46,14 +46,14 @@ template <class real, bool giou, bool univg_r1>
 UNIVG_CLONES void summed(const real* __restrict upstream, int64_t step, const real* a, const real* __restrict b,
                          int64_t n, real* __restrict out) {
   const real one[4] = {a[0], a[1], a[2], a[3]};
-  real x1 = 0, y1 = 0, x2 = 0, y2 = 0;
+  double x1 = 0, y1 = 0, x2 = 0, y2 = 0;
 #pragma omp simd reduction(+ : x1, y1, x2, y2)
   for (int64_t i = 0; i < n; ++i) {
-    real part[4];
-    Pair<real, giou, univg_r1>(one, b + 4 * i).gradient(upstream[i * step], part);
+    double part[4];
+    Pair<giou, univg_r1>(one, b + 4 * i).gradient(upstream[i * step], part);
     x1 += part[0], y1 += part[1], x2 += part[2], y2 += part[3];
   }
-  out[0] = x1, out[1] = y1, out[2] = x2, out[3] = y2;
+  out[0] = static_cast<real>(x1), out[1] = static_cast<real>(y1), out[2] = static_cast<real>(x2), out[3] = static_cast<real>(y2);
 }
 
 template <class F>

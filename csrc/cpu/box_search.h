@@ -89,15 +89,15 @@ inline void read_lenient(Text t, Boxes* out) {
       const Text name = t.substr(from, r.at - from);
       if (r.is(kRefEnd)) label = name.empty() ? Text() : name, at = r.at - 1;
     } else if (c == '"') {
-      int64_t number = -2;
+      int64_t number = -1;
       Text name;
       if (!read_key(r, &number, &name)) continue;
-      (number == -2 ? (void)(its_label = name) : (void)(its_image = number)), at = r.at - 1;
+      (number == -1 ? (void)(its_label = name) : (void)(its_image = number)), at = r.at - 1;
     } else if (c == '{') {
       opened = out->size(), its_image = -1, its_label = Text();
     } else if (c == '}' && opened != kNowhere) {
       for (size_t i = opened; i < out->size(); ++i) {
-        if (its_image >= 0) (*out)[i].image = its_image;
+        if (its_image != -1) (*out)[i].image = its_image;
         if (its_label.data()) (*out)[i].label = its_label;
       }
       opened = kNowhere;

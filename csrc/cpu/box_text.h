@@ -1,5 +1,5 @@
 // The pieces that boxes are written with: each reader moves `at` behind what it has read and says whether it was there;
-// where it was not, `at` may have moved. The rules are the regular expressions of scan_boxes/reference.py.
+// where it was not, `at` may have moved. The rules are the regular expressions of scan_boxes/pieces.py, answers.py and search.py.
 #pragma once
 #include <cctype>
 #include <cstdint>
@@ -76,13 +76,13 @@ struct Reader {
     return true;
   }
   bool decimal(double* value) { return digits(value) && fraction(value); }
-  // One to three digits: a number of an image, from 0; -1 for "0".
+  // One to three digits: a number of an image, from 0; -2 for "0", which there is not.
   bool ordinal(int64_t* image) {
     double value;
     const size_t begin = at;
     if (!digits(&value)) return false;
     if (at - begin > 3) at = begin + 3, value = (text[begin] - '0') * 100 + (text[begin + 1] - '0') * 10 + text[begin + 2] - '0';
-    *image = static_cast<int64_t>(value) - 1;
+    *image = value > 0 ? static_cast<int64_t>(value) - 1 : -2;
     return true;
   }
   // (d,d),(d,d): white space after a comma, and nowhere else.

@@ -87,8 +87,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> matched_iou(const Tensor& boxes1, con
       for (int64_t j = 0; j < columns; ++j) {
         const int64_t p = c1[s] + i, q = c2[s] + j;
         if (!meet(i1, i2, p, q)) continue;
-        const double x = univg_r1 ? Pair<double, false, true>(a + 4 * p, b + 4 * q).value()
-                                  : Pair<double, false, false>(a + 4 * p, b + 4 * q).value();
+        const double x = univg_r1 ? Pair<false, true>(a + 4 * p, b + 4 * q).value()
+                                  : Pair<false, false>(a + 4 * p, b + 4 * q).value();
         cost[swapped ? j * many + i : i * many + j] = -x;
       }
     const auto& row_of = assignment.solve(cost, few, many);

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t i = thread_index();
   if (i >= pairs) return;
   const int64_t row = columns ? i / columns : i, column = columns ? i % columns : i;
-  out[i] = Pair<real, giou, univg_r1>(a + 4 * row, b + 4 * column).value();
+  out[i] = static_cast<real>(Pair<giou, univg_r1>(a + 4 * row, b + 4 * column).value());
 }
 
 template <class real, bool giou, bool univg_r1>
@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads)
     gradients_kernel(const real* upstream, const real* a, const real* b, int64_t pairs, real* out_a, real* out_b) {
   const int64_t i = thread_index();
   if (i >= pairs) return;
-  Pair<real, giou, univg_r1>(a + 4 * i, b + 4 * i).gradient(upstream[i], out_a + 4 * i);
-  Pair<real, giou, univg_r1>(b + 4 * i, a + 4 * i).gradient(upstream[i], out_b + 4 * i);
+  Pair<giou, univg_r1>(a + 4 * i, b + 4 * i).gradient(upstream[i], out_a + 4 * i);
+  Pair<giou, univg_r1>(b + 4 * i, a + 4 * i).gradient(upstream[i], out_b + 4 * i);
 }
 
 // Gradient by box blockIdx.x of `a`, which meets n boxes `b`; their upstream gradients begin at row·blockIdx.x and lie
@@ -40,12 +40,12 @@ __global__ void __launch_bounds__(kThreads)
 template <class real, bool giou, bool univg_r1>
 __global__ void __launch_bounds__(kThreads)
     summed_kernel(const real* upstream, int64_t row, int64_t step, const real* a, const real* b, int64_t n, real* out) {
-  __shared__ real sums[4][kThreads];
+  __shared__ double sums[4][kThreads];
   const int64_t box = blockIdx.x;
-  real sum[4] = {0, 0, 0, 0};
+  double sum[4] = {0, 0, 0, 0};
   for (int64_t j = threadIdx.x; j < n; j += kThreads) {
-    real part[4];
-    Pair<real, giou, univg_r1>(a + 4 * box, b + 4 * j).gradient(upstream[row * box + step * j], part);
+    double part[4];
+    Pair<giou, univg_r1>(a + 4 * box, b + 4 * j).gradient(upstream[row * box + step * j], part);
     for (int k = 0; k < 4; ++k) sum[k] += part[k];
   }
   for (int k = 0; k < 4; ++k) sums[k][threadIdx.x] = sum[k];
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int k = 0; k < 4; ++k) sums[k][threadIdx.x] += sums[k][threadIdx.x + half];
   }
   if (threadIdx.x == 0)
-    for (int k = 0; k < 4; ++k) out[4 * box + k] = sums[k][0];
+    for (int k = 0; k < 4; ++k) out[4 * box + k] = static_cast<real>(sums[k][0]);
 }
 
 template <class real>

@@ -1,8 +1,10 @@
 """Random and hostile completions: nothing crashes, nothing hangs, both faces agree, and time is linear in the text.
 
-The suite takes a sample. The full run, one process and one thread:
+The suite takes a sample. The full run, one process and one thread; of every 20th text both faces are compared, or of as
+many as a second number says:
 
     OMP_NUM_THREADS=1 python tests/rewards/test_fuzz.py 1000000
+    OMP_NUM_THREADS=1 python tests/rewards/test_fuzz.py 200000 1
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the command above; pytest has it
 
 from rewards.adversarial import completions, long_texts  # noqa: E402
+from rewards.faces import differing  # noqa: E402
 from univg_kernels.scan_boxes import MODES, STYLES, scan_boxes  # noqa: E402
 
 from univg_fast.rewards import TERMS, Settings, score  # noqa: E402
 from univg_fast.structs import Record, Target  # noqa: E402
 
 BATCH = 2000
+COMPARED = 20  # of so many texts, one is read by both faces
 TARGETS = (Target((1, 2, 300, 400), 0, "cat"), Target((5, 6, 7, 8), 1), Target((0, 0, 1000, 1000), 1))
 RECORDS = [
     Record("u", "f:1", tuple("abc"[:images]), "q", TARGETS[:n], cot=cot, answer_style=style)
@@ -36,8 +40,8 @@ RECORDS = [
 LEAST = {"giou": -1.0, "count": -1.0, "length": -1.0, "repetition": -1.0}
 
 
-def check_batch(texts: list[str], seed: int) -> None:
-    """Each mode, with every term: finite, within its range, and the counts fit the arrays."""
+def check_batch(texts: list[str], seed: int, compared: int = COMPARED) -> None:
+    """Each mode, with every term: finite, within its range, the counts fit the arrays, and the faces agree."""
     records = [RECORDS[(seed + i) % len(RECORDS)] for i in range(len(texts))]
     parser = ("univg_r1", "strict", "lenient")[seed % 3]
     lengths = [len(text) for text in texts]
@@ -49,6 +53,9 @@ def check_batch(texts: list[str], seed: int) -> None:
         found = scan_boxes(texts, mode=mode, styles=styles, cot=cot)
         assert bool(torch.isfinite(found.boxes).all()) and int(found.offsets[-1]) == len(found.boxes)
         assert bool((found.counts.clamp(max=512) == found.offsets.diff()).all())
+        some = slice(seed % compared, None, compared)
+        wrong = differing(texts[some], mode, styles[some], cot[some])
+        assert not wrong, wrong[0]
 
 
 def test_a_sample() -> None:
@@ -90,12 +97,12 @@ def test_every_term_is_linear_in_the_text() -> None:
             assert run < 1.0, (name, parser, run)
 
 
-def main(count: int) -> None:
+def main(count: int, compared: int = COMPARED) -> None:
     start, worst, stream = time.perf_counter(), 0.0, completions(2026)
     for seed in range(-(-count // BATCH)):
         texts = list(islice(stream, min(BATCH, count - seed * BATCH)))
         before = time.perf_counter()
-        check_batch(texts, seed)
+        check_batch(texts, seed, compared)
         worst = max(worst, time.perf_counter() - before)
         if seed % 50 == 49:
             print(f"{(seed + 1) * BATCH} completions, {time.perf_counter() - start:.0f} s", flush=True)
@@ -103,4 +110,4 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

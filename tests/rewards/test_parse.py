@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from rewards.adversarial import completions
+from rewards.faces import differing
 from univg_kernels import _library
-from univg_kernels.scan_boxes import MODES, STYLES, ScannedBoxes, scan_boxes
+from univg_kernels.scan_boxes import MODES, STYLES, scan_boxes
 
 from univg_fast.data.prompts import answer_text, target_text
 from univg_fast.rewards import parse
@@ -162,24 +163,55 @@ def test_univg_r1_s_rule_as_its_regular_expressions() -> None:
     assert 1000 < sum(box is not None for box in counts) < 19_000
 
 
-def rows(found: ScannedBoxes) -> list[tuple[Any, ...]]:
-    facts = zip(*(x.tolist() for x in found[:4]), strict=True)
-    ends = found.offsets.tolist()
-    spans = [slice(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
-    arrays = found.boxes.tolist(), found.images.tolist(), found.labels
-    return [(*fact, *(array[span] for array in arrays)) for fact, span in zip(facts, spans, strict=True)]
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_both_faces_read_the_same(mode: str) -> None:
     texts = list(islice(completions(6), 3000))
     for style in STYLES:
         for cot in (True, False):
-            one, two = (
-                rows(scan_boxes(texts, mode=mode, styles=style, cot=cot, backend=b)) for b in ("cpp", "reference")
-            )
-            wrong = [(text, a, b) for text, a, b in zip(texts, one, two, strict=True) if a != b]
+            wrong = differing(texts, mode, [style] * len(texts), [cot] * len(texts))
             assert not wrong, wrong[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "image"),
+    [
+        ("first image２[1,2,3,4]", 1),  # a digit of any script belongs to the word before it: image 2, not the first
+        ("２Image-1[1,2,3,4]", None),
+        ("Image-1２[1,2,3,4]", 11),
+        ("the ２nd image [1,2,3,4]", 1),
+        ("image\u00a02 [１,２,３,４]", 1),
+        ("中image 2[1,2,3,4]", 1),  # a letter beyond ASCII does not
+        ("²Image-1[1,2,3,4]", 0),  # is no digit to either
+        ('{"image": "２", "bbox_2d": [1,2,3,4]}', 1),
+    ],
+)
+def test_digits_and_spaces_of_all_scripts(text: str, image: int | None) -> None:
+    assert boxes(text, "lenient") == [(1, 2, 3, 4, image, None)]
+    assert not differing([text], "lenient", ["univg_r1"], [True])
+
+
+@pytest.mark.parametrize(
+    ("text", "style", "mode", "image"),
+    [
+        ("<answer>Image-0: (1,2),(3,4)</answer>", "univg_r1", "strict", -2),
+        ("<answer>Image-00 (1,2),(3,4)</answer>", "univg_r1", "strict", -2),
+        ("<answer>(1,2),(3,4)</answer>", "univg_r1", "strict", -1),
+        ('<answer>[{"bbox_2d": [1,2,3,4], "image": 0}]</answer>', "bbox_2d", "strict", -2),
+        ('<answer>[{"bbox_2d": [1,2,3,4], "image": "Image-0"}]</answer>', "bbox_2d", "strict", -2),
+        ('<answer>[{"bbox_2d": [1,2,3,4], "image": "none"}]</answer>', "bbox_2d", "strict", -1),
+        ("image 0 (1,2),(3,4)", "univg_r1", "lenient", -2),
+        ("the 0th picture (1,2),(3,4)", "univg_r1", "lenient", -2),
+        ('Image-2: {"bbox_2d": [1,2,3,4], "img_idx": 0}', "univg_r1", "lenient", -2),  # its own word, wrong as it is
+        ('Image-0: {"bbox_2d": [1,2,3,4], "img_idx": 2}', "univg_r1", "lenient", 1),
+        ('Image-2: {"bbox_2d": [1,2,3,4], "label": "cat"}', "univg_r1", "lenient", 1),
+        ("(1,2),(3,4) of image 0", "univg_r1", "lenient", -1),
+    ],
+)
+def test_image_0_is_not_the_same_as_none(text: str, style: str, mode: str, image: int) -> None:
+    for backend in ("cpp", "reference"):
+        found = scan_boxes([text], mode=mode, styles=style, backend=backend)
+        assert found.images.tolist() == [image] and found.boxes.tolist() == [[1, 2, 3, 4]]
+
 
 
 def test_more_boxes_than_are_kept() -> None:

@@ -26,7 +26,9 @@ def box_iou(
 
     continuous: areas of (x2 - x1)·(y2 - y1); an inverted or empty box has area 0 and IoU 0.
     univg_r1: the reward's rule; an overlap of one unit or less on either axis counts as none.
-    A box with NaN, an infinity or a coordinate beyond 2^62 (fp64: 2^510) gives 0 with every other, and no gradient.
+    A box with NaN or an infinity gives 0 with every other, and no gradient. All arithmetic is in fp64, so any finite
+    fp32 boxes have the IoU that exact numbers have; fp64 boxes where coordinates are within 2^510 (beyond it: 0) and
+    areas above 2^-1022. The slope of an edge is about 1 / side: below 2^-127 it is more than fp32 holds, and infinite.
     Where edges of both boxes lie on one line, each gets half of the gradient.
 
     Args:

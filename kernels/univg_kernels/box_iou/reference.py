@@ -7,15 +7,18 @@ from torch import Tensor
 
 from .pairs import Offsets, ragged_pairs
 
+LARGEST = 2.0**510  # coordinates beyond it could overflow as areas
+
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, offsets: Offsets | None, mode: str, kind: str, convention: str) -> Tensor:
+    """In fp64: of fp32 boxes, however large or small, no area overflows or vanishes there."""
+    dtype, boxes1, boxes2 = boxes1.dtype, boxes1.double(), boxes2.double()
     if mode == "pairwise":
         boxes1, boxes2 = boxes1[:, None], boxes2[None, :]
     elif offsets is not None:
         first, second = ragged_pairs(offsets)
         boxes1, boxes2 = boxes1[first], boxes2[second]
-    limit = 2.0 ** (510 if boxes1.dtype == torch.float64 else 62)  # beyond it, areas could overflow
-    known = ((boxes1.abs() <= limit) & (boxes2.abs() <= limit)).all(-1, keepdim=True)
+    known = ((boxes1.abs() <= LARGEST) & (boxes2.abs() <= LARGEST)).all(-1, keepdim=True)
     boxes1, boxes2 = torch.where(known, boxes1, 0.0), torch.where(known, boxes2, 0.0)
     low = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     high = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
@@ -28,11 +31,11 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, offsets: Offsets | None, mode: str, 
     union = _area(sides1) + _area(sides2) - inter
     iou = inter / torch.where(inter > 0, union, 1.0)
     if kind == "iou":
-        return iou
+        return iou.to(dtype)
     hull_low = torch.minimum(boxes1[..., :2], boxes2[..., :2])
     hull_high = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
     hull = _area((hull_high - hull_low).clamp(min=0))
-    return iou - torch.where(hull > 0, (hull - union) / torch.where(hull > 0, hull, 1.0), 0.0)
+    return (iou - torch.where(hull > 0, (hull - union) / torch.where(hull > 0, hull, 1.0), 0.0)).to(dtype)
 
 
 def _area(sides: Tensor) -> Tensor:

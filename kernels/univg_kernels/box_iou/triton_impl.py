@@ -1,4 +1,4 @@
-"""Triton face of `box_iou`: one lane per pair. The formulas are those of csrc/box_overlap.h."""
+"""Triton face of `box_iou`: one lane per pair, in fp64. The formulas are those of csrc/box_overlap.h."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch.autograd.function import once_differentiable
 
 from .._triton.launch import launch
 from .pairs import Offsets, ragged_pairs
+from .reference import LARGEST as LARGEST_COORDINATE
 
 BLOCK = 512
 WARPS = 4
+LARGEST = tl.constexpr(LARGEST_COORDINATE)
 
 
 @triton.jit
@@ -23,12 +25,20 @@ def _area(width, height):
 
 
 @triton.jit
-def _load(boxes, inside, limit):
-    """The four coordinates, and whether all of them are numbers that an area can be made of."""
-    x1, y1 = tl.load(boxes, inside, other=0.0), tl.load(boxes + 1, inside, other=0.0)
-    x2, y2 = tl.load(boxes + 2, inside, other=0.0), tl.load(boxes + 3, inside, other=0.0)
-    known = (tl.abs(x1) <= limit) & (tl.abs(y1) <= limit) & (tl.abs(x2) <= limit) & (tl.abs(y2) <= limit)
-    return x1, y1, x2, y2, known
+def _coordinate(boxes, inside):
+    """As fp64, and whether it is a number that an area can be made of."""
+    x = tl.load(boxes, inside, other=0.0).to(tl.float64)
+    return x, tl.abs(x) <= LARGEST
+
+
+@triton.jit
+def _load(boxes, inside):
+    """The four coordinates, and whether all of them are known."""
+    x1, known1 = _coordinate(boxes, inside)
+    y1, known2 = _coordinate(boxes + 1, inside)
+    x2, known3 = _coordinate(boxes + 2, inside)
+    y2, known4 = _coordinate(boxes + 3, inside)
+    return x1, y1, x2, y2, known1 & known2 & known3 & known4
 
 
 @triton.jit
@@ -86,14 +96,14 @@ def _gradient(out, inside, upstream, ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, kno
     tl.store(out + 3, tl.where(known, y2 * upstream, 0.0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["pairs", "columns", "limit"])
-def box_iou_kernel(boxes1, boxes2, out, pairs, columns, limit, PAIRWISE: tl.constexpr, GIOU: tl.constexpr,
+@triton.jit(do_not_specialize=["pairs", "columns"])
+def box_iou_kernel(boxes1, boxes2, out, pairs, columns, PAIRWISE: tl.constexpr, GIOU: tl.constexpr,
                    UNIVG_R1: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Pair i is (i, i), or (i // columns, i % columns) if PAIRWISE."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < pairs
-    ax1, ay1, ax2, ay2, known1 = _load(boxes1 + (i // columns if PAIRWISE else i) * 4, inside, limit)
-    bx1, by1, bx2, by2, known2 = _load(boxes2 + (i % columns if PAIRWISE else i) * 4, inside, limit)
+    ax1, ay1, ax2, ay2, known1 = _load(boxes1 + (i // columns if PAIRWISE else i) * 4, inside)
+    bx1, by1, bx2, by2, known2 = _load(boxes2 + (i % columns if PAIRWISE else i) * 4, inside)
     known = known1 & known2
     counts, width, height, union, iou = _overlap(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, known, UNIVG_R1)
     if GIOU:
@@ -102,15 +112,15 @@ def box_iou_kernel(boxes1, boxes2, out, pairs, columns, limit, PAIRWISE: tl.cons
     tl.store(out + i, iou, mask=inside)
 
 
-@triton.jit(do_not_specialize=["pairs", "columns", "limit"])
-def box_iou_backward_kernel(upstream, boxes1, boxes2, out1, out2, pairs, columns, limit, PAIRWISE: tl.constexpr,
+@triton.jit(do_not_specialize=["pairs", "columns"])
+def box_iou_backward_kernel(upstream, boxes1, boxes2, out1, out2, pairs, columns, PAIRWISE: tl.constexpr,
                             GIOU: tl.constexpr, UNIVG_R1: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Gradients [pairs, 4] of each pair by its two boxes: IoU is symmetric, so the second is the first, swapped."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < pairs
-    ax1, ay1, ax2, ay2, known1 = _load(boxes1 + (i // columns if PAIRWISE else i) * 4, inside, limit)
-    bx1, by1, bx2, by2, known2 = _load(boxes2 + (i % columns if PAIRWISE else i) * 4, inside, limit)
-    up = tl.load(upstream + i, inside, other=0.0)
+    ax1, ay1, ax2, ay2, known1 = _load(boxes1 + (i // columns if PAIRWISE else i) * 4, inside)
+    bx1, by1, bx2, by2, known2 = _load(boxes2 + (i % columns if PAIRWISE else i) * 4, inside)
+    up = tl.load(upstream + i, inside, other=0.0).to(tl.float64)
     known = known1 & known2
     _gradient(out1 + i * 4, inside, up, ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, known, GIOU, UNIVG_R1)
     _gradient(out2 + i * 4, inside, up, bx1, by1, bx2, by2, ax1, ay1, ax2, ay2, known, GIOU, UNIVG_R1)
@@ -122,10 +132,9 @@ def _empty(boxes1: Tensor, boxes2: Tensor, pairwise: bool, *last: int) -> Tensor
 
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], pairs: int, columns: int, *flags: bool) -> None:
-    limit = 2.0 ** (510 if tensors[0].dtype == torch.float64 else 62)
     names = dict(zip(("PAIRWISE", "GIOU", "UNIVG_R1"), flags, strict=True))
     programs = triton.cdiv(pairs, BLOCK)
-    launch(kernel, programs, tensors[0], *tensors, pairs, max(columns, 1), limit, **names, BLOCK=BLOCK, num_warps=WARPS)
+    launch(kernel, programs, tensors[0], *tensors, pairs, max(columns, 1), **names, BLOCK=BLOCK, num_warps=WARPS)
 
 
 @torch.library.custom_op("univg_kernels::triton_box_iou", mutates_args=())

@@ -21,8 +21,8 @@ MOST_BOXES = 512  # that are handed over of one text; more are only counted
 class ScannedBoxes(NamedTuple):
     """Of B texts, on the CPU. format [B] bool: UniVG-R1's form · strict [B] bool: the strict form of the style ·
     tags [B] int64, 0 to 4 · counts [B] int64: boxes found · offsets [B+1] int64: text i has the rows
-    offsets[i] : offsets[i+1] of the following · boxes [M, 4] fp64 · images [M] int64, from 0, -1: none named ·
-    labels, M of them."""
+    offsets[i] : offsets[i+1] of the following · boxes [M, 4] fp64 · images [M] int64, from 0; -1: none
+    named, -2: image 0 named, which there is not · labels, M of them."""
 
     format: Tensor
     strict: Tensor
@@ -54,7 +54,8 @@ def scan_boxes(
             zeros there is no box here; Migician's fractions are given in thousandths.
     The forms: UniVG-R1's (`format`), the strict one (`strict`: <think>…</think>, <answer>boxes</answer>, nothing else,
     no tag twice), and how many of the four tags stand once and in their order (`tags`).
-    Numbers of more than nine digits are read as 10^9; images count from 1 in texts.
+    Numbers of more than nine digits are read as 10^9; images count from 1 in texts. Digits and white space beyond ASCII
+    are read as those of ASCII, and labels have them so.
 
     Args:
         texts: B strings. styles, cot: of each text, or of all: "univg_r1", "bbox_2d" or "box_tokens"; whether
@@ -70,8 +71,12 @@ def scan_boxes(
             raise ValueError(f"{op}: {name} must have one entry for each of {len(texts)} texts, got {len(given)}")
     for style in set(each):
         check_choice(op, "styles", style, STYLES)
-    plain = [text if text.isascii() else _odd().sub(_plain, text) for text in texts]
-    return face(op, torch.device("cpu"), backend).scan_boxes(plain, mode, each, thinks)
+    return face(op, torch.device("cpu"), backend).scan_boxes([plain(text) for text in texts], mode, each, thinks)
+
+
+def plain(text: str) -> str:
+    """The text with the digits 0-9 and ASCII white space for those beyond ASCII: the C++ face knows no others."""
+    return text if text.isascii() else _odd().sub(_plain, text)
 
 
 @cache
