@@ -75,7 +75,9 @@ def test_equals_separate_sequences(case: str, checkpointing: bool) -> None:
     got = logprobs(model, build_row(groups, model.family))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     got_grads = gradients(model, got)
-    assert got_grads.keys() == want_grads.keys()
+    assert got_grads.keys() >= want_grads.keys()
+    for name in got_grads.keys() - want_grads.keys():  # a row without images runs a blank one for nothing
+        assert not got_grads[name].any(), name
     for name, grad in want_grads.items():
         error = (got_grads[name] - grad).norm() / grad.norm().clamp_min(1e-6)
         assert error <= 1e-5, f"{name}: relative gradient error {error:.2e}"
@@ -119,5 +121,5 @@ def test_siblings_do_not_see_each_other() -> None:
 def test_images_encoded_once_give_the_same_row() -> None:
     rng, model = np.random.default_rng(5), tiny_model()
     row = build_row([random_group(rng, [(8, 8), (4, 6), (8, 8)], [3, 4])], model.family)
-    features = model.encode_images(row.pixel_values, row.image_grid_thw)
+    features = model.encode_images(row.pixel_values, row.vision)
     assert torch.equal(model.hidden(row), model.hidden(row, features))

@@ -10,7 +10,8 @@ from transformers import AutoConfig
 
 from univg_fast.check.packed import Packing
 from univg_fast.config import Config
-from univg_fast.model.load import CLASSES, builtin_configs, small_config
+from univg_fast.model.families import FAMILIES
+from univg_fast.model.load import builtin_configs, small_config
 from univg_fast.train.stage import batch_size, total_steps
 
 GIB = 1 << 30
@@ -58,7 +59,7 @@ def shape_of(path: str, vocab: dict[str, int]) -> Shape:
     """The shape of the model at `path`; its parameters are counted without making any."""
     config = small_config(path, vocab) if path in builtin_configs() else AutoConfig.from_pretrained(path)
     with torch.device("meta"):
-        model: Any = CLASSES[config.model_type][1]._from_config(config)
+        model: Any = FAMILIES[config.model_type].CLASSES[1]._from_config(config)
     model.tie_weights()
     vision = sum(p.numel() for p in model.model.visual.parameters())
     text, seen = config.text_config, config.vision_config

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from univg_fast.packing.layout import AttentionLayout, Bucket
+from univg_fast.packing.vision import VisionInputs
 
 TEXT, VISION = "univg_shared_prefix", "univg_images"
 
@@ -83,18 +84,28 @@ def image_attention(
     value: torch.Tensor,
     attention_mask: Any,
     scaling: float | None = None,
-    image_runs: tuple[tuple[int, int], ...] = (),
+    vision: VisionInputs | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Full attention inside each image; equal-sized images are one batched call. -> [1, patches, heads, D]."""
+    """Full attention inside each image, or window in a block marked `windowed`; equal ones are one batched call.
+
+    -> [1, patches, heads, D]
+    """
+    if vision is None:
+        raise ValueError(f"{VISION}: expected vision= (a row's VisionInputs), got none; encode_images passes it")
+    layout = vision.windows if getattr(module, "windowed", False) else vision.images
+    assert layout is not None, "the family marked windows and made none"
     heads, dim = query.shape[1], query.shape[3]
-    outputs = []
-    splits = [x[0].split([n * length for n, length in image_runs], dim=1) for x in (query, key, value)]
-    for (n, length), *qkv in zip(image_runs, *splits, strict=True):
-        q, k, v = (x.reshape(heads, n, length, dim).transpose(0, 1) for x in qkv)
+    outputs, qkv = [], [x[0] for x in (query, key, value)]
+    if layout.order is not None:
+        qkv = [x.index_select(1, layout.order) for x in qkv]
+    splits = [x.split([n * length for n, length in layout.runs], dim=1) for x in qkv]
+    for (n, length), *parts in zip(layout.runs, *splits, strict=True):
+        q, k, v = (x.reshape(heads, n, length, dim).transpose(0, 1) for x in parts)
         out = F.scaled_dot_product_attention(q, k, v, scale=scaling)
         outputs.append(out.transpose(1, 2).reshape(n * length, heads, dim))
-    return torch.cat(outputs)[None], None
+    whole = torch.cat(outputs)
+    return (whole if layout.back is None else whole.index_select(0, layout.back))[None], None
 
 
 AttentionInterface.register(TEXT, shared_prefix_attention)

@@ -10,18 +10,12 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import (
-    AutoConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from univg_fast.model.attention import TEXT, VISION
+from univg_fast.model.families import FAMILIES
 
 CONFIGS = files("univg_fast.model") / "configs"
-CLASSES = {"qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration)}
 SUPPORTED = ("5.16", "5.24")
 
 
@@ -61,13 +55,13 @@ def load_model(
         config = small_config(path, vocab or {})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = CLASSES[config.model_type][1]._from_config(config, attn_implementation=attention)
+            model = FAMILIES[config.model_type].CLASSES[1]._from_config(config, attn_implementation=attention)
         return model.to(dtype)
     check_path(path)
     config = AutoConfig.from_pretrained(path)
-    if config.model_type not in CLASSES:
-        raise ValueError(f"model.path: {path} holds a {config.model_type!r} model; supported: {sorted(CLASSES)}")
-    return CLASSES[config.model_type][1].from_pretrained(path, dtype=dtype, attn_implementation=attention)
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"model.path: {path} holds a {config.model_type!r} model; supported: {sorted(FAMILIES)}")
+    return FAMILIES[config.model_type].CLASSES[1].from_pretrained(path, dtype=dtype, attn_implementation=attention)
 
 
 def small_config(name: str, vocab: dict[str, int]) -> PretrainedConfig:
@@ -91,4 +85,4 @@ def small_config(name: str, vocab: dict[str, int]) -> PretrainedConfig:
         "pad_token_id": vocab["<|endoftext|>"],
     }
     raw |= {key: vocab[token] for key, token in ids.items()}
-    return CLASSES[raw["model_type"]][0](**raw)
+    return FAMILIES[raw["model_type"]].CLASSES[0](**raw)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.qwen2_vl.modeling_qwen2_vl import get_vision_position_ids
 
-from univg_fast.model.families import family_of, image_layout
+from univg_fast.model.families import family_of
+from univg_fast.model.features import ImageFeatures
 from univg_fast.packing.rows import Row
+from univg_fast.packing.vision import VisionInputs
 
 Head = Callable[[torch.Tensor, torch.Tensor], Any]  # (hidden [N, H], lm_head weight [V, H]) -> a loss, or log-probs
 
@@ -28,64 +29,60 @@ class PackedModel(nn.Module):
         super().__init__()
         self.model = model
         self.family = family_of(model.config)
+        self.family.prepare(model)
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    def encode_images(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> torch.Tensor:
-        """Vision tower over all images at once. [patches, patch_dim], [n, 3] on the CPU -> [image tokens, H], in order.
-
-        Images are encoded sorted by size, equal sizes as one batch, and put back in the given order.
-        """
-        grids = image_grid_thw.numpy()
-        order, runs = image_layout(grids)
-        sizes = torch.from_numpy(grids.prod(-1))
-        shuffled = bool((order != range(len(order))).any())
-        if shuffled:
-            pixel_values = pixel_values.index_select(0, _spread(sizes, order).to(pixel_values.device))
-        total = torch.tensor([0, len(pixel_values)], dtype=torch.int32)  # one chunk: `image_runs` splits it
+    def encode_images(self, pixel_values: torch.Tensor, vision: VisionInputs) -> ImageFeatures:
+        """Vision tower over all images at once, [patches, patch_dim] -> features of M tokens, in the given order."""
+        if vision.order is not None:
+            pixel_values = pixel_values.index_select(0, vision.order)
         visual = self.model.model.visual
-        features = visual(
+        out = visual(
             pixel_values.to(visual.dtype),
-            grid_thw=image_grid_thw[order],
-            # made on the host, where the grid stays
-            position_ids=get_vision_position_ids(image_grid_thw[order], self.family.merge_size).to(pixel_values.device),
-            cu_seqlens=total,
+            grid_thw=vision.grid_thw,
+            cu_seqlens=torch.tensor([0, len(pixel_values)], dtype=torch.int32),  # one chunk: `vision` splits it
             max_seqlen=len(pixel_values),
-            image_runs=runs,
-        ).pooler_output
-        if not shuffled:
-            return features
-        merged = sizes // self.family.merge_size**2
-        back = torch.argsort(_spread(merged, order))
-        return features.index_select(0, back.to(features.device))
-
-    def embed(self, row: Row, features: torch.Tensor | None = None) -> torch.Tensor:
-        """Token embeddings [1, T, H] with image features put in. `features`: this row's, if encoded before."""
-        embeds = self.model.get_input_embeddings()(row.input_ids)
-        if len(row.image_positions) == 0:
-            return embeds
-        if features is None:
-            features = self.encode_images(row.pixel_values, row.image_grid_thw)
-        return embeds[0].index_copy(0, row.image_positions, features.to(embeds.dtype))[None]
-
-    def hidden(self, row: Row, features: torch.Tensor | None = None) -> torch.Tensor:
-        """Last hidden states that predict the row's targets, [N, H]."""
-        out = self.model.model.language_model(
-            inputs_embeds=self.embed(row, features),
-            position_ids=row.position_ids,
-            layout=row.layout,
-            use_cache=False,
+            vision=vision,
+            **vision.tensors,
         )
-        return out.last_hidden_state[0].index_select(0, row.target_rows)
+        count = sum(vision.image_tokens)  # none of them where the only image is a blank one
+        pooled = out.pooler_output if vision.back is None else out.pooler_output.index_select(0, vision.back)
+        return ImageFeatures(pooled[:count])
 
-    def forward(self, row: Row, head: Head, features: torch.Tensor | None = None) -> Any:
+    def states(self, row: Row, features: ImageFeatures | None = None, layout: Any = None) -> torch.Tensor:
+        """Last hidden states of all the row's tokens, [T, H].
+
+        `features`: the row's images, if encoded before. `layout` stands in for `row.layout`.
+        """
+        embeds = self.model.get_input_embeddings()(row.input_ids)
+        if features is None and (len(row.image_positions) or self._tower_takes_part()):
+            features = self.encode_images(row.pixel_values, row.vision)
+        if features is not None:
+            embeds = embeds[0].index_copy(0, row.image_positions, features.pooled.to(embeds.dtype))[None]
+        return self._language(embeds, row.position_ids, layout or row.layout)[0]
+
+    def step(self, token_ids: torch.Tensor, position_ids: torch.Tensor, layout: Any) -> torch.Tensor:
+        """One token of each of B sequences: [B] int64, [3, B, 1] int64 -> [B, H]. `layout` holds keys and values."""
+        embeds = self.model.get_input_embeddings()(token_ids[:, None])
+        return self._language(embeds, position_ids, layout)[:, 0]
+
+    def hidden(self, row: Row, features: ImageFeatures | None = None) -> torch.Tensor:
+        """Last hidden states that predict the row's targets, [N, H]."""
+        return self.states(row, features).index_select(0, row.target_rows)
+
+    def forward(self, row: Row, head: Head, features: ImageFeatures | None = None) -> Any:
         """`head(hidden, weight)` on the row's targets; called through the engine, so that its hooks run."""
         return head(self.hidden(row, features), self.model.lm_head.weight)
 
+    def _tower_takes_part(self) -> bool:
+        """Whether a row without images goes through the tower too: it trains, or ZeRO 3 gathers it on all ranks."""
+        return any(p.requires_grad or hasattr(p, "ds_id") for p in self.model.model.visual.parameters())
 
-def _spread(sizes: torch.Tensor, order: Any) -> torch.Tensor:
-    """Indices that gather whole blocks (of `sizes` rows each) in `order`."""
-    starts = torch.cumsum(sizes, 0) - sizes
-    return torch.cat([torch.arange(int(starts[i]), int(starts[i] + sizes[i])) for i in order])
+    def _language(self, embeds: torch.Tensor, position_ids: torch.Tensor, layout: Any, **more: Any) -> torch.Tensor:
+        out = self.model.model.language_model(
+            inputs_embeds=embeds, position_ids=position_ids, layout=layout, use_cache=False, **more
+        )
+        return out.last_hidden_state

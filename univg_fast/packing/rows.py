@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from univg_fast.packing.layout import AttentionLayout, build_layout
 from univg_fast.packing.positions import ImageTokens, rope_positions
+from univg_fast.packing.vision import VisionFamily, VisionInputs, stack_images
 from univg_fast.structs import Group
+
+
+class RowFamily(ImageTokens, VisionFamily, Protocol):
+    """What a row needs to know of a model family; `univg_fast.model.Family` has it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Row:
     cu_groups: torch.Tensor  # [K + 1] int64: responses of each group
     image_positions: torch.Tensor  # [M] int64: the row's image placeholder tokens, in order
     pixel_values: torch.Tensor  # [patches, patch_dim] float32
-    image_grid_thw: torch.Tensor  # [n, 3] int64, on the CPU: only ever read by the host
+    vision: VisionInputs
     groups: tuple[int, ...] = ()  # which groups of the step these are
 
     @property
@@ -39,13 +45,14 @@ class Row:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str) -> Row:
-        """A copy on `device` (the grid stays on the host)."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_grid_thw"}
-        moved = {k: v.to(device, non_blocking=True) for k, v in moved.items() if hasattr(v, "to")}
+        """A copy on `device` (the images' grids stay on the host)."""
+        moved: dict[str, Any] = {"layout": self.layout.to(device, non_blocking=True), "vision": self.vision.to(device)}
+        tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), torch.Tensor)}
+        moved |= {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
         return replace(self, **moved)
 
 
-def build_row(groups: Sequence[Group], family: ImageTokens, indices: Sequence[int] = ()) -> Row:
+def build_row(groups: Sequence[Group], family: RowFamily, indices: Sequence[int] = ()) -> Row:
     """Lay out `groups` one after the other. `indices` names the groups within their step, for scattering results."""
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
@@ -73,7 +80,7 @@ def build_row(groups: Sequence[Group], family: ImageTokens, indices: Sequence[in
         start = at
     flat = np.concatenate(ids)
     prompt_mask = np.concatenate([_prompt_mask(span) for span in spans])
-    grids = [g.sample.image_grid_thw for g in groups]
+    pixels, vision = stack_images([g.sample for g in groups], family)
     empty = [np.zeros(0, np.int64)]
     return Row(
         input_ids=torch.from_numpy(flat)[None],
@@ -85,8 +92,8 @@ def build_row(groups: Sequence[Group], family: ImageTokens, indices: Sequence[in
         cu_groups=torch.tensor(cu_groups),
         # only the prompt's placeholders stand for images: a sampled placeholder id in a response is just a token
         image_positions=torch.from_numpy(np.flatnonzero((flat == family.image_token_id) & prompt_mask)),
-        pixel_values=torch.from_numpy(np.concatenate([g.sample.pixel_values for g in groups])),
-        image_grid_thw=torch.from_numpy(np.concatenate(grids).reshape(-1, 3)),
+        pixel_values=pixels,
+        vision=vision,
         groups=tuple(indices),
     )
 

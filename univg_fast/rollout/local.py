@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from univg_fast.model.packed import PackedModel
+from univg_fast.model import ImageFeatures, PackedModel
 from univg_fast.packing.rows import Row, build_row
 from univg_fast.rollout.cache import DecodeCache, Prefill
 from univg_fast.rollout.sampling import Sampling, draw, keep_top, uniforms
@@ -32,7 +32,7 @@ class LocalEngine:
         samples: Sequence[Sample],
         num_generations: int,
         sampling: Sampling,
-        features: torch.Tensor | None = None,
+        features: ImageFeatures | None = None,
     ) -> list[list[Completion]]:
         """G completions of each sample. `features`: image features of all samples in order, if encoded before."""
         if not samples:
@@ -43,17 +43,11 @@ class LocalEngine:
         return self._completions(tokens.cpu().numpy(), logprobs.float().cpu().numpy(), num_generations)
 
     def _decode(
-        self, row: Row, samples: Sequence[Sample], group: int, sampling: Sampling, features: torch.Tensor | None
+        self, row: Row, samples: Sequence[Sample], group: int, sampling: Sampling, features: ImageFeatures | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and raw log-probs, both [S * G, steps]; rows go on past their stop token, unread."""
-        model, language = self.model.model, self.model.model.model.language_model
         prefill = Prefill(row.layout)
-        hidden = language(
-            inputs_embeds=self.model.embed(row, features),
-            position_ids=row.position_ids,
-            layout=prefill,
-            use_cache=False,
-        ).last_hidden_state[0]
+        hidden = self.model.states(row, features, prefill)
         lengths = [len(s.prompt_ids) for s in samples]
         last = torch.tensor(lengths).cumsum(0).to(hidden.device) - 1
         positions = _following_positions(row, lengths).repeat_interleave(group).to(hidden.device)  # [S*G]
@@ -64,19 +58,14 @@ class LocalEngine:
         tokens, logprobs = [], []
         done = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         for step in range(sampling.max_new_tokens):
-            token, logprob = self._sample(model.lm_head(hidden).float(), chance[:, step], sampling)
+            token, logprob = self._sample(self.model.model.lm_head(hidden).float(), chance[:, step], sampling)
             tokens.append(token)
             logprobs.append(logprob)
             done |= token == self.stop
             if step + 1 == sampling.max_new_tokens or (step % STOP_CHECK_EVERY == 0 and bool(done.all())):
                 break
             cache.step = step
-            hidden = language(
-                inputs_embeds=model.get_input_embeddings()(token[:, None]),
-                position_ids=(positions + step)[None, :, None].expand(3, -1, -1),
-                layout=cache,
-                use_cache=False,
-            ).last_hidden_state[:, -1]
+            hidden = self.model.step(token, (positions + step)[None, :, None].expand(3, -1, -1), cache)
         return torch.stack(tokens, 1), torch.stack(logprobs, 1)
 
     def _sample(

@@ -20,8 +20,9 @@ from univg_fast.data.loader import SampleLoader
 from univg_fast.data.modeltext import from_model
 from univg_fast.loss import grpo_head, logprob_head
 from univg_fast.loss.grpo import RowTargets
-from univg_fast.model import PackedModel
+from univg_fast.model import ImageFeatures, PackedModel
 from univg_fast.packing import Row, build_row
+from univg_fast.packing.vision import stack_images
 from univg_fast.rewards import Scores, Settings, score
 from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.structs import BadRecord, Completion, Group, Sample
@@ -43,7 +44,7 @@ class Scored:
     miou: torch.Tensor  # [S]: the group means that phi was made of
     reward_std: torch.Tensor  # [S]
     bad: list[BadRecord]
-    features: list[torch.Tensor] | None  # [image tokens, H] of each sample, where the tower is frozen
+    features: list[ImageFeatures] | None  # of each sample, where the tower is frozen
 
 
 def loss_config(config: Config) -> GrpoConfig:
@@ -100,7 +101,7 @@ class GrpoStep:
             count = {"responses": float(sum(len(g.responses) for g in groups))}
             responses = max(distributed.reduce_floats(count)["responses"], 1.0)
         features = [
-            None if scored.features is None else torch.cat([scored.features[i] for i in r.groups]) for r in rows
+            None if scored.features is None else ImageFeatures.cat([scored.features[i] for i in r.groups]) for r in rows
         ]
         with self.phases("ref"):
             targets = [self._targets(row, scored, feature) for row, feature in zip(rows, features, strict=True)]
@@ -135,7 +136,7 @@ class GrpoStep:
                 seed=self.config.run.seed * 1_000_003 + step,
             )
             features = self._encode(samples)
-            together = torch.cat(features) if features else None
+            together = ImageFeatures.cat(features) if features else None
             completions = self.rollout.generate(samples, config.num_generations, sampling, together)
         with self.phases("reward"):
             system = self.loader.processor.coordinates
@@ -158,20 +159,19 @@ class GrpoStep:
             samples, completions, scores, stats.advantages, stats.phi, stats.accuracy_mean, stats.std, bad, features
         )
 
-    def _encode(self, samples: Sequence[Sample]) -> list[torch.Tensor] | None:
+    def _encode(self, samples: Sequence[Sample]) -> list[ImageFeatures] | None:
         """Each sample's image features, made once for rollout, reference and update; None where the tower trains."""
         if not self.config.model.freeze_vision_tower:
             return None
         if not samples:
             return []
-        pixels = torch.from_numpy(np.concatenate([s.pixel_values for s in samples])).to(self.model.device)
-        grids = torch.from_numpy(np.concatenate([s.image_grid_thw for s in samples]))
-        merge = self.model.family.merge_size**2
+        pixels, vision = stack_images(samples, self.model.family)
         with torch.no_grad():
-            features = self.rollout.model.encode_images(pixels, grids)
-        return list(features.split([int(s.image_grid_thw.prod(-1).sum()) // merge for s in samples]))
+            features = self.rollout.model.encode_images(pixels.to(self.model.device), vision.to(self.model.device))
+        tokens = iter(vision.image_tokens)
+        return features.split([sum(next(tokens) for _ in s.image_grid_thw) for s in samples])
 
-    def _targets(self, row: Row, scored: Scored, features: torch.Tensor | None) -> RowTargets:
+    def _targets(self, row: Row, scored: Scored, features: ImageFeatures | None) -> RowTargets:
         """The row's responses' advantages and phi, and the reference's log-probs."""
         generations = self.config.grpo.num_generations
         index = torch.tensor([g * generations + j for g in row.groups for j in range(generations)])
@@ -187,7 +187,7 @@ class GrpoStep:
         self,
         rows: list[Row],
         targets: list[RowTargets],
-        features: list[torch.Tensor | None],
+        features: list[ImageFeatures | None],
         responses: float,
         outputs: list[GrpoOutput],
     ) -> Iterator[torch.Tensor]:

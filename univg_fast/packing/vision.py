@@ -1,0 +1,112 @@
+"""What a vision tower needs besides pixels, made on the host from the images' grids, so that no step asks the device.
+
+A tower runs over the patches of all images at once. Equally long attention sequences stand next to each other as runs,
+and each run is one batched attention call without a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from univg_fast.structs import Sample
+
+
+@dataclass(frozen=True)
+class AttentionRuns:
+    """`runs`: (how many, patches of each), one after the other. `order` gathers patches into runs, `back` undoes it."""
+
+    runs: tuple[tuple[int, int], ...]
+    order: torch.Tensor | None = None  # [patches] int64; None: they stand so already
+    back: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class VisionInputs:
+    """Of n images in the given order. `order` gathers their patches, `back` their tokens (after the merger)."""
+
+    grid_thw: torch.Tensor  # [n, 3] int64, always on the CPU
+    image_tokens: tuple[int, ...]  # tokens of each image
+    images: AttentionRuns  # attention within each image
+    windows: AttentionRuns | None = None  # attention within each window, in the blocks that have windows
+    order: torch.Tensor | None = None  # [patches] int64; None: as given
+    back: torch.Tensor | None = None  # [M] int64
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # the tower's own keyword arguments
+
+    def to(self, device: torch.device | str) -> VisionInputs:
+        """A copy on `device`; the grids stay on the host."""
+
+        def move(x: Any) -> Any:
+            return x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x
+
+        def moved(runs: AttentionRuns | None) -> Any:
+            return None if runs is None else AttentionRuns(runs.runs, move(runs.order), move(runs.back))
+
+        return replace(
+            self,
+            images=moved(self.images),
+            windows=moved(self.windows),
+            order=move(self.order),
+            back=move(self.back),
+            tensors={name: move(x) for name, x in self.tensors.items()},
+        )
+
+
+class VisionFamily(Protocol):
+    """What packing needs to know of a model family's images; `univg_fast.model.Family` has it."""
+
+    @property
+    def merge_size(self) -> int: ...
+
+    @property
+    def patch_dim(self) -> int: ...
+
+    @property
+    def vision_inputs(self) -> Callable[[np.ndarray], VisionInputs]: ...
+
+
+def runs_of(lengths: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Runs of sequences that are sorted by length."""
+    values, counts = np.unique(lengths, return_counts=True)
+    return tuple((int(count), int(value)) for value, count in zip(values, counts, strict=True))
+
+
+def gather_blocks(sizes: np.ndarray, order: np.ndarray) -> torch.Tensor:
+    """Indices that gather whole blocks, block i being `sizes[i]` neighbours, in `order`."""
+    starts = np.cumsum(sizes) - sizes
+    parts = [np.arange(starts[i], starts[i] + sizes[i]) for i in order]
+    return torch.from_numpy(np.concatenate(parts or [np.zeros(0, np.int64)]))
+
+
+def by_size(grids: np.ndarray, merge_size: int) -> VisionInputs:
+    """Images sorted by their number of patches, equal ones as one run; no tensors of any tower yet."""
+    sizes = grids.prod(-1)
+    tokens = sizes // merge_size**2
+    order = np.argsort(sizes, kind="stable")
+    sorted_already = bool((order == np.arange(len(order))).all())
+    return VisionInputs(
+        grid_thw=torch.from_numpy(grids),
+        image_tokens=tuple(int(n) for n in tokens),
+        images=AttentionRuns(runs_of(sizes)),
+        order=None if sorted_already else gather_blocks(sizes, order),
+        back=None if sorted_already else torch.argsort(gather_blocks(tokens, order)),
+    )
+
+
+def stack_images(samples: Sequence[Sample], family: VisionFamily) -> tuple[torch.Tensor, VisionInputs]:
+    """Pixels [patches, patch_dim] of the samples' images, one after the other, and what the tower needs besides.
+
+    Without any image there is one blank one of no tokens: a tower that trains, or whose parameters lie in pieces on all
+    ranks, takes part in every row.
+    """
+    grids = np.concatenate([np.zeros((0, 3), np.int64), *(s.image_grid_thw for s in samples)])
+    if len(grids) == 0:
+        side = family.merge_size
+        inputs = family.vision_inputs(np.array([[1, side, side]], np.int64))
+        return torch.zeros(side**2, family.patch_dim), replace(inputs, image_tokens=())
+    pixels = np.concatenate([s.pixel_values for s in samples if len(s.image_grid_thw)])
+    return torch.from_numpy(pixels), family.vision_inputs(grids)
