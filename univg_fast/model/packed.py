@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from univg_fast.model.attention import attention_of
 from univg_fast.model.families import family_of
 from univg_fast.model.features import ImageFeatures
 from univg_fast.packing.rows import Row
@@ -25,11 +26,12 @@ class PackedModel(nn.Module):
 
     model: Any  # a transformers model: its attributes are not known to a type checker
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, attention: str = "auto") -> None:
         super().__init__()
         self.model = model
         self.family = family_of(model.config)
         self.family.prepare(model)
+        self.attention = attention_of(model, attention)  # rows for this model are built for `self.attention.face`
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from univg_fast.packing.layout import AttentionLayout, build_layout
+from univg_fast.packing.layout import Layout, build_layout
 from univg_fast.packing.positions import ImageTokens, rope_positions
 from univg_fast.packing.vision import VisionFamily, VisionInputs, stack_images
 from univg_fast.structs import Group
@@ -30,7 +30,7 @@ class Row:
 
     input_ids: torch.Tensor  # [1, T] int64
     position_ids: torch.Tensor  # [3, 1, T] int64, mRoPE t/h/w
-    layout: AttentionLayout
+    layout: Layout
     target_rows: torch.Tensor  # [N] int64: the token whose hidden state predicts the target
     target_ids: torch.Tensor  # [N] int64
     cu_seqlens: torch.Tensor  # [B + 1] int64: targets of each response
@@ -52,8 +52,13 @@ class Row:
         return replace(self, **moved)
 
 
-def build_row(groups: Sequence[Group], family: RowFamily, indices: Sequence[int] = ()) -> Row:
-    """Lay out `groups` one after the other. `indices` names the groups within their step, for scattering results."""
+def build_row(
+    groups: Sequence[Group], family: RowFamily, indices: Sequence[int] = (), attention: str = "grouped"
+) -> Row:
+    """Lay out `groups` one after the other. `indices` names the groups within their step, for scattering results.
+
+    `attention`: the face that will attend (packing/layout.py).
+    """
     ids: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     spans: list[tuple[int, int, list[int]]] = []  # (start, P, [R, ...])
@@ -85,7 +90,7 @@ def build_row(groups: Sequence[Group], family: RowFamily, indices: Sequence[int]
     return Row(
         input_ids=torch.from_numpy(flat)[None],
         position_ids=torch.from_numpy(np.concatenate(positions, axis=1))[:, None],
-        layout=build_layout(spans),
+        layout=build_layout(spans, attention),
         target_rows=torch.from_numpy(np.concatenate(target_rows or empty)),
         target_ids=torch.from_numpy(np.concatenate(target_ids or empty)),
         cu_seqlens=torch.tensor(cu_seqlens),
