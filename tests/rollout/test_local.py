@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import numpy as np
+import peft
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import VOCAB, random_sample, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerFast
 
 from univg_fast.data.tokenizer import build_tokenizer
-from univg_fast.model import PackedModel
+from univg_fast.model import ImageFeatures, PackedModel
 from univg_fast.model.attention import TEXT, VISION
 from univg_fast.packing import build_row
 from univg_fast.rollout import LocalEngine, Sampling
-from univg_fast.rollout.sampling import keep_top
+from univg_fast.rollout.local import plan_batches
 from univg_fast.structs import Completion, Group, Sample
 
 NO_STOP = len(VOCAB) + 1  # never sampled: every completion runs to max_new_tokens
@@ -113,20 +121,125 @@ def test_samples_differ_stop_and_never_hold_placeholders(
         assert not set(c.token_ids.tolist()) & set(model.family.banned_token_ids)
 
 
-def test_top_k_and_top_p_are_those_of_transformers() -> None:
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)) * 3
-    want = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(12)(None, logits))
-    assert torch.equal(keep_top(logits, 12, 0.8), want)
-    assert torch.equal(keep_top(logits, 0, 1.0), logits)
+def same(got: list[list[Completion]], want: list[list[Completion]]) -> None:
+    """Equal tokens and ends, and log-probs to rounding."""
+    for a, b in zip((c for g in got for c in g), (c for g in want for c in g), strict=True):
+        assert a.token_ids.tolist() == b.token_ids.tolist() and (a.finish, a.text) == (b.finish, b.text)
+        assert np.abs(a.logprobs - b.logprobs).max() <= 1e-5
 
 
-def test_sampling_follows_the_distribution(model: PackedModel) -> None:
-    from univg_fast.rollout.sampling import draw, uniforms
+def test_static_buffers_change_nothing(
+    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
+) -> None:
+    """Nor does it matter when rows leave: here at every look, there only when half of them have finished."""
+    sampling = Sampling(40, seed=2)
+    free = LocalEngine(model, tokenizer, NO_STOP).generate(samples, 5, sampling)
+    stop = Counter(t for g in free for c in g for t in set(c.token_ids.tolist())).most_common(1)[0][0]
+    want = LocalEngine(model, tokenizer, stop).generate(samples, 5, sampling)
+    same(LocalEngine(model, tokenizer, stop, static=True).generate(samples, 5, sampling), want)
+    for a, b in zip((c for g in want for c in g), (c for g in free for c in g), strict=True):
+        n = len(a.token_ids)  # rows that stay do not notice others leave
+        assert a.token_ids.tolist() == b.token_ids[:n].tolist()
+        assert (a.finish == "stop" and a.token_ids[-1] == stop) or n == 40
+    per_prompt = [sum(len(c.token_ids) < 20 for c in g) for g in want]
+    assert len(set(per_prompt)) > 1, "the test wants prompts with unequal numbers of rows left"
 
-    logits = torch.tensor([0.0, float("-inf"), 1.0, 2.0, float("-inf")]).expand(40_000, -1)
-    tokens = draw(logits, uniforms(0, ["a"], 40_000, 1)[:, 0])
-    share = torch.bincount(tokens, minlength=5) / len(tokens)
-    assert (share - logits[0].softmax(-1)).abs().max() < 0.01
-    assert share[1] == share[4] == 0
+
+def test_a_static_step_asks_the_device_for_nothing_and_keeps_its_shapes(
+    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
+) -> None:
+    """So that a CUDA graph can hold it: the same operations on the same shapes every time, none of them a question."""
+    engine = LocalEngine(model, tokenizer, NO_STOP, static=True)
+    with torch.no_grad():
+        decoder = engine._prefill(samples, 3, Sampling(9, top_k=10, top_p=0.9), None)
+        steps = []
+        for _ in range(3):
+            with Recorder() as recorder:
+                decoder.run(1)
+            steps.append(recorder.calls)
+    assert steps[0] == steps[1] == steps[2]
+    questions = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
+    assert len(steps[0]) > 100 and not questions & {name for name, _ in steps[0]}
+
+
+class Recorder(TorchDispatchMode):
+    """The operations that run inside, with the shapes they are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, list[tuple[int, ...]]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        shapes = [tuple(x.shape) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        self.calls.append((func._schema.name.partition("::")[2], shapes))
+        return func(*args, **(kwargs or {}))
+
+
+def test_batches_that_fit_the_cache_change_nothing(
+    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
+) -> None:
+    sampling = Sampling(12, seed=4)
+    features = encode(model, samples)
+    want = LocalEngine(model, tokenizer, VOCAB["w3"]).generate(samples, 3, sampling)
+    small = LocalEngine(model, tokenizer, VOCAB["w3"], cache_gib=1e-9)  # one prompt at a time
+    same(small.generate(samples, 3, sampling), want)
+    same(small.generate(samples, 3, sampling, features), want)
+    same(LocalEngine(model, tokenizer, VOCAB["w3"]).generate(samples, 3, sampling, features), want)
+
+
+@given(st.lists(st.integers(1, 100), max_size=20), st.integers(1, 4), st.integers(1, 20), st.integers(0, 600))
+def test_planned_batches_hold_every_prompt_and_no_more_than_fits(
+    lengths: list[int], group: int, new: int, room: int
+) -> None:
+    batches = plan_batches(lengths, group, new, room)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * (max(lengths[i] for i in batch) + group * new) <= room
+
+
+def test_stop_strings_end_a_completion_with_the_token_that_completes_them(
+    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
+) -> None:
+    engine = LocalEngine(model, tokenizer, NO_STOP)
+    free = [c for g in engine.generate(samples, 4, Sampling(24, seed=8)) for c in g]
+    strings = (free[0].text[5:8], free[-1].text[9:11])
+    stopped = [c for g in engine.generate(samples, 4, Sampling(24, seed=8, stop=strings)) for c in g]
+    for a, b in zip(stopped, free, strict=True):
+        n = len(a.token_ids)
+        assert a.token_ids.tolist() == b.token_ids[:n].tolist() and len(a.logprobs) == n
+        assert (a.finish == "stop") == any(s in a.text for s in strings)
+        assert not any(s in str(tokenizer.decode(a.token_ids[:-1])) for s in strings)
+        assert n == 24 or a.finish == "stop"
+    assert stopped[0].finish == stopped[-1].finish == "stop"
+
+
+def test_adapters_are_part_of_the_policy(tokenizer: PreTrainedTokenizerFast, samples: list[Sample]) -> None:
+    """Under peft the engine decodes with the adapters on; with them off it is the base model again."""
+    model, sampling = tiny_model(), Sampling(16, temperature=0)
+    base = LocalEngine(model, tokenizer, NO_STOP).generate(samples, 2, sampling)
+    wrapped = add_adapters(model)
+    engine = LocalEngine(model, tokenizer, NO_STOP)
+    adapted = engine.generate(samples, 2, sampling)
+    assert [c.token_ids.tolist() for g in adapted for c in g] != [c.token_ids.tolist() for g in base for c in g]
+    for sample, (completion, _) in zip(samples, adapted, strict=True):
+        assert completion.token_ids.tolist() == hf_greedy(model, sample, 16).tolist()
+    with wrapped.disable_adapter():
+        same(engine.generate(samples, 2, sampling), base)
+
+
+def add_adapters(model: PackedModel) -> Any:
+    """LoRA on the language model, with weights that matter."""
+    names = r".*language_model\.layers\..*\.(q|k|v|o|gate|up|down)_proj"
+    wrapped = peft.get_peft_model(model.model, peft.LoraConfig(r=4, target_modules=names))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return wrapped
+
+
+def encode(model: PackedModel, samples: list[Sample]) -> ImageFeatures:
+    """Image features of all samples, in order."""
+    row = build_row([Group(s, ()) for s in samples], model.family)
+    with torch.no_grad():
+        return model.encode_images(row.pixel_values, row.vision)

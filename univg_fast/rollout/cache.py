@@ -1,67 +1,120 @@
-"""Key/value caches of a rollout: a prompt's keys and values are stored once and read by all of its G rows."""
+"""Key/value caches of a rollout: a prompt's keys and values are stored once and read by all of its rows."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor
 
 from univg_fast.model.attention import shared_prefix_attention
-from univg_fast.packing.layout import AttentionLayout
 
 
 class Prefill:
     """Runs a packed row of prompts and keeps each layer's keys and values."""
 
-    def __init__(self, layout: AttentionLayout) -> None:
+    def __init__(self, layout: Any) -> None:
         self.layout = layout
-        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         self.kept[layer] = (k[0], v[0])
         return shared_prefix_attention(None, q, k, v, None, scaling, self.layout)[0]
 
 
 class DecodeCache:
-    """Prompts' keys and values [S, h, P, D] (padded, masked by `bias`) and the rows' own [S * G, h, max_new, D]."""
+    """Prompts' keys and values [S, h, P, D] (padded, masked by `bias`) and the B rows' own [B, h, L, D].
 
-    def __init__(self, prefill: Prefill, lengths: list[int], group: int, max_new_tokens: int) -> None:
+    Rows of a prompt stand together. Where rows have left, prompts have unequal numbers of them; attention then works
+    on a grid [S, most rows of a prompt], whose empty cells hold any row.
+
+    `static`: every step looks at all L own positions, masked, so that shapes never change and a step can be replayed.
+    """
+
+    def __init__(self, prefill: Prefill, lengths: list[int], group: int, max_new_tokens: int, static: bool) -> None:
         device = next(iter(prefill.kept.values()))[0].device
-        ends = torch.tensor(lengths).cumsum(0)
-        place = torch.arange(max(lengths))
-        valid = place < torch.tensor(lengths)[:, None]  # [S, P]
-        index = torch.where(valid, (ends - torch.tensor(lengths))[:, None] + place, 0).to(device)
-        self.group, self.step, self.own_length = group, 0, max_new_tokens
-        self.prompts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for layer, kv in prefill.kept.items():
-            k, v = (x[:, index].transpose(0, 1).contiguous() for x in kv)  # [h, T, D] -> [S, h, P, D]
-            self.prompts[layer] = (k, v)
-            self.bias = torch.where(valid, 0.0, float("-inf")).to(k)[:, None, None]
-        prefill.kept.clear()
+        starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+        valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [S, P]
+        index = torch.where(valid, starts[:, None] + torch.arange(max(lengths)), 0).to(device)
+        self.prompts: dict[int, list[Tensor]] = {}
+        self.own: dict[int, list[Tensor]] = {}
+        for layer in list(prefill.kept):  # one at a time, so that only one layer's exist twice
+            kv = prefill.kept.pop(layer)  # [h, T, D]
+            self.prompts[layer] = [x[:, index].transpose(0, 1).contiguous() for x in kv]
+            shape = (len(lengths) * group, kv[0].shape[0], max_new_tokens, kv[0].shape[2])
+            self.own[layer] = [x.new_zeros(shape) for x in kv]  # zeros: what is masked must still be a number
+            dtype = kv[0].dtype
+        self.bias = torch.where(valid, 0.0, float("-inf")).to(device, dtype)[:, None, None]
+        self.static, self.length = static, max_new_tokens if static else 1  # own positions that a step looks at
+        self.at = torch.zeros(1, dtype=torch.int64, device=device)  # where a step writes
+        self.own_bias = torch.full((max_new_tokens,), float("-inf"), dtype=dtype, device=device)
+        self.own_bias[0] = 0
+        self._arrange(np.repeat(np.arange(len(lengths)), group))
 
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
-        """q [S*G, H, 1, D], k and v [S*G, h, 1, D] -> [S*G, 1, H, D]; one softmax over prompt and own tokens."""
-        keys, values = self._append(layer, k, v)
-        prefix_keys, prefix_values = self.prompts[layer]
-        (num, heads, length, dim), group = prefix_keys.shape, self.group
-        share = q.shape[1] // heads  # query heads per key/value head
-
-        def fold(x: torch.Tensor) -> torch.Tensor:  # [S*G, h, share, X] -> [S, h, G*share, X]
-            return x.view(num, group, heads, share, -1).transpose(1, 2).reshape(num, heads, group * share, -1)
-
-        def unfold(x: torch.Tensor) -> torch.Tensor:
-            return x.view(num, heads, group, share, -1).transpose(1, 2).reshape(num * group, heads, share, -1)
-
-        query = q.reshape(num * group, heads, share, dim) * scaling
-        scores = torch.cat([fold(query) @ prefix_keys.mT + self.bias, fold(query @ keys.mT)], dim=-1)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+        """q [B, H, 1, D], k and v [B, h, 1, D] -> [B, 1, H, D]; one softmax over prompt and own tokens."""
+        for kept, new in zip(self.own[layer], (k, v), strict=True):
+            kept.index_copy_(2, self.at, new)
+        keys, values = (x[:, :, : self.length] for x in self.own[layer])
+        prompt_keys, prompt_values = self.prompts[layer]
+        num_rows, heads, length, dim = q.shape[0], prompt_keys.shape[1], prompt_keys.shape[2], q.shape[3]
+        query = q.reshape(num_rows, heads, -1, dim) * scaling  # [B, h, query heads of a key head, D]
+        own = query @ keys.mT
+        if self.static:
+            own = own + self.own_bias
+        scores = torch.cat([self._fold(query) @ prompt_keys.mT + self.bias, self._fold(own)], dim=-1)
         weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
-        out = unfold(weights[..., :length] @ prefix_values) + unfold(weights[..., length:]) @ values
-        return out.reshape(num * group, 1, heads * share, dim)
+        out = self._unfold(weights[..., :length] @ prompt_values) + self._unfold(weights[..., length:]) @ values
+        return out.reshape(num_rows, 1, -1, dim)
 
-    def _append(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if layer not in self.own:
-            shape = (k.shape[0], k.shape[1], self.own_length, k.shape[3])
-            self.own[layer] = (k.new_empty(shape), v.new_empty(shape))
-        keys, values = self.own[layer]
-        keys[:, :, self.step : self.step + 1] = k
-        values[:, :, self.step : self.step + 1] = v
-        return keys[:, :, : self.step + 1], values[:, :, : self.step + 1]
+    def advance(self) -> None:
+        """The next step writes one further."""
+        self.at.add_(1)
+        self.own_bias.index_fill_(0, self.at, 0.0)
+        if not self.static:
+            self.length += 1
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Only these rows go on (ascending); prompts without any leave too."""
+        prompts, owners = np.unique(self.owners[rows], return_inverse=True)
+        device = self.at.device
+        index = torch.from_numpy(rows).to(device)
+        for pair in self.own.values():
+            pair[:] = [x.index_select(0, index) for x in pair]
+        if len(prompts) < len(self.bias):
+            index = torch.from_numpy(prompts).to(device)
+            self.bias = self.bias.index_select(0, index)
+            for pair in self.prompts.values():
+                pair[:] = [x.index_select(0, index) for x in pair]
+        self._arrange(owners)
+
+    def _arrange(self, owners: np.ndarray) -> None:
+        """Lay out the grid for rows that belong to these prompts [B] (ascending, without gaps)."""
+        counts = np.bincount(owners)
+        self.owners, self.most = owners, int(counts.max())
+        self.cells: Tensor | None = None  # the row of each cell of the grid; None: row i is in cell i
+        if (counts != self.most).any():
+            place = owners * self.most + np.arange(len(owners)) - (np.cumsum(counts) - counts)[owners]
+            cells = np.zeros(len(counts) * self.most, np.int64)
+            cells[place] = np.arange(len(owners))
+            self.cells = torch.from_numpy(cells).to(self.at.device)
+            self.place = torch.from_numpy(place).to(self.at.device)  # the cell of each row
+
+    def _fold(self, x: Tensor) -> Tensor:
+        """[B, h, share, X] -> [S, h, rows of a prompt * share, X]."""
+        x = x if self.cells is None else x.index_select(0, self.cells)
+        _, heads, share, width = x.shape
+        return x.view(-1, self.most, heads, share, width).transpose(1, 2).reshape(-1, heads, self.most * share, width)
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        num, heads, _, width = x.shape
+        x = x.view(num, heads, self.most, -1, width).transpose(1, 2).reshape(num * self.most, heads, -1, width)
+        return x if self.cells is None else x.index_select(0, self.place)
+
+
+def bytes_per_token(model: Any) -> int:
+    """What one token takes in the caches of a transformers model."""
+    text = model.config.get_text_config()
+    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * dim * model.dtype.itemsize

@@ -1,31 +1,62 @@
-"""The in-process rollout engine: one packed prefill for all prompts, then one batch of S*G rows, token by token."""
+"""The in-process rollout engine: one packed prefill of a batch of prompts, then all their rows, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from univg_fast.model import ImageFeatures, PackedModel
-from univg_fast.packing.rows import Row, build_row
-from univg_fast.rollout.cache import DecodeCache, Prefill
-from univg_fast.rollout.sampling import Sampling, draw, keep_top, uniforms
+from univg_fast.model.features import ImageFeatures
+from univg_fast.model.packed import PackedModel
+from univg_fast.packing.rows import build_row
+from univg_fast.rollout.cache import DecodeCache, Prefill, bytes_per_token
+from univg_fast.rollout.decode import Decoder
+from univg_fast.rollout.sampling import Sampling, uniforms
+from univg_fast.rollout.stopping import Stopper
 from univg_fast.structs import Completion, Group, Sample
 
-STOP_CHECK_EVERY = 8  # tokens between two looks at "has everyone finished": each look waits for the device
+LOOK_EVERY = 8  # tokens between two looks at who has finished: each look waits for the device
 
 
 class LocalEngine:
-    """Generates with the training model's own weights; nothing to synchronise."""
+    """Generates in this process, with the training model itself or with a copy of it that has its own weights.
+
+    `cache_gib`: keys and values held at once; what needs more is decoded in several batches, of one prompt at least.
+    `static`: buffers of fixed shapes, and CUDA graphs on a GPU; None: on a GPU. `own_weights`: the model is a copy,
+    which `sync_weights` brings up to date; else there is nothing to do.
+    """
 
     def __init__(
-        self, model: PackedModel, tokenizer: PreTrainedTokenizerBase, stop_token_id: int | None = None
+        self,
+        model: PackedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_token_id: int | None = None,
+        *,
+        cache_gib: float = 8.0,
+        static: bool | None = None,
+        own_weights: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
+        self.cache_bytes, self.static, self.own_weights = int(cache_gib * 2**30), static, own_weights
+
+    def sync_weights(self, buckets: Iterable[Mapping[str, Tensor]]) -> None:
+        """See RolloutEngine. ValueError where a weight is unknown, or one of the model's does not come."""
+        if not self.own_weights:
+            return
+        missing = dict(self.model.model.named_parameters())
+        with torch.no_grad():
+            for bucket in buckets:
+                for name, weight in bucket.items():
+                    if name not in missing:
+                        raise ValueError(f"sync_weights: expected one of the {len(missing)} weights left, got {name!r}")
+                    missing.pop(name).copy_(weight)
+        if missing:
+            raise ValueError(f"sync_weights: expected every weight, got none for {sorted(missing)[:5]}")
 
     def generate(
         self,
@@ -34,69 +65,90 @@ class LocalEngine:
         sampling: Sampling,
         features: ImageFeatures | None = None,
     ) -> list[list[Completion]]:
-        """G completions of each sample. `features`: image features of all samples in order, if encoded before."""
-        if not samples:
-            return []
-        with evaluating(self.model):
-            row = build_row([Group(s, ()) for s in samples], self.model.family).to(self.model.device)
-            tokens, logprobs = self._decode(row, samples, num_generations, sampling, features)
-        return self._completions(tokens.cpu().numpy(), logprobs.float().cpu().numpy(), num_generations)
-
-    def _decode(
-        self, row: Row, samples: Sequence[Sample], group: int, sampling: Sampling, features: ImageFeatures | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and raw log-probs, both [S * G, steps]; rows go on past their stop token, unread."""
-        prefill = Prefill(row.layout)
-        hidden = self.model.states(row, features, prefill)
+        """See RolloutEngine."""
         lengths = [len(s.prompt_ids) for s in samples]
-        last = torch.tensor(lengths).cumsum(0).to(hidden.device) - 1
-        positions = _following_positions(row, lengths).repeat_interleave(group).to(hidden.device)  # [S*G]
-        cache = DecodeCache(prefill, lengths, group, sampling.max_new_tokens)
-        chance = uniforms(sampling.seed, [s.record.uid for s in samples], group, sampling.max_new_tokens)
-        chance = chance.to(hidden.device)
-        hidden = hidden[last].repeat_interleave(group, 0)
-        tokens, logprobs = [], []
-        done = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-        for step in range(sampling.max_new_tokens):
-            token, logprob = self._sample(self.model.model.lm_head(hidden).float(), chance[:, step], sampling)
-            tokens.append(token)
-            logprobs.append(logprob)
-            done |= token == self.stop
-            if step + 1 == sampling.max_new_tokens or (step % STOP_CHECK_EVERY == 0 and bool(done.all())):
-                break
-            cache.step = step
-            hidden = self.model.step(token, (positions + step)[None, :, None].expand(3, -1, -1), cache)
-        return torch.stack(tokens, 1), torch.stack(logprobs, 1)
+        size = bytes_per_token(self.model.model)
+        batches = plan_batches(lengths, num_generations, sampling.max_new_tokens, self.cache_bytes // size)
+        parts = None
+        if features is not None and len(batches) > 1:
+            parts = features.split([int((s.prompt_ids == self.model.family.image_token_id).sum()) for s in samples])
+        found: dict[int, list[Completion]] = {}
+        with evaluating(self.model):
+            for batch in batches:
+                part = features if parts is None else ImageFeatures.cat([parts[i] for i in batch])
+                groups = self._generate([samples[i] for i in batch], num_generations, sampling, part)
+                found |= zip(batch, groups, strict=True)
+        return [found[i] for i in range(len(samples))]
 
-    def _sample(
-        self, logits: torch.Tensor, chance: torch.Tensor, sampling: Sampling
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token per row, and its log-prob at the sampling temperature before bans, top-k and top-p."""
-        scaled = logits / (sampling.temperature or 1.0)
-        allowed = scaled.clone()
-        allowed[:, list(self.model.family.banned_token_ids)] = float("-inf")
-        if sampling.temperature == 0:
-            token = allowed.argmax(-1)
-        else:
-            token = draw(keep_top(allowed, sampling.top_k, sampling.top_p), chance)
-        return token, scaled.log_softmax(-1).gather(-1, token[:, None])[:, 0]
-
-    def _completions(self, tokens: np.ndarray, logprobs: np.ndarray, group: int) -> list[list[Completion]]:
+    def _generate(
+        self, samples: Sequence[Sample], group: int, sampling: Sampling, features: ImageFeatures | None
+    ) -> list[list[Completion]]:
+        """One batch."""
+        decoder = self._prefill(samples, group, sampling, features)
+        stopper = Stopper(self.tokenizer, self.stop, sampling.stop)
+        shape = (len(samples) * group, sampling.max_new_tokens)
+        tokens, logprobs = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        ends: list[int | None] = [None] * shape[0]
+        rows, seen, made = np.arange(shape[0]), 0, 1  # the decoder's rows, by their number in the batch
+        while seen < sampling.max_new_tokens and any(ends[row] is None for row in rows):
+            steps = min(LOOK_EVERY, sampling.max_new_tokens - made)
+            decoder.run(steps)
+            made += steps
+            tokens[rows, seen:made] = decoder.tokens[:, seen:made].cpu().numpy()
+            logprobs[rows, seen:made] = decoder.logprobs[:, seen:made].cpu().numpy()
+            for row in rows:
+                if ends[row] is None:
+                    ends[row] = stopper.end(tokens[row, :made], seen)
+            seen = made
+            going = np.flatnonzero([ends[row] is None for row in rows])
+            # a captured step is worth keeping until half of its rows are idle
+            if 0 < len(going) < len(rows) and (not decoder.cache.static or 2 * len(going) <= len(rows)):
+                decoder.keep(going)
+                rows = rows[going]
         completions = []
-        for ids, logp in zip(tokens, logprobs, strict=True):
-            stops = np.flatnonzero(ids == self.stop)
-            length = int(stops[0]) + 1 if len(stops) else len(ids)
-            text = str(self.tokenizer.decode(ids[: length - bool(len(stops))], skip_special_tokens=False))
-            completions.append(
-                Completion(ids[:length].copy(), logp[:length].copy(), "stop" if len(stops) else "length", text)
-            )
+        for ids, logp, end in zip(tokens, logprobs, ends, strict=True):
+            ids, logp = ids[:end].copy(), logp[:end].copy()
+            text = stopper.text(ids[: len(ids) - int(ids[-1] == self.stop)])
+            completions.append(Completion(ids, logp, "length" if end is None else "stop", text))
         return [completions[i : i + group] for i in range(0, len(completions), group)]
 
+    def _prefill(
+        self, samples: Sequence[Sample], group: int, sampling: Sampling, features: ImageFeatures | None
+    ) -> Decoder:
+        """All prompts in one packed row, and a decoder that goes on from there with `group` rows of each."""
+        model, device = self.model, self.model.device
+        row = build_row([Group(s, ()) for s in samples], model.family)
+        lengths = [len(s.prompt_ids) for s in samples]
+        following = torch.stack([p.amax() for p in row.position_ids[:, 0].split(lengths, dim=1)]) + 1  # on the host
+        row = row.to(device)
+        prefill = Prefill(row.layout)
+        hidden = model.states(row, features, prefill)
+        static = device.type == "cuda" if self.static is None else self.static
+        cache = DecodeCache(prefill, lengths, group, sampling.max_new_tokens, static)
+        uniform = uniforms(sampling.seed, [s.record.uid for s in samples], group, sampling.max_new_tokens)
+        return Decoder(
+            model,
+            cache,
+            hidden[torch.tensor(lengths).cumsum(0).to(device) - 1].repeat_interleave(group, 0),
+            following.repeat_interleave(group).to(device),
+            uniform.to(device),
+            sampling,
+        )
 
-def _following_positions(row: Row, lengths: list[int]) -> torch.Tensor:
-    """Largest mRoPE position of each prompt + 1, [S] (the prompts stand one after the other in the row)."""
-    per_token = row.position_ids[:, 0].amax(0)
-    return torch.stack([part.amax() for part in per_token.split(lengths)]) + 1
+
+def plan_batches(lengths: Sequence[int], group: int, max_new_tokens: int, room: int) -> list[list[int]]:
+    """Prompts to decode together, by index, so that a batch's caches hold at most `room` tokens.
+
+    The caches are padded to the longest prompt, so prompts of like lengths go together, the longest first.
+    """
+    batches: list[list[int]] = []
+    width = 0  # of the present batch's caches, in tokens for each prompt
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not batches or (len(batches[-1]) + 1) * width > room:
+            batches.append([])
+            width = lengths[index] + group * max_new_tokens
+        batches[-1].append(index)
+    return [sorted(batch) for batch in batches]
 
 
 @contextmanager

@@ -1,22 +1,33 @@
-"""A plain copy of the policy where ZeRO 3 holds its parameters in pieces."""
+"""The policy's weights for rollout: a plain copy where ZeRO 3 holds them in pieces; whole ones by name, in buckets."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from univg_fast.model import PackedModel
 
+BUCKET_BYTES = 2**30
+
 
 def plain_copy(module: PackedModel, zero_stage: int) -> PackedModel:
-    """What rollout reads: the module itself, or under ZeRO 3 a full copy without hooks. To be made before the engine.
+    """What rollout reads: the module itself, or under ZeRO 3 a full copy without hooks or adapters. Before the engine.
 
     Under ZeRO 3 every rank must run the same number of forward passes through the partitioned module, which sampling
-    cannot promise; a copy is free of that. `refresh` brings it up to date.
+    cannot promise; a copy is free of that. `weight_buckets` brings it up to date.
     """
-    return module if zero_stage < 3 else copy.deepcopy(module).requires_grad_(False)
+    if zero_stage < 3:
+        return module
+    copied = copy.deepcopy(module).requires_grad_(False)
+    for name, layer in [(n, m) for n, m in copied.named_modules() if is_adapted(m)]:
+        parent, _, last = name.rpartition(".")
+        setattr(copied.get_submodule(parent), last, layer.get_base_layer())
+    return copied
 
 
 def declare_head(module: PackedModel, zero_stage: int) -> None:
@@ -27,13 +38,64 @@ def declare_head(module: PackedModel, zero_stage: int) -> None:
         deepspeed.zero.register_external_parameter(module, module.model.lm_head.weight)
 
 
-def refresh(copied: PackedModel, engine: Any) -> None:
-    """Bring a ZeRO-3 copy up to date, parameter by parameter. Collective. Nothing to do below stage 3."""
-    if copied is engine.module:
-        return
-    import deepspeed
+def weight_buckets(module: PackedModel, max_bytes: int = BUCKET_BYTES) -> Iterator[dict[str, Tensor]]:
+    """The policy's weights by transformers' names, in buckets of at most `max_bytes` (or one larger weight).
 
-    with torch.no_grad():
-        for target, source in zip(copied.parameters(), engine.module.parameters(), strict=True):
-            with deepspeed.zero.GatheredParameters([source]):
-                target.copy_(source)
+    Collective where ZeRO 3 partitions them: each bucket is gathered for as long as it is being read. LoRA adapters come
+    merged into the weights they adapt. Tied weights come once.
+    """
+    bucket: list[tuple[str, nn.Module, str]] = []
+    size = 0
+    for item in named_weights(module.model):
+        weight = _base(item[1]).get_parameter(item[2])
+        more = getattr(weight, "ds_numel", weight.numel()) * weight.element_size()
+        if bucket and size + more > max_bytes:
+            yield from _gathered(bucket)
+            bucket, size = [], 0
+        bucket.append(item)
+        size += more
+    yield from _gathered(bucket)
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(name, the module it belongs to, its name there) of every weight once; of an adapted layer the base's."""
+    adapted = [name + "." for name, layer in model.named_modules() if is_adapted(layer)]
+    seen: set[int] = set()
+    for name, layer in model.named_modules():
+        if name.startswith(tuple(adapted)):
+            continue  # an adapted layer's inside
+        for key, weight in _base(layer).named_parameters(recurse=False):
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                yield f"{name}.{key}" if name else key, layer, key
+
+
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether this is one of peft's LoRA layers, which hold the layer they adapt."""
+    return hasattr(layer, "get_delta_weight")
+
+
+def _base(layer: nn.Module) -> nn.Module:
+    return layer.get_base_layer() if is_adapted(layer) else layer  # type: ignore[operator]
+
+
+def _gathered(bucket: list[tuple[str, nn.Module, str]]) -> Iterator[dict[str, Tensor]]:
+    layers = [layer if is_adapted(layer) else layer.get_parameter(key) for _, layer, key in bucket]
+    needed = [p for x in layers for p in (x.parameters() if isinstance(x, nn.Module) else [x])]
+    context: Any = nullcontext()
+    if any(hasattr(p, "ds_id") for p in needed):
+        import deepspeed
+
+        context = deepspeed.zero.GatheredParameters(needed)
+    with context, torch.no_grad():
+        yield {name: _merged(name, layer, key) for name, layer, key in bucket}
+
+
+def _merged(name: str, layer: Any, key: str) -> Tensor:
+    """The weight, with the changes that the active adapters make to it."""
+    weight = _base(layer).get_parameter(key).detach()
+    if not is_adapted(layer) or key != "weight" or layer.disable_adapters:
+        return weight
+    if layer.lora_variant:
+        raise ValueError(f"{name}: expected plain LoRA adapters, got {layer.lora_variant}; these cannot be sent merged")
+    return weight + sum(layer.get_delta_weight(adapter).to(weight) for adapter in layer.active_adapters)
