@@ -16,6 +16,7 @@ from univg_fast.data.builtin import BuiltinConfig
 from univg_fast.data.entries import check_entry
 
 Entry = str | dict[str, Any]  # univg_fast/data/entries.py
+AttentionName = Literal["auto", "torch", "flash_attn", "xformers", "varlen", "triton", "dense"]  # docs/performance.md
 Bounds = tuple[float | None, float | None, float | None]  # greater than, at least, at most
 
 
@@ -41,6 +42,7 @@ class RunConfig:
 class ModelConfig:
     path: str = "qwen2_vl_tiny"  # a local Hugging Face folder, or the name of a small built-in config
     torch_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights that compute; the optimizer's stay float32
+    attention: AttentionName = "auto"  # auto: an installed library that passes its trial on the device, else torch
     freeze_vision_tower: bool = True  # also freezes the merger: only the language model trains
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     init_seed: int = num(0, ge=0)  # weights of a built-in config that has no checkpoint
@@ -68,7 +70,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PackConfig:
-    budget_tokens: int = num(16384, gt=0)  # length of a packed row
+    budget_tokens: int = num(16384, gt=0)  # length of a packed row; a sample that is longer has a longer row of its own
+    window: int = num(512, ge=0)  # stage 1: samples whose rows are planned together; 0: each step by itself
 
 
 @dataclass(frozen=True)

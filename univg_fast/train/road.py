@@ -53,7 +53,7 @@ def held_out(name: str, path: str, config: Config, inputs: Inputs, run_dir: Path
     done = config.run.resume != "never" and out.with_suffix(".json").is_file()
     if not inputs.records["eval"] or distributed.broadcast_object(done):
         return
-    model = PackedModel(load_policy(config, inputs.processor, path, device)).eval()
+    model = PackedModel(load_policy(config, inputs.processor, path, device), config.model.attention).eval()
     with eval_progress(name) as progress:
         evaluate(model, inputs.processor, inputs.records["eval"], config.evaluate, out, progress)
 
