@@ -29,7 +29,7 @@ from univg_fast.structs import BadRecord, Completion, Group, Sample
 from univg_fast.train.engine import StepResult, train_step
 from univg_fast.train.grpo_log import reduce_metrics, rollout_rows
 from univg_fast.train.rows import Phases, pack_groups, rows_needed
-from univg_fast.train.zero import refresh
+from univg_fast.train.zero import weight_buckets
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class GrpoStep:
         with self.phases("data"):
             samples, bad = self.loader.batch(step)
         with self.phases("rollout"):
-            refresh(self.rollout.model, self.engine)
+            self.rollout.sync_weights(weight_buckets(self.model))
             sampling = Sampling(
                 max_new_tokens=config.max_completion_length,
                 temperature=config.temperature,

@@ -102,7 +102,8 @@ def make_step(
     reference = None
     if config.grpo.beta > 0:  # the stage's first weights, for good
         reference = PackedModel(load_policy(config, processor, start, device)).eval().requires_grad_(False)
-    rollout = LocalEngine(sampler, processor.tokenizer, processor.end_token_id)
+    own = sampler is not engine.module
+    rollout = LocalEngine(sampler, processor.tokenizer, processor.end_token_id, own_weights=own)
     return GrpoStep(config, engine, loader, rollout, reference, spare, phases)
 
 
