@@ -8,6 +8,7 @@ from ._rows import GroupAdvantage, GrpoOutput, RowArguments
 from .box_iou import box_iou, pair_offsets
 from .config import GrpoConfig
 from .difficulty_weight import difficulty_weight
+from .distinct_runs import distinct_runs
 from .group_advantage import group_advantage
 from .grpo_loss import grpo_loss
 from .linear_ce import linear_ce
@@ -18,6 +19,7 @@ from .metrics import METRICS, combine_metrics, summarize
 from .policy_loss import policy_loss
 from .scan_boxes import ScannedBoxes, scan_boxes
 from .selective_logprob import selective_logprob
+from .shared_prefix_attention import SharedPrefix, shared_prefix, shared_prefix_attention
 
 __all__ = [
     "METRICS",
@@ -28,9 +30,11 @@ __all__ = [
     "MatchedIou",
     "RowArguments",
     "ScannedBoxes",
+    "SharedPrefix",
     "box_iou",
     "combine_metrics",
     "difficulty_weight",
+    "distinct_runs",
     "group_advantage",
     "grpo_loss",
     "linear_ce",
@@ -42,6 +46,8 @@ __all__ = [
     "resolve",
     "scan_boxes",
     "selective_logprob",
+    "shared_prefix",
+    "shared_prefix_attention",
     "summarize",
 ]
 
@@ -56,5 +62,6 @@ load_faces(
         "linear_logprob",
         "policy_loss",
         "selective_logprob",
+        "shared_prefix_attention",
     )
 )

@@ -83,9 +83,18 @@ def face(op: str, device: torch.device, backend: Backend) -> ModuleType:
     if key not in _loaded:  # a plain dictionary: torch.compile can follow it, and not all of resolve
         if backend == "cuda" and op not in CUDA_OPS:
             raise ValueError(f"{op}: backend 'cuda' has {', '.join(CUDA_OPS)} only; use backend='triton' or 'auto'")
-        name = resolve(device, backend)
-        _load(op, device.type, backend, name)
+        _load(op, device.type, backend, _face_name(op, device, backend))
     return _loaded[key]
+
+
+def _face_name(op: str, device: torch.device | str, backend: Backend) -> str:
+    """`resolve`, for an op that may lack the C++ face that "auto" would take."""
+    name = resolve(device, backend)
+    if importlib.util.find_spec(f"{__package__}.{op}.{FACES[name]}"):
+        return name
+    if backend == "auto":
+        return "reference"
+    raise ValueError(f"{op}: has no {name} face; use backend='auto' or 'reference'")
 
 
 def _load(op: str, kind: str, backend: Backend, name: str) -> None:
@@ -102,9 +111,7 @@ def load_faces(ops: tuple[str, ...]) -> None:
     backends: tuple[Backend, ...] = ("auto", "reference")
     for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for backend in backends:
-            name = resolve(kind, backend)
-            if name == "cpp" and not _library.loads():
-                continue
             for op in ops:
-                if importlib.util.find_spec(f"{__package__}.{op}.{FACES[name]}"):
+                name = _face_name(op, kind, backend)
+                if name != "cpp" or _library.loads():
                     _load(op, kind, backend, name)

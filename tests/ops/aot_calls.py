@@ -15,6 +15,7 @@ from univg_kernels.grpo_loss import triton_impl as grpo_face
 from univg_kernels.linear_ce import triton_impl as ce_face
 from univg_kernels.policy_loss import triton_impl as policy_face
 from univg_kernels.selective_logprob import triton_impl as logprob_face
+from univg_kernels.shared_prefix_attention import triton_impl as attention_face
 
 QWEN = 152064
 N = 3  # rows; no constant of a kernel depends on it
@@ -68,3 +69,10 @@ def run_group(scale: str) -> None:
 
 def run_compact() -> None:
     triton_compact_(torch.zeros(N, 640, dtype=torch.bfloat16), torch.arange(N), torch.ones(1, dtype=torch.int32))
+
+
+def run_attention(dtype: torch.dtype, dim: int) -> None:
+    layout = uk.shared_prefix([(100, [5, 60]), (3, [2])])
+    query, key, value = (torch.zeros(170, n, dim, dtype=dtype, requires_grad=True) for n in (4, 2, 2))
+    out = attention_face.shared_prefix_attention(query, key, value, layout, 0.1)
+    torch.autograd.grad(out, (query, key, value), torch.zeros_like(out))

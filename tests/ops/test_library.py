@@ -50,12 +50,18 @@ def test_layout() -> None:
     assert not (PACKAGE.parent / "__init__.py").exists()
     doors = {path.parent.name for path in PACKAGE.glob("*/reference.py")}
     assert doors == {name for name in uk.__all__ if (PACKAGE / name).is_dir()}
-    more = {"grpo_loss": {"cuda_impl.py"}, "policy_loss": {"table.py"}, "box_iou": {"cuda_impl.py", "pairs.py"},
-            "scan_boxes": {"pieces.py", "answers.py", "search.py"}}  # fmt: skip
+    more = {
+        "grpo_loss": {"cuda_impl.py"},
+        "policy_loss": {"table.py"},
+        "box_iou": {"cuda_impl.py", "pairs.py"},
+        "scan_boxes": {"pieces.py", "answers.py", "search.py"},
+        "shared_prefix_attention": {"layout.py"},
+    }
     for door in doors:
         files = {p.name for p in (PACKAGE / door).glob("*.py")} - more.get(door, set())
         triton = set() if door in ("matched_iou", "scan_boxes") else {"triton_impl.py"}  # these: on the CPU only
-        assert files == {"__init__.py", "reference.py", "cpp_impl.py"} | triton, door
+        cpp = set() if door == "shared_prefix_attention" else {"cpp_impl.py"}  # the trainer's CPU face is torch's own
+        assert files == {"__init__.py", "reference.py"} | cpp | triton, door
 
 
 def test_resolve() -> None:

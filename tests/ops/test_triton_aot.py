@@ -22,6 +22,7 @@ from ops.aot_calls import (  # noqa: E402
     QWEN,
     N,
     policy_rows,
+    run_attention,
     run_box,
     run_box_gradient,
     run_ce,
@@ -49,6 +50,7 @@ SMALL = {
     "box_iou_kernel": lambda: run_box("pairwise", "giou", "continuous"),
     "box_iou_backward_kernel": lambda: run_box_gradient(True),
 }
+ATTENTION = ("forward_kernel", "query_gradient_kernel", "key_gradient_kernel")
 HEADS: dict[str, Any] = {
     "grpo_rows_kernel": run_grpo,
     "logprob_kernel": run_logprob,
@@ -65,7 +67,7 @@ def test_no_kernel_is_left_out() -> None:
         if module.name.endswith(".triton_impl") or "._triton." in module.name:
             found = vars(importlib.import_module(module.name))
             kernels = {k for k, v in found.items() if isinstance(v, JITFunction) and k.endswith("_kernel")}
-            assert kernels <= {*SMALL, *HEADS}, module.name
+            assert kernels <= {*SMALL, *HEADS, *ATTENTION}, module.name
 
 
 def check_head(launch: aot.Launch, capability: int, folder: Path) -> aot.Binary:
@@ -89,6 +91,17 @@ def test_small_kernels_do_not_spill(tmp_path: Path, name: str, capability: int) 
     binary = aot.compile_for(aot.record_one(SMALL[name], name), capability, tmp_path)
     assert binary.stack == binary.local == 0, f"{name} spills on sm_{capability}"
     assert 0 < binary.registers <= 255
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("dtype, dim", [(torch.bfloat16, 64), (torch.bfloat16, 128), (torch.float32, 64)], ids=str)
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_does_not_spill(tmp_path: Path, name: str, dtype: torch.dtype, dim: int, capability: int) -> None:
+    binary = aot.compile_for(aot.record_one(lambda: run_attention(dtype, dim), name), capability, tmp_path)
+    assert binary.stack == binary.local == 0, f"{name} spills on sm_{capability}"
+    tensor_cores = re.search(r"\b(wgmma|mma\.sync|tcgen05\.mma)\S*", binary.ptx)
+    assert bool(tensor_cores) == (dtype == torch.bfloat16)
+    assert re.search(r"muli .* : tensor<.*i64", binary.ttgir), "tokens are found by 64-bit offsets"
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -33,6 +33,25 @@ def rounding_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_convert_float", convert)
 
 
+@pytest.fixture(autouse=True)
+def products_of_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter holds bf16 as integers, and multiplies those; a GPU multiplies the numbers into fp32."""
+    if DEVICE == "cuda":
+        return
+
+    def wide(x: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        data = torch.from_numpy(x.data.view(np.int16)).view(torch.bfloat16).float().numpy()
+        return interpreter.TensorHandle(data, tl.float32)
+
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return original(self, wide(a), wide(b), *rest)
+
+    original = interpreter.InterpreterBuilder.create_dot
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+
+
 def moved(x: Any) -> Any:
     if isinstance(x, dict):
         return {k: moved(v) for k, v in x.items()}
