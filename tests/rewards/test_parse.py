@@ -213,7 +213,6 @@ def test_image_0_is_not_the_same_as_none(text: str, style: str, mode: str, image
         assert found.images.tolist() == [image] and found.boxes.tolist() == [[1, 2, 3, 4]]
 
 
-
 def test_more_boxes_than_are_kept() -> None:
     text = f"<answer>{'(1,2),(3,4)' * 700}</answer>"
     for backend in ("cpp", "reference"):
