@@ -28,16 +28,16 @@ def test_equal_to_rational_numbers(backend: Any, kind: str, convention: str, dty
 
 
 @pytest.mark.parametrize("scale", [1e30, 3e35, 1e-30, 1e-38, 2.0**-149])
-@pytest.mark.parametrize("kind", ["iou", "giou"])
+@pytest.mark.parametrize(("kind", "convention"), KINDS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_areas_of_fp32_boxes_neither_overflow_nor_vanish(backend: Any, kind: str, scale: float) -> None:
+def test_fp32_areas_neither_overflow_nor_vanish(backend: Any, kind: str, convention: str, scale: float) -> None:
     """Coordinates from the smallest number that fp32 has to nearly its largest; one side of a box may be both."""
     a, b = (draw(300, seed) * scale for seed in (1, 2))
     a[::5, ::2] = draw(60, 3)[:, ::2] / scale if scale > 1e-35 else 1.0
     assert torch.isfinite(a).all() and torch.isfinite(b).all() and (a != 0).any(1).sum() > 290
     for one, two in ((a, b), (a, a), (a, a.roll(1, 0))):
-        want = [float(exact(p, q, kind, "continuous")) for p, q in zip(rational(one), rational(two), strict=True)]
-        got = uk.box_iou(one, two, kind=kind, backend=backend)
+        want = [float(exact(p, q, kind, convention)) for p, q in zip(rational(one), rational(two), strict=True)]
+        got = uk.box_iou(one, two, kind=kind, convention=convention, backend=backend)
         np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=1e-6)
     assert (uk.box_iou(a, b, backend=backend) > 0.01).sum() > 20
 
