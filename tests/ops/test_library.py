@@ -59,7 +59,7 @@ def test_layout() -> None:
     }
     for door in doors:
         files = {p.name for p in (PACKAGE / door).glob("*.py")} - more.get(door, set())
-        triton = set() if door in ("matched_iou", "scan_boxes") else {"triton_impl.py"}  # these: on the CPU only
+        triton = set() if door in ("matched_iou", "scan_boxes", "distinct_runs") else {"triton_impl.py"}  # these: on the CPU only
         cpp = set() if door == "shared_prefix_attention" else {"cpp_impl.py"}  # the trainer's CPU face is torch's own
         assert files == {"__init__.py", "reference.py"} | cpp | triton, door
 
@@ -156,6 +156,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
         check("matched_iou", boxes.double(), boxes.double(), offsets, offsets, images, images, False)
     text = torch.tensor(list(b"<answer>(1,2),(3,4)</answer>(5,6)"), dtype=torch.uint8)
     check("scan_boxes", text, torch.tensor([0, 28, 33]), torch.tensor([0, 4]), 2, 8)
+    check("distinct_runs", text, torch.tensor([0, 28, 33]), 2)
     import_module("univg_kernels.scan_boxes.cpp_impl")
     text = torch.frombuffer(bytearray(b"<answer>(1,2),(3,4)</answer>"), dtype=torch.uint8)
     check("scan_boxes", text, torch.tensor([0, 0, len(text)]), torch.tensor([0, 4]), 1, 512)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from .. import _library
+from .._texts import CHUNK, as_bytes
 from . import MODES, MOST_BOXES, STYLES, ScannedBoxes
 
 _library.load()
-
-
-CHUNK = 256  # texts that are copied at once: they stay in the cache
 
 
 def scan_boxes(texts: Sequence[str], mode: str, styles: Sequence[str], cot: Sequence[bool]) -> ScannedBoxes:
@@ -31,14 +28,7 @@ def scan_boxes(texts: Sequence[str], mode: str, styles: Sequence[str], cot: Sequ
 
 def _scan(texts: Sequence[str], options: Tensor, mode: int) -> tuple[tuple[Tensor, ...], list[str | None]]:
     """((facts [n, 4], boxes of each text [n], boxes, images), labels)."""
-    run = "".join(texts)
-    if run.isascii():
-        lengths, code = list(map(len, texts)), run.encode("ascii")
-    else:
-        codes = [text.encode("utf-8", "surrogatepass") for text in texts]
-        lengths, code = list(map(len, codes)), b"".join(codes)
-    text = torch.frombuffer(bytearray(code), dtype=torch.uint8) if code else torch.zeros(0, dtype=torch.uint8)
-    offsets = torch.tensor([0, *accumulate(lengths)])
+    code, text, offsets = as_bytes(texts)
     facts, ends, boxes, images, spans = torch.ops.univg_kernels.scan_boxes(text, offsets, options, mode, MOST_BOXES)
     labels: list[str | None] = [None] * len(images)
     for i in (spans[:, 0] >= 0).nonzero()[:, 0].tolist():
