@@ -18,6 +18,7 @@ from univg_fast.packing.paths import build_paths
 HEADS, KV_HEADS, DIM = 4, 2, 8
 GROUPS = st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(0, 7), max_size=4)), min_size=1, max_size=4)
 FACES = ("grouped", "paths")
+EXACT = (*FACES, "triton")  # on the CPU that is its specification: the way there and back is what is tested
 MIXED = [(7, [3, 0, 5]), (1, [1]), (6, []), (7, [4, 4, 2]), (1, [2, 6]), (9, [1] * 4)]
 
 
@@ -78,7 +79,7 @@ def test_causal_from_the_bottom_right_over_paths_is_the_dense_mask(groups: list[
     assert torch.equal(found, build_layout(spans, "dense").mask)
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("face", EXACT)
 @given(groups=GROUPS, scaling=st.sampled_from([None, 0.2]))
 def test_equals_the_dense_mask(face: str, groups: list[tuple[int, list[int]]], scaling: float | None) -> None:
     spans = spans_of(groups)

@@ -2,6 +2,7 @@
 
 - `AttentionLayout` ("grouped"): gather indices for batches of equal lengths; plain torch on any device.
 - `PathLayout` (packing/paths.py): key/value paths and cumulative lengths, for varlen libraries.
+- `SharedPrefix` ("triton"): tiles, for the kernel that reads a prompt's keys where they lie.
 - `DenseLayout` ("dense"): the T x T mask itself, the definition that the others are tested against.
 """
 
@@ -11,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from univg_kernels import SharedPrefix, shared_prefix
 
 from univg_fast.packing.paths import Device, PathLayout, build_paths
 
 Span = tuple[int, int, list[int]]  # a group in its row: start, P, [R_1, ..., R_G]
 PATH_FACES = ("paths", "flash_attn", "xformers", "varlen")  # what may compute a PathLayout; "paths" is plain torch
-FACES = ("grouped", "dense", *PATH_FACES)
+FACES = ("grouped", "dense", "triton", *PATH_FACES)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class DenseLayout:
         return DenseLayout(self.mask.to(device, non_blocking=non_blocking))
 
 
-Layout = AttentionLayout | PathLayout | DenseLayout
+Layout = AttentionLayout | PathLayout | SharedPrefix | DenseLayout
 
 
 def build_layout(spans: list[Span], face: str = "grouped") -> Layout:
@@ -75,6 +77,8 @@ def build_layout(spans: list[Span], face: str = "grouped") -> Layout:
     simple = [_simplified(span) for span in spans]
     if face == "grouped":
         return _grouped(simple)
+    if face == "triton":
+        return shared_prefix((prompt, responses) for _, prompt, responses in simple)
     if face in PATH_FACES:
         return build_paths(simple, face)
     raise ValueError(f"build_layout: expected face to be one of {', '.join(FACES)}, got {face!r}")

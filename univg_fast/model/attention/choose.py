@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from univg_fast.model.attention.dense import dense_attention
 from univg_fast.model.attention.libraries import LIBRARIES, installed
-from univg_fast.model.attention.paths import path_attention
+from univg_fast.model.attention.text import FACES
 from univg_fast.packing.layout import build_layout
 
 NAMES = ("auto", "torch", "flash_attn", "xformers", "varlen", "triton", "dense")
 # What "auto" tries on CUDA, in this order: a library installed on purpose, then torch's own, then the one that has to
-# repeat grouped keys. No measurement is behind it, and "triton" is not in it until one is.
+# repeat grouped keys. No measurement is behind this order; "triton" comes in when one speaks for it.
 AUTO = ("flash_attn", "varlen", "xformers")
 LAYOUTS = {"torch": "grouped"}  # the face of a layout is otherwise named as the choice
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 4e-3}  # relative, against the dense mask in fp32
@@ -44,13 +43,11 @@ def choose_attention(
     if name not in NAMES:
         raise ValueError(f"model.attention: expected one of {', '.join(NAMES)}, got {name!r}")
     shape = (dtype, heads, kv_heads, head_dim)
-    if name == "triton":
-        raise ValueError("model.attention=triton: expected a shared-prefix kernel, there is none yet; use auto")
-    if name in LIBRARIES:
+    if name in (*LIBRARIES, "triton"):
         problem = obstacle(name, device, *shape)
         if problem:
             raise ValueError(f"model.attention={name}: {problem}; or use model.attention=auto or torch")
-        return Attention(name, name, f"attention: {name}, as asked; equal to the dense mask on {device}")
+        return Attention(name, name, f"attention: {name}, as asked; its trial row agrees with the dense mask")
     if name != "auto":
         return Attention(name, LAYOUTS.get(name, name), f"attention: {name}, as asked")
     if device.type != "cuda":
@@ -60,23 +57,24 @@ def choose_attention(
         problem = obstacle(library, device, *shape)
         if problem is None:
             why = "".join(f"; not {p}" for p in problems)
-            return Attention(library, library, f"attention: {library}, equal to the dense mask on {device}{why}")
+            return Attention(library, library, f"attention: {library}, whose trial row agrees with the dense mask{why}")
         problems.append(f"{library} ({problem})")
     return Attention("torch", "grouped", f"attention: torch; not {'; not '.join(problems)}")
 
 
 def obstacle(
-    library: str, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+    face: str, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
 ) -> str | None:
-    """Why `library` cannot attend for such a model on `device`; None if it did, and agreed with the dense mask."""
+    """Why `face` cannot attend for such a model on `device`; None if it did, and agreed with the dense mask."""
     try:
-        installed(library)
+        if face in LIBRARIES:
+            installed(face)
     except ValueError as error:
         return str(error)
     if device.type != "cuda" or dtype not in TOLERANCE:
         return f"expected a model in bfloat16 or float16 on a CUDA device, got {dtype} on {device}"
     try:
-        error = worst_error(library, device, dtype, heads, kv_heads, head_dim)
+        error = worst_error(face, device, dtype, heads, kv_heads, head_dim)
     except Exception as refusal:  # noqa: BLE001 - whatever a library raises is its reason, and is told
         return f"{type(refusal).__name__} on a trial row: {refusal}"
     limit = TOLERANCE[dtype]
@@ -98,7 +96,7 @@ def _with_gradients(
     qkv: list[torch.Tensor], weights: torch.Tensor, spans: list[tuple[int, int, list[int]]], face: str
 ) -> list[torch.Tensor]:
     leaves = [x.detach().requires_grad_() for x in qkv]
-    attend = dense_attention if face == "dense" else path_attention
+    layout = build_layout(spans, face).to(weights.device)
     with torch.enable_grad():
-        out = attend(*leaves, build_layout(spans, face).to(weights.device))
+        out = FACES[type(layout)](*leaves, layout)
         return [out.detach(), *torch.autograd.grad(out, leaves, weights)]

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from univg_kernels import SharedPrefix
+from univg_kernels import shared_prefix_attention as kernel
 
 from univg_fast.model.attention.dense import dense_attention
 from univg_fast.model.attention.grouped import grouped_attention
@@ -15,10 +17,20 @@ from univg_fast.packing.layout import AttentionLayout, DenseLayout
 from univg_fast.packing.paths import PathLayout
 
 TEXT = "univg_shared_prefix"
+
+
+def tile_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: SharedPrefix, scaling: float | None = None
+) -> torch.Tensor:
+    """The package's own kernel: Triton on CUDA, and on the CPU its specification, which is dense."""
+    return kernel(q, k, v, layout, scale=scaling)
+
+
 # (q [T, heads, D], k and v [T, kv_heads, D], layout, scaling or None for D**-0.5) -> [T, heads, D]
 FACES: dict[type, Callable[..., torch.Tensor]] = {
     AttentionLayout: grouped_attention,
     PathLayout: path_attention,
+    SharedPrefix: tile_attention,
     DenseLayout: dense_attention,
 }
 
