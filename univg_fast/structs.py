@@ -41,6 +41,7 @@ class Record:
     task: str = "unknown"
     cot: bool = True  # False: answer directly, without <think>
     answer_style: str = "univg_r1"
+    names_images: bool = False  # an answer with one box names its image, too (with several boxes it always does)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -70,7 +71,7 @@ class Sample:
     record: Record
     prompt_ids: np.ndarray  # [P] int64, image placeholders expanded
     image_grid_thw: np.ndarray  # [n, 3] int64, in patches
-    pixel_values: np.ndarray  # [sum(t*h*w), patch_dim] float32
+    pixel_values: np.ndarray  # [sum(h*w), 3*p*p] float32: patches of one frame each
     sizes: tuple[tuple[int, int], ...]  # original (width, height) of each image, px
     response_ids: np.ndarray | None = None  # [R] int64, ends with <|im_end|> (stage 1)
     resized: tuple[tuple[int, int], ...] = ()  # (width, height) of each image as the model sees it, px

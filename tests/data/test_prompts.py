@@ -6,7 +6,14 @@ from dataclasses import replace
 import pytest
 
 from univg_fast.data.formats.conversations import answered
-from univg_fast.data.prompts import INSTRUCTIONS, answer_text, prompt_text, split_instruction, target_text
+from univg_fast.data.prompts import (
+    DIRECT_PREFIX,
+    INSTRUCTIONS,
+    answer_text,
+    prompt_text,
+    split_instruction,
+    target_text,
+)
 from univg_fast.data.records import read_records
 from univg_fast.rewards.parse import answer_box, has_format, parse
 from univg_fast.structs import Record, Target
@@ -67,15 +74,41 @@ def test_a_target_is_read_as_what_it_was_made_from(folder, style, targets, cot):
     assert again.answer_style == (style if style != "univg_r1" else "univg_r1")
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("wanted", ["box", "image", "all"])
 @pytest.mark.parametrize("style", ["univg_r1", "bbox_2d", "box_tokens"])
 @pytest.mark.parametrize("cot", [True, False])
-def test_the_instruction_of_a_style_is_asked_and_taken_off_again(style, several, cot):
-    record = replace(RECORD, targets=SEVERAL if several else ONE, answer_style=style, cot=cot)
-    question = prompt_text(record).split("<|vision_end|>")[-1].split("<|im_end|>")[0]
-    assert split_instruction(question) == ("Where?", cot)
+def test_the_instruction_of_a_style_is_asked_and_taken_off_again(style, wanted, cot):
+    targets = SEVERAL if wanted == "all" else ONE
+    record = replace(RECORD, targets=targets, answer_style=style, cot=cot, names_images=wanted == "image")
+    question = asked(record)
+    nothing = not cot and (style, wanted) == ("univg_r1", "box")  # UniVG-R1's own, of several images
+    assert split_instruction(question) == ("Where?", None if nothing else cot)
     assert ("<think>" in question) == cot
-    assert INSTRUCTIONS[style, several][0 if cot else 1] in question
+    assert INSTRUCTIONS[style, wanted][0 if cot else 1] in question
+
+
+def asked(record):
+    return prompt_text(record).split("<|vision_end|>")[-1].split("<|im_end|>")[0]
+
+
+def test_the_notice_of_a_single_image_is_for_one_image():
+    """UniVG-R1 puts it before questions about one image of COCO."""
+    direct = replace(RECORD, cot=False)
+    assert asked(direct) == "Where?"
+    assert asked(replace(direct, images=("a",))) == DIRECT_PREFIX + "Where?"
+    assert asked(replace(direct, images=("a",), targets=SEVERAL)).startswith("Where?")
+
+
+@pytest.mark.parametrize("cot", [True, False])
+@pytest.mark.parametrize("style", ["univg_r1", "box_tokens"])
+def test_an_answer_that_names_its_image(folder, style, cot):
+    """Asked for, taught and read again from the file that was made of it."""
+    record = replace(RECORD, answer_style=style, cot=cot, names_images=True)
+    response = target_text(record, "It is left." if cot else None)
+    assert "Image-2: " in response and "the image and the bounding box" in asked(record)
+    (again,), bad = read_records(folder.jsonl(folder.stage1("<image><image>" + asked(record), response)))
+    assert not bad and again.names_images and asked(again) == asked(record) and again.response == response
+    assert [(t.box, t.image) for t in again.targets] == [(ONE[0].box, 1)]
 
 
 @pytest.mark.parametrize("style", ["univg_r1", "bbox_2d", "box_tokens"])

@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     add("--use", default="grpo", choices=("sft", "grpo", "eval"), help="which of the config's files (default grpo)")
     add("--image-root", help="relative image paths start here (default: at the data file's folder)")
     add("--answer-style", choices=STYLES, help="form of the boxes in the answers (default: the files')")
-    add("--levels", default="object,image", help="what templates say: object, image or both (default)")
+    add("--levels", default="object,image", help="what templates say: object, image or object,image (default)")
     add("--candidates", type=int, default=3, help="traces made for each record; the best one is kept (default 3)")
     add("--seed", type=int, default=0, help="of the choice of templates, and told to the teacher (default 0)")
     add("--teacher", metavar="URL", help="base of an OpenAI-compatible endpoint, as http://localhost:8000/v1")
@@ -91,6 +91,7 @@ def run(given: argparse.Namespace, config: Config) -> int:
     from univg_fast.cot.teacher import Teacher
     from univg_fast.data.files import data_files
     from univg_fast.data.scan import scan
+    from univg_fast.rewards import ask_for_images
     from univg_fast.train.console import Display
 
     data = config.data
@@ -99,6 +100,7 @@ def run(given: argparse.Namespace, config: Config) -> int:
         raise ValueError(f"data.{given.use}: expected at least one file, got none")
     root = given.image_root or data.image_root
     reading: dict[str, Any] = {"exif": data.exif, "min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
+    reading["name_images"] = ask_for_images(config.rewards.terms)
     style = given.answer_style or data.answer_style
     records, report = scan(entries, root, "box", cache_dir=data.cache_dir, answer_style=style, **reading)
     print(f"{report.summary()}", *report.details(), sep="\n", flush=True)

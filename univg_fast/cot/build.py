@@ -19,7 +19,7 @@ from univg_fast.data.coordinates import Size
 from univg_fast.data.errors import SampleError
 from univg_fast.data.formats import RawRecord, write_row
 from univg_fast.data.formats.raw import MARK, RawTarget
-from univg_fast.data.prompts import INSTRUCTIONS, target_text
+from univg_fast.data.prompts import instruction, target_text
 from univg_fast.structs import Record
 
 Make = Callable[[Record], tuple[list[Candidate], list[Size]]]  # a record -> candidates, sizes of its images
@@ -109,11 +109,10 @@ def asked(record: Record) -> Record:
 
 def stage1_row(record: Record, think: str, folder: Path) -> dict[str, Any]:
     """A row of UniVG-R1's stage 1; image paths start at `folder`. The answer is the record's, whatever was answered."""
-    instruction = INSTRUCTIONS[record.answer_style, len(record.targets) > 1][0]
     raw = RawRecord(
         format="univg_r1_stage1",
         images=tuple(os.path.relpath(os.path.realpath(path), os.path.realpath(folder)) for path in record.images),
-        question=f"{MARK}\n" * len(record.images) + record.question + instruction,
+        question=f"{MARK}\n" * len(record.images) + record.question + instruction(record),
         targets=tuple(RawTarget(target.box, target.image, target.label) for target in record.targets),
         response=target_text(record, think),
         uid=record.uid,

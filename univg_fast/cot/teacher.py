@@ -20,7 +20,7 @@ from univg_fast.cot.filters import Candidate, score
 from univg_fast.cot.templates import image_name
 from univg_fast.data.coordinates import Size, smart_resize
 from univg_fast.data.images import load_images
-from univg_fast.data.prompts import INSTRUCTIONS, answer_text
+from univg_fast.data.prompts import answer_text, instruction
 from univg_fast.structs import Record
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -139,10 +139,10 @@ class Teacher:
 
 def question_for(record: Record, thinks: bool, hint: bool = False) -> str:
     """What the teacher is asked: the record's question, the form of its answer, and how to reason."""
-    thinking, direct = INSTRUCTIONS[record.answer_style, len(record.targets) > 1]
-    text = record.question + (thinking if thinks else direct or " Output only the bounding box.")
+    text = record.question + (instruction(replace(record, cot=thinks)) or " Output only the bounding box.")
     text += " " + MANNERS + (REASON if thinks else "")
-    return text + (HINT.format(answer=answer_text(record.targets, record.answer_style)) if hint else "")
+    answer = answer_text(record.targets, record.answer_style, record.names_images)
+    return text + (HINT.format(answer=answer) if hint else "")
 
 
 def _text_of(answer: Any) -> str:

@@ -21,7 +21,7 @@ from .formats.conversations import TAGS
 from .formats.ms_swift import BBOX, REF
 from .formats.raw import MARK
 from .images import Header, Headers
-from .prompts import answer_text, split_instruction
+from .prompts import answer_text, naming_images, split_instruction, with_answer
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Reading:
     root: Path  # relative image paths start here
     coordinates: str | None = None
     answer_style: str | None = None
+    name_images: bool = False  # answers name the image of their box, where it is known (prompts.naming_images)
     exif: str = "ignore"
     min_pixels: int = 3136  # these three: for boxes in pixels of the resized image
     max_pixels: int = 401408
@@ -90,7 +91,7 @@ def make_record(raw: RawRecord, source: str, default_uid: str, reading: Reading)
     thinks = response is None or any(tag in response for tag in TAGS[:2])
     uid = default_uid if raw.uid is None else str(raw.uid)
     style = reading.answer_style or raw.answer_style
-    return Record(
+    record = Record(
         uid=f"{uid}.{raw.turn}" if raw.turns > 1 else uid,
         source=source,
         images=images,
@@ -102,6 +103,7 @@ def make_record(raw: RawRecord, source: str, default_uid: str, reading: Reading)
         answer_style=style or style_of(response) or "univg_r1",
         extra=raw.extra,
     )
+    return naming_images(record, reading.name_images)
 
 
 def fill_raw(raw: RawRecord, reading: Reading) -> tuple[str, str | None]:
@@ -191,6 +193,4 @@ def styled(response: str | None, targets: tuple[Target, ...], style: str | None)
     """The response with its answer written in the style that was asked for, so that prompt and target agree."""
     if response is None or not targets or style in (None, style_of(response)):
         return response
-    answer = answer_text(targets, str(style))
-    start, end = response.find("<answer>") + len("<answer>"), response.rfind("</answer>")
-    return response[:start] + answer + response[end:] if len("<answer>") <= start <= end else answer
+    return with_answer(response, answer_text(targets, str(style)))

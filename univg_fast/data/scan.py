@@ -30,6 +30,7 @@ def scan(
     image_root: str | Path | None = None,
     needs: str | None = None,
     *,
+    problem_of: Callable[[Record], str | None] = lambda record: None,
     cache_dir: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     **reading: Any,
@@ -37,8 +38,9 @@ def scan(
     """Read all files, of which only the records' places are kept. The same files give the same result on every rank.
 
     `paths`: data entries (files.py). A record without `needs` ("box" or "response") is bad here, and not at the step
-    that would use it. Ids are unique: one that came before gets "@" and a number. `reading`: exif, min_pixels,
-    max_pixels, factor, answer_style, as in Reading. `progress(file, bytes done, bytes in all)` hears how far it is.
+    that would use it, and so is one that `problem_of` says something about. Ids are unique: one that came before gets
+    "@" and a number. `reading`: exif, min_pixels, max_pixels, factor, answer_style, name_images, as in Reading.
+    `progress(file, bytes done, bytes in all)` hears how far it is.
     ValueError for a missing file only: `require` says whether the report is good enough to train on.
     """
     records, headers = Records(), Headers()
@@ -48,7 +50,7 @@ def scan(
             how = {key: value for key, value in reading.items() if value is not None}
             told = {"coordinates": file.coordinates, "answer_style": file.answer_style}
             how |= {key: value for key, value in told.items() if value is not None}
-            scanner = _Scanner(file, Reading(root=file.root, headers=headers, **how), needs, records, pool)
+            scanner = _Scanner(file, Reading(root=file.root, headers=headers, **how), needs, problem_of, records, pool)
             reports.append(scanner.run(progress))
     records.finish()
     return records, Report.of(reports)
@@ -57,8 +59,17 @@ def scan(
 class _Scanner:
     """One file's way into the records and a report."""
 
-    def __init__(self, file: DataFile, reading: Reading, needs: str | None, records: Records, pool: ThreadPoolExecutor):
-        self.file, self.reading, self.needs, self.records, self.pool = file, reading, needs, records, pool
+    def __init__(
+        self,
+        file: DataFile,
+        reading: Reading,
+        needs: str | None,
+        problem_of: Callable[[Record], str | None],
+        records: Records,
+        pool: ThreadPoolExecutor,
+    ):
+        self.file, self.reading, self.records, self.pool = file, reading, records, pool
+        self.needs, self.problem_of = needs, problem_of
         self.report = FileReport(file.name)
         self.numbers: dict[str, Numbers] = {}
         self.rotated = 0
@@ -123,11 +134,13 @@ class _Scanner:
     def _made(self, raw: RawRecord, source: str, uid: str) -> Record:
         """The record, if its images and all that the stage needs are there."""
         headers = [self.reading.headers[path] for path in image_paths(raw, self.reading.root)]
-        if problem := next((header for header in headers if isinstance(header, Refused)), None):
-            raise problem
+        if refused := next((header for header in headers if isinstance(header, Refused)), None):
+            raise refused
         record = make_record(raw, source, uid, self.reading)
         if self.needs is not None and getattr(record, self.needs) is None:
             raise Refused("schema", f"expected a {self.needs}, which this stage needs; the record has none")
+        if problem := self.problem_of(record):
+            raise Refused("schema", problem)
         self.rotated += any(isinstance(header, Header) and header.orientation != 1 for header in headers)
         return record
 

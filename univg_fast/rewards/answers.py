@@ -15,6 +15,7 @@ from .parse import Answer, answers_of, as_box
 
 Array = np.ndarray
 NO_IMAGE = 10**6  # of a box that names none, where that must not pass for any
+WRONG_IMAGE = 10**6 + 1  # of a box that names one that the record does not have
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,23 @@ class Settings:
     length_buffer: int = 64
     repetition_ngram: int = 3
 
+    def __post_init__(self) -> None:
+        for name in ("length_limit", "length_buffer", "repetition_ngram"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rewards.{name}: expected a number above 0, got {getattr(self, name)}")
+        for name in ("iou_threshold", "iou_low", "iou_high"):
+            if not 0 <= getattr(self, name) <= 1:  # nor is NaN
+                raise ValueError(f"rewards.{name}: expected a number from 0 to 1, got {getattr(self, name)}")
+        if self.iou_low > self.iou_high:
+            raise ValueError(
+                f"rewards.iou_low: expected at most rewards.iou_high ({self.iou_high}), got {self.iou_low}"
+            )
+
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes [M, 4] fp64 of B texts or records, those of number i at offsets[i] : offsets[i+1]; images [M], -1: none."""
+    """Boxes [M, 4] fp64 of B texts or records, those of number i at offsets[i] : offsets[i+1]; images [M], -1: none,
+    WRONG_IMAGE: one that is not there."""
 
     boxes: Array
     images: Array
@@ -68,8 +82,9 @@ class Answers:
     def given(self) -> Boxes:
         """The boxes of the texts. Where a record has one image, a box that names none means that."""
         offsets, images = self.found.offsets.numpy(), self.found.images.numpy()
-        only = np.repeat(np.array([len(record.images) == 1 for record in self.records], bool), np.diff(offsets))
-        return Boxes(self.found.boxes.numpy(), np.where(only & (images < 0), 0, images), offsets)
+        there = np.repeat(np.array([len(record.images) for record in self.records], np.int64), np.diff(offsets))
+        named = np.where((images < -1) | (images >= there), WRONG_IMAGE, images)  # the scanner has "Image-0" as -2
+        return Boxes(self.found.boxes.numpy(), np.where((there == 1) & (named == -1), 0, named), offsets)
 
     @cached_property
     def wanted(self) -> Boxes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from .answers import Answers, Array, Term
+
+SHOWN = 200  # characters of a completion that an error message quotes
 
 
 def is_own(name: str) -> bool:
@@ -21,16 +25,48 @@ def own_term(name: str) -> Term:
     path, _, function = name.rpartition(":")
     found = _load(str(Path(path).resolve()), function)
 
+    def numbers(answers: Answers) -> Array:
+        return np.asarray(found(answers), np.float64)
+
     def term(answers: Answers) -> Array:
-        values = np.asarray(found(answers), np.float64)
-        if values.shape != (len(answers.texts),) or not np.isfinite(values).all():
-            got = f"shape {list(values.shape)}" if values.shape != (len(answers.texts),) else "NaN or an infinity"
-            raise ValueError(
-                f"reward {name}: expected {len(answers.texts)} finite numbers, one a completion, got {got}"
-            )
+        expected = f"reward {name}: expected {len(answers.texts)} finite numbers, one a completion"
+        try:
+            values = numbers(answers)
+        except Exception as error:  # whatever the user's function raises, or returns for numbers
+            raise ValueError(f"{expected}, got {_told(error, path)}{_culprit(numbers, answers)}") from error
+        if values.shape != (len(answers.texts),):
+            raise ValueError(f"{expected}, got shape {list(values.shape)}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{expected}, got NaN or an infinity{_of(answers, int(np.argmin(np.isfinite(values))))}")
         return values
 
     return term
+
+
+def _told(error: Exception, path: str) -> str:
+    """The error, and the line of the user's file that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((f.lineno for f in reversed(frames) if Path(f.filename).resolve() == Path(path).resolve()), None)
+    return f"{error!r}" + (f" at {path}:{line}" if line is not None else "")
+
+
+def _culprit(numbers: Term, answers: Answers) -> str:
+    """The first completion that raises by itself; nothing where none does."""
+    for i in range(len(answers.texts)):
+        lengths = None if answers.lengths is None else answers.lengths[i : i + 1]
+        try:
+            numbers(
+                replace(answers, texts=answers.texts[i : i + 1], records=answers.records[i : i + 1], lengths=lengths)
+            )
+        except Exception:  # the one that is told already
+            return _of(answers, i)
+    return ""
+
+
+def _of(answers: Answers, i: int) -> str:
+    record, text = answers.records[i], answers.texts[i]
+    shown = text if len(text) <= SHOWN else text[:SHOWN] + "..."
+    return f", for completion {i} of record {record.uid} ({record.source}): {shown!r}"
 
 
 @cache
@@ -44,7 +80,8 @@ def _load(path: str, function: str) -> Term:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
-        raise ValueError(f"rewards.terms: {path}:{function}: importing the file failed: {error!r}") from error
+        problem = f"importing the file failed: {_told(error, path)}"
+        raise ValueError(f"rewards.terms: {path}:{function}: {problem}") from error
     term = getattr(module, function, None)
     if not callable(term):
         names = ", ".join(n for n, x in vars(module).items() if callable(x) and not n.startswith("_")) or "none"

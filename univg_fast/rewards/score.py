@@ -47,16 +47,19 @@ class Scores:
 
 
 def find_terms(weights: Mapping[str, float]) -> dict[str, Term]:
-    """The function of each name. ValueError where a name is no reward term, or where there is none."""
+    """The function of each name. ValueError where a name is no reward term or its weight no number, or without any."""
     unknown = [name for name in weights if name not in TERMS and not is_own(name)]
     if unknown or not weights:
         known, got = ", ".join(TERMS), ", ".join(weights) or "none"
         raise ValueError(f"rewards.terms: expected some of {known} or FILE.py:FUNCTION, got {got}")
+    for name, weight in weights.items():
+        if not np.isfinite(weight):
+            raise ValueError(f"rewards.terms: {name}: expected a finite weight, got {weight}")
     return {name: TERMS[name] if name in TERMS else own_term(name) for name in weights}
 
 
 def check_terms(weights: Mapping[str, float]) -> None:
-    """ValueError where a name is no reward term, or where there is none."""
+    """ValueError where a name is no reward term or its weight no number, or where there is none."""
     find_terms(weights)
 
 
@@ -69,8 +72,8 @@ def score(
 ) -> Scores:
     """Score B completions, each against its own record, by the terms that `weights` names.
 
-    `lengths`: their tokens, which the term "length" needs. ValueError names an unknown term, or tells that the numbers
-    of texts and records differ.
+    `lengths`: their tokens, which the term "length" needs. ValueError names an unknown term, a weight that is no
+    number, a record that a term cannot score, or tells that the numbers of texts and records differ.
     """
     functions = find_terms(weights)
     for name, given in (("a record", records), ("a length", lengths)):

@@ -1,7 +1,8 @@
 """The reward terms of image indices and of sets of boxes.
 
 P are the boxes of a completion, with the images that they name, T the record's targets. A target whose image the file
-does not tell may lie in any. Where a record has one image, nobody needs to name it.
+does not tell may lie in any. Where a record has one image, nobody needs to name it. A box that names an image which the
+record does not have ("Image-0", "Image-9" of three) lies in none.
 """
 
 from __future__ import annotations
@@ -10,8 +11,14 @@ import numpy as np
 import torch
 from univg_kernels import MatchedIou, matched_iou
 
-from .answers import NO_IMAGE, Answers, Array
+from .answers import NO_IMAGE, WRONG_IMAGE, Answers, Array
 from .terms import dual
+
+IMAGES = 1 << 32  # more than there are
+UNTOLD = (
+    "compares images, and the file does not tell which of the record's several images holds a target: write it into "
+    "the file (target_image, or image of each target), or reward without this term"
+)
 
 
 def image(answers: Answers) -> Array:
@@ -23,11 +30,14 @@ def image(answers: Answers) -> Array:
 
 def image_set(answers: Answers) -> Array:
     """|I(P) ∩ I(T)| / |I(P) ∪ I(T)| of the sets of images. ValueError where the file tells none."""
-    given, wanted = (
-        _sets(answers.given.images, answers.given.offsets),
-        _sets(_told(answers, "image_set"), answers.wanted.offsets),
+    given = _pairs(answers.given.images, answers.given.offsets)
+    wanted = _pairs(_told(answers, "image_set"), answers.wanted.offsets)
+    texts = len(answers.texts)
+    common, both = (
+        np.bincount(pairs // IMAGES, minlength=texts)
+        for pairs in (np.intersect1d(given, wanted, assume_unique=True), np.union1d(given, wanted))
     )
-    return np.array([len(p & t) / len(p | t) for p, t in zip(given, wanted, strict=True)], np.float64)
+    return common / both
 
 
 def matching(answers: Answers) -> Array:
@@ -37,7 +47,7 @@ def matching(answers: Answers) -> Array:
 
 
 def matching_gated(answers: Answers) -> Array:
-    """The same, where a box that does not name its image matches nothing: 0 where no image is named right."""
+    """The same, where a box must name its image: IoU counts where both lie in the same one."""
     return _share(answers, match(answers, gated=True).total.numpy())
 
 
@@ -56,14 +66,15 @@ def f1(answers: Answers) -> Array:
 def count(answers: Answers) -> Array:
     """-min(1, ||P| - |T|| / |T|): 0 for the right number of boxes."""
     wanted = answers.wanted.counts
-    return -np.minimum(1.0, np.abs(answers.found.counts.numpy() - wanted) / wanted)
+    return 0.0 - np.minimum(1.0, np.abs(answers.found.counts.numpy() - wanted) / wanted)
 
 
 def match(answers: Answers, gated: bool = False) -> MatchedIou:
     """The matching of the given boxes (first side) with the wanted ones."""
     given, wanted = answers.given, answers.wanted
     named = np.where(given.images < 0, NO_IMAGE, given.images) if gated else given.images
-    tensors = (torch.from_numpy(x) for x in (given.boxes, wanted.boxes, given.offsets, wanted.offsets))
+    boxes = np.where((named == WRONG_IMAGE)[:, None], np.nan, given.boxes)  # overlaps nothing, wherever the target is
+    tensors = (torch.from_numpy(x) for x in (boxes, wanted.boxes, given.offsets, wanted.offsets))
     return matched_iou(*tensors, images1=torch.from_numpy(named), images2=torch.from_numpy(wanted.images))
 
 
@@ -77,9 +88,10 @@ def _per_text(values: Array, answers: Answers) -> Array:
     return sums[answers.given.offsets[1:]] - sums[answers.given.offsets[:-1]]
 
 
-def _sets(images: Array, offsets: Array) -> list[set[int]]:
-    numbers, ends = images.tolist(), offsets.tolist()
-    return [set(numbers[begin:end]) - {-1} for begin, end in zip(ends, ends[1:], strict=False)]
+def _pairs(images: Array, offsets: Array) -> Array:
+    """The different (text, image) as text * IMAGES + image, in order."""
+    texts = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return np.unique((texts * IMAGES + images)[images >= 0])
 
 
 def _told(answers: Answers, term: str) -> Array:
@@ -88,8 +100,5 @@ def _told(answers: Answers, term: str) -> Array:
     if (images < 0).any():
         at = int(np.searchsorted(answers.wanted.offsets, int((images < 0).argmax()), side="right")) - 1
         record = answers.records[at]
-        raise ValueError(
-            f"reward {term}: the record {record.uid} ({record.source}) has several images and does not tell the "
-            "target's; write it into the file (image), or leave this term out"
-        )
+        raise ValueError(f"{record.source}: record {record.uid}: reward {term} {UNTOLD}")
     return images

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from univg_kernels import box_iou
+from univg_kernels import box_iou, distinct_runs
 
 from .answers import Answers, Array
 
 
 def format_term(answers: Answers) -> Array:
-    """1 where the completion has UniVG-R1's form, else 0. Of several boxes, or in another style: the strict form."""
-    theirs = np.array([r.answer_style == "univg_r1" and len(r.targets) < 2 for r in answers.records], bool)
-    return np.where(theirs, answers.found.format.numpy(), answers.found.strict.numpy()).astype(np.float64)
+    """1 where the completion has UniVG-R1's form, else 0. Of an answer that names images, or has several boxes, or in
+    another style: the strict form."""
+    theirs = [r.answer_style == "univg_r1" and len(r.targets) < 2 and not r.names_images for r in answers.records]
+    return np.where(np.array(theirs, bool), answers.found.format.numpy(), answers.found.strict.numpy()).astype(
+        np.float64
+    )
 
 
 def format_strict(answers: Answers) -> Array:
@@ -67,19 +70,20 @@ def length(answers: Answers) -> Array:
     if answers.lengths is None:
         raise ValueError("reward length: expected the number of tokens of each completion (lengths), got none")
     limit, buffer = answers.settings.length_limit, answers.settings.length_buffer
-    return -np.clip((np.asarray(answers.lengths, np.float64) - (limit - buffer)) / buffer, 0.0, 1.0)
+    return 0.0 - np.clip((np.asarray(answers.lengths, np.float64) - (limit - buffer)) / buffer, 0.0, 1.0)
 
 
 def repetition(answers: Answers) -> Array:
-    """-(1 - different/all) of the runs of rewards.repetition_ngram words: 0 where none comes twice, down to -1."""
-    n = answers.settings.repetition_ngram
+    """-(1 - different/all) of the runs of rewards.repetition_ngram words: 0 where none comes twice, down to -1.
 
-    def share(text: str) -> float:
-        words = text.split()
-        runs = list(zip(*(words[i:] for i in range(n)), strict=False))
-        return len(set(runs)) / len(runs) - 1.0 if runs else 0.0
-
-    return np.array([share(text) for text in answers.texts], np.float64)
+    An answer in the strict form does not count: JSON has the same words in every object.
+    """
+    texts = (
+        text[: max(0, text.rfind("<answer>"))] if strict else text
+        for text, strict in zip(answers.texts, answers.found.strict.tolist(), strict=True)
+    )
+    different, runs = distinct_runs(texts, answers.settings.repetition_ngram).double().unbind(1)
+    return (different / runs.clamp(min=1.0) - (runs > 0).double()).numpy()
 
 
 def dual(overlaps: Array, answers: Answers) -> Array:
