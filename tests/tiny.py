@@ -21,26 +21,35 @@ IMAGE, START, END = (VOCAB[f"<|{name}|>"] for name in ("image_pad", "vision_star
 WORDS = np.arange(len(SPECIAL), len(VOCAB))
 
 
-def tiny_model(seed: int = 0, noise: float = 0.05) -> PackedModel:
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # every test of the model runs for each of them
+
+
+def tiny_model(family: str = "qwen2_vl", seed: int = 0, noise: float = 0.05) -> PackedModel:
     """Random weights, biases and norms perturbed too, so that every part of the model matters."""
-    model = load_model("qwen2_vl_tiny", vocab=VOCAB, seed=seed)
+    model = load_model(f"{family}_tiny", vocab=VOCAB, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data.add_(noise * torch.randn(parameter.shape, generator=generator))
     return PackedModel(model).eval()
 
 
-def random_sample(rng: np.random.Generator, grids: list[tuple[int, int]], uid: str = "u") -> Sample:
+def random_sample(
+    rng: np.random.Generator, grids: list[tuple[int, int]], uid: str = "u", patch_size: int = 14
+) -> Sample:
     """A prompt with images of these (height, width) in patches and a few words between."""
     ids = [VOCAB["<|endoftext|>"]]
     for height, width in grids:
         ids += [START, *[IMAGE] * (height * width // 4), END, *rng.choice(WORDS, rng.integers(0, 3))]
     ids += [*rng.choice(WORDS, rng.integers(2, 9))]
     grid = np.array([(1, h, w) for h, w in grids], np.int64).reshape(-1, 3)
-    pixels = rng.standard_normal((int(grid.prod(-1).sum()), 1176)).astype(np.float32)
+    pixels = rng.standard_normal((int(grid.prod(-1).sum()), 3 * patch_size**2)).astype(np.float32)
     record = Record(uid, "tests:1", (), "question", targets=(Target((0, 0, 500, 500)),))
-    return Sample(record, np.array(ids, np.int64), grid, pixels, tuple((14 * w, 14 * h) for h, w in grids))
+    sizes = tuple((patch_size * w, patch_size * h) for h, w in grids)
+    return Sample(record, np.array(ids, np.int64), grid, pixels, sizes)
 
 
-def random_group(rng: np.random.Generator, grids: list[tuple[int, int]], lengths: list[int]) -> Group:
-    return Group(random_sample(rng, grids), tuple(rng.choice(WORDS, n).astype(np.int64) for n in lengths))
+def random_group(
+    rng: np.random.Generator, grids: list[tuple[int, int]], lengths: list[int], patch_size: int = 14
+) -> Group:
+    sample = random_sample(rng, grids, patch_size=patch_size)
+    return Group(sample, tuple(rng.choice(WORDS, n).astype(np.int64) for n in lengths))

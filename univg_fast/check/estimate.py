@@ -63,6 +63,7 @@ def shape_of(path: str, vocab: dict[str, int]) -> Shape:
     model.tie_weights()
     vision = sum(p.numel() for p in model.model.visual.parameters())
     text, seen = config.text_config, config.vision_config
+    width = getattr(seen, "embed_dim", seen.hidden_size)
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
         language=sum(p.numel() for p in model.parameters()) - vision,
@@ -72,9 +73,9 @@ def shape_of(path: str, vocab: dict[str, int]) -> Shape:
         layers=text.num_hidden_layers,
         kv=text.num_key_value_heads * head,
         vision_depth=seen.depth,
-        vision_width=seen.embed_dim,
-        vision_intermediate=int(seen.embed_dim * seen.mlp_ratio),
-        patch_values=seen.patch_size**2 * seen.temporal_patch_size * 3,
+        vision_width=width,
+        vision_intermediate=getattr(seen, "intermediate_size", None) or int(width * seen.mlp_ratio),
+        patch_values=seen.patch_size**2 * 3,
         merge=seen.spatial_merge_size,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +44,13 @@ def make_processor(
     max_length: int = 8192,
     coordinates: str = "norm1000",
     exif: str = "ignore",
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
 ) -> Processor:
     """A processor for the Qwen2-VL family; pixels are bounds on one image's area after resizing.
 
     `coordinates`: "norm1000", or "resized" for a family whose text counts pixels of the resized image (Qwen2.5-VL).
+    `image_mean`, `image_std`: of each channel; None: Qwen2-VL's.
     """
     # torchvision is not needed: the PIL backend, imported directly, does not even warn
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -60,6 +64,8 @@ def make_processor(
         patch_size=patch_size,
         merge_size=merge_size,
         temporal_patch_size=temporal_patch_size,
+        **({} if image_mean is None else {"image_mean": list(image_mean)}),
+        **({} if image_std is None else {"image_std": list(image_std)}),
     )
     ids = tokenizer.convert_tokens_to_ids(["<|image_pad|>", END])
     if None in ids or tokenizer.unk_token_id in ids:
@@ -76,10 +82,9 @@ def make_sample(record: Record, processor: Processor, with_response: bool) -> Sa
     """
     images = load_images(record, processor.exif)
     try:
-        patches = processor.image_processor(images=images, return_tensors="np")
+        pixels, grid = _patches(images, processor.image_processor)
     except ValueError as error:  # the sides' ratio, if the record did not come through the scan
         raise SampleError(record.source, "aspect", str(error)) from error
-    grid = np.asarray(patches["image_grid_thw"], np.int64)
     patch = processor.image_processor.patch_size
     frame = _Frame(processor, [image.size for image in images], [(int(w) * patch, int(h) * patch) for _, h, w in grid])
     prompt = _expand(record, grid, frame)
@@ -92,11 +97,22 @@ def make_sample(record: Record, processor: Processor, with_response: bool) -> Sa
         record=record,
         prompt_ids=prompt,
         image_grid_thw=grid,
-        pixel_values=np.asarray(patches["pixel_values"], np.float32),
+        pixel_values=pixels,
         sizes=tuple(frame.sizes),
         response_ids=response,
         resized=tuple(frame.resized),
     )
+
+
+def _patches(images: list[Any], image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Patches [sum(h*w), 3*p*p] float32, of one frame (those of a still image are equal), and grids [n, 3] int64."""
+    values = 3 * image_processor.patch_size**2
+    if not images:
+        return np.zeros((0, values), np.float32), np.zeros((0, 3), np.int64)
+    made = image_processor(images=images, return_tensors="np")
+    frames = np.asarray(made["pixel_values"], np.float32)
+    frames = frames.reshape(len(frames), 3, image_processor.temporal_patch_size, -1)
+    return frames[:, :, 0].reshape(len(frames), values), np.asarray(made["image_grid_thw"], np.int64)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from univg_fast.model.attention import TEXT, VISION
 from univg_fast.model.families import FAMILIES
 
-CONFIGS = files("univg_fast.model") / "configs"
+TINY = "_tiny"  # ends the names of the families' small configs
 SUPPORTED = ("5.16", "5.24")
 
 
 def builtin_configs() -> list[str]:
     """Names of the small configs that come with the package."""
-    return sorted(p.name.removesuffix(".json") for p in CONFIGS.iterdir() if p.name.endswith(".json"))
+    return sorted(name + TINY for name in FAMILIES)
 
 
 def check_version(have: str = transformers.__version__) -> None:
@@ -66,7 +65,8 @@ def load_model(
 
 def small_config(name: str, vocab: dict[str, int]) -> PretrainedConfig:
     """The built-in config `name` with vocabulary size and special token ids taken from `vocab`."""
-    raw: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text())
+    module = FAMILIES[name.removesuffix(TINY)]
+    raw: dict[str, Any] = copy.deepcopy(module.SMALL)
     ids = {
         "image_token_id": "<|image_pad|>",
         "video_token_id": "<|video_pad|>",
@@ -85,4 +85,4 @@ def small_config(name: str, vocab: dict[str, int]) -> PretrainedConfig:
         "pad_token_id": vocab["<|endoftext|>"],
     }
     raw |= {key: vocab[token] for key, token in ids.items()}
-    return FAMILIES[raw["model_type"]].CLASSES[0](**raw)
+    return module.CLASSES[0](**raw)

@@ -15,6 +15,7 @@ from torch import nn
 from univg_fast.model.attention import attention_of
 from univg_fast.model.families import family_of
 from univg_fast.model.features import ImageFeatures
+from univg_fast.model.patches import repeat_frames, take_single_frames
 from univg_fast.packing.rows import Row
 from univg_fast.packing.vision import VisionInputs
 
@@ -26,11 +27,13 @@ class PackedModel(nn.Module):
 
     model: Any  # a transformers model: its attributes are not known to a type checker
 
-    def __init__(self, model: Any, attention: str = "auto") -> None:
+    def __init__(self, model: Any, attention: str = "auto", *, fold_frames: bool = True) -> None:
+        """`fold_frames` False: the tower sees every copy of a still image's frame, as in transformers (an ablation)."""
         super().__init__()
-        self.model = model
+        self.model, self.fold_frames = model, fold_frames
         self.family = family_of(model.config)
         self.family.prepare(model)
+        take_single_frames(model.model.visual.patch_embed)
         self.attention = attention_of(model, attention)  # rows for this model are built for `self.attention.face`
 
     @property
@@ -41,18 +44,17 @@ class PackedModel(nn.Module):
         """Vision tower over all images at once, [patches, patch_dim] -> features of M tokens, in the given order."""
         if vision.order is not None:
             pixel_values = pixel_values.index_select(0, vision.order)
+        if not self.fold_frames:
+            pixel_values = repeat_frames(pixel_values, self.family.temporal_patch_size)
         visual = self.model.model.visual
-        out = visual(
-            pixel_values.to(visual.dtype),
-            grid_thw=vision.grid_thw,
-            cu_seqlens=torch.tensor([0, len(pixel_values)], dtype=torch.int32),  # one chunk: `vision` splits it
-            max_seqlen=len(pixel_values),
-            vision=vision,
-            **vision.tensors,
-        )
+        out = visual(pixel_values.to(visual.dtype), vision=vision, **vision.host, **vision.tensors)
         count = sum(vision.image_tokens)  # none of them where the only image is a blank one
-        pooled = out.pooler_output if vision.back is None else out.pooler_output.index_select(0, vision.back)
-        return ImageFeatures(pooled[:count])
+
+        def given_order(x: torch.Tensor) -> torch.Tensor:
+            return (x if vision.back is None else x.index_select(0, vision.back))[:count]
+
+        levels = getattr(out, "deepstack_features", None) or ()
+        return ImageFeatures(given_order(out.pooler_output), tuple(given_order(level) for level in levels))
 
     def states(self, row: Row, features: ImageFeatures | None = None, layout: Any = None) -> torch.Tensor:
         """Last hidden states of all the row's tokens, [T, H].
@@ -64,7 +66,10 @@ class PackedModel(nn.Module):
             features = self.encode_images(row.pixel_values, row.vision)
         if features is not None:
             embeds = embeds[0].index_copy(0, row.image_positions, features.pooled.to(embeds.dtype))[None]
-        return self._language(embeds, row.position_ids, layout or row.layout)[0]
+        more = {}
+        if features is not None and features.levels:
+            more = {"visual_pos_masks": row.image_positions, "deepstack_visual_embeds": features.levels}
+        return self._language(embeds, row.position_ids, layout or row.layout, **more)[0]
 
     def step(self, token_ids: torch.Tensor, position_ids: torch.Tensor, layout: Any) -> torch.Tensor:
         """One token of each of B sequences: [B] int64, [3, B, 1] int64 -> [B, H]. `layout` holds keys and values."""

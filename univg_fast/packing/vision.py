@@ -29,16 +29,18 @@ class AttentionRuns:
 class VisionInputs:
     """Of n images in the given order. `order` gathers their patches, `back` their tokens (after the merger)."""
 
-    grid_thw: torch.Tensor  # [n, 3] int64, always on the CPU
     image_tokens: tuple[int, ...]  # tokens of each image
     images: AttentionRuns  # attention within each image
     windows: AttentionRuns | None = None  # attention within each window, in the blocks that have windows
     order: torch.Tensor | None = None  # [patches] int64; None: as given
     back: torch.Tensor | None = None  # [M] int64
-    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # the tower's own keyword arguments
+    host: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # the tower's keyword arguments that are read on the CPU
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)  # the others
 
     def to(self, device: torch.device | str) -> VisionInputs:
-        """A copy on `device`; the grids stay on the host."""
+        """A copy on `device`; what the CPU reads stays there."""
 
         def move(x: Any) -> Any:
             return x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x
@@ -69,31 +71,41 @@ class VisionFamily(Protocol):
     def vision_inputs(self) -> Callable[[np.ndarray], VisionInputs]: ...
 
 
-def runs_of(lengths: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Runs of sequences that are sorted by length."""
-    values, counts = np.unique(lengths, return_counts=True)
-    return tuple((int(count), int(value)) for value, count in zip(values, counts, strict=True))
+def runs_of(sorted_lengths: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """(how many, length) of each run of equals."""
+    lengths, counts = np.unique(sorted_lengths, return_counts=True)
+    return tuple((int(count), int(length)) for length, count in zip(lengths, counts, strict=True))
 
 
-def gather_blocks(sizes: np.ndarray, order: np.ndarray) -> torch.Tensor:
-    """Indices that gather whole blocks, block i being `sizes[i]` neighbours, in `order`."""
+def gather_blocks(sizes: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Indices that gather whole blocks in `order`; block i is `sizes[i]` neighbours."""
     starts = np.cumsum(sizes) - sizes
-    parts = [np.arange(starts[i], starts[i] + sizes[i]) for i in order]
-    return torch.from_numpy(np.concatenate(parts or [np.zeros(0, np.int64)]))
+    within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes[order]) - sizes[order], sizes[order])
+    return np.repeat(starts[order], sizes[order]) + within
 
 
-def by_size(grids: np.ndarray, merge_size: int) -> VisionInputs:
-    """Images sorted by their number of patches, equal ones as one run; no tensors of any tower yet."""
+def permutation(order: np.ndarray) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """`order` and its inverse, or nothing where it changes nothing."""
+    if (order == np.arange(len(order))).all():
+        return None, None
+    return torch.from_numpy(order), torch.from_numpy(np.argsort(order))
+
+
+def one_sequence(grids: np.ndarray) -> dict[str, torch.Tensor]:
+    """Arguments that keep transformers from splitting the patches: the registered attention does."""
+    return {"grid_thw": torch.from_numpy(grids), "cu_seqlens": torch.tensor([0, grids.prod(-1).sum()])}
+
+
+def sorted_by_size(grids: np.ndarray, merge_size: int) -> VisionInputs:
+    """Images from small to large, equal ones as one run; `host["grid_thw"]` is in that order, `tensors` is empty."""
     sizes = grids.prod(-1)
-    tokens = sizes // merge_size**2
-    order = np.argsort(sizes, kind="stable")
-    sorted_already = bool((order == np.arange(len(order))).all())
+    tokens, by_size = sizes // merge_size**2, np.argsort(sizes, kind="stable")
     return VisionInputs(
-        grid_thw=torch.from_numpy(grids),
         image_tokens=tuple(int(n) for n in tokens),
         images=AttentionRuns(runs_of(sizes)),
-        order=None if sorted_already else gather_blocks(sizes, order),
-        back=None if sorted_already else torch.argsort(gather_blocks(tokens, order)),
+        order=permutation(gather_blocks(sizes, by_size))[0],
+        back=permutation(gather_blocks(tokens, by_size))[1],
+        host=one_sequence(grids[by_size]),
     )
 
 

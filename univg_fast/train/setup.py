@@ -21,8 +21,8 @@ from univg_fast.data.samples import Processor, make_processor, make_sample
 from univg_fast.data.scan import Report, require, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import family_of, load_model
-from univg_fast.model.load import CONFIGS, builtin_configs, check_path
-from univg_fast.rewards import ask_for_images, check_terms, unscorable
+from univg_fast.model.load import builtin_configs, check_path, small_config
+from univg_fast.rewards import check_terms
 from univg_fast.structs import Record, Sample
 
 NEEDS = {"sft": "response", "grpo": "box", "eval": "box"}  # what a record of each use must have
@@ -75,18 +75,12 @@ def files_to_read(config: Config, run_dir: Path) -> dict[str, list[Any]]:
 
 
 def scan_use(config: Config, use: str, entries: list[Any], progress: Any = None) -> tuple[Records, Report]:
-    """The records of one use, read as the config says; `progress` as in `scan`.
-
-    What the rewards ask of answers, prompts and targets ask for, too; a record that they cannot score is bad.
-    """
-    data, rewards = config.data, config.rewards
-    rewarded = "grpo" in config.stages
+    """The records of one use, read as the config says; `progress` as in `scan`."""
+    data = config.data
     return scan(
         entries,
         data.image_root,
         NEEDS[use],
-        problem_of=lambda record: unscorable(record, rewards.terms, rewards.parser) if use == "grpo" else None,
-        name_images=rewarded and ask_for_images(rewards.terms),
         cache_dir=data.cache_dir,
         progress=progress,
         exif=data.exif,
@@ -142,22 +136,23 @@ def make_run_processor(config: Config, records: dict[str, Sequence[Record]]) -> 
     path = config.model.path
     if path in builtin_configs():
         tokenizer: Any = build_tokenizer(corpus([r for use in ("sft", "grpo") for r in records[use]]))
-        vision, coordinates = json.loads((CONFIGS / f"{path}.json").read_text())["vision_config"], "norm1000"
+        family = family_of(small_config(path, tokenizer.get_vocab()))
     else:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoConfig.from_pretrained(path)
-        vision, coordinates = model.vision_config.to_dict(), family_of(model).coordinates
+        family = family_of(AutoConfig.from_pretrained(path))
     return make_processor(
         tokenizer,
         min_pixels=config.data.min_pixels,
         max_pixels=config.data.max_pixels,
-        patch_size=vision["patch_size"],
-        merge_size=vision["spatial_merge_size"],
-        temporal_patch_size=vision["temporal_patch_size"],
+        patch_size=family.patch_size,
+        merge_size=family.merge_size,
+        temporal_patch_size=family.temporal_patch_size,
         prompt_template=config.data.prompt_template,
         max_length=config.data.max_length,
         exif=config.data.exif,
-        coordinates=coordinates,
+        coordinates=family.coordinates,
+        image_mean=family.image_mean,
+        image_std=family.image_std,
     )
 
 

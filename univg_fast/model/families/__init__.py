@@ -1,4 +1,4 @@
-"""Model families, one file each: a module of this folder with `CLASSES` and `family(config)` is found by itself."""
+"""Model families, one file each: a module of this folder with `CLASSES`, `family` and `SMALL` is found by itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from univg_fast.model.families.base import Family
 
-FAMILIES: dict[str, ModuleType] = {
+FAMILIES: dict[str, ModuleType] = {  # by model_type
     module.CLASSES[0].model_type: module
     for module in (import_module(f"{__name__}.{info.name}") for info in iter_modules(__path__) if info.name != "base")
 }

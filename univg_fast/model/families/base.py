@@ -10,9 +10,11 @@ import numpy as np
 
 from univg_fast.packing.vision import VisionInputs
 
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
 
 def nothing(model: Any) -> None:
-    """A family that needs no edit of its transformers model."""
+    """No edit of the transformers model."""
 
 
 @dataclass(frozen=True)
@@ -25,22 +27,34 @@ class Family:
     patch_size: int
     merge_size: int
     temporal_patch_size: int
-    vision_inputs: Callable[[np.ndarray], VisionInputs]  # [n, 3] int64 grids -> what the tower needs, on the host
-    prepare: Callable[[Any], None] = nothing  # edits a transformers model once, before it is driven by rows
-    coordinates: str = "norm1000"  # what the box numbers in its text mean: "norm1000", or "resized" (pixels)
-    answer_style: str = "box_tokens"  # how it wrote boxes in its own training: a style of data.answer_style
+    vision_inputs: Callable[
+        [np.ndarray], VisionInputs
+    ]  # [n, 3] int64 grids, n > 0 -> what the tower needs, on the host
+    prepare: Callable[[Any], None] = nothing  # edits a transformers model once, before rows drive it
+    coordinates: str = "norm1000"  # what box numbers in its text mean: "norm1000", or "resized" (pixels)
+    answer_style: str = "bbox_2d"  # how it wrote boxes in its own training: a name of data.answer_style
+    image_mean: tuple[float, ...] = CLIP_MEAN
+    image_std: tuple[float, ...] = CLIP_STD
 
     @property
     def patch_dim(self) -> int:
-        """Numbers of one patch."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
+        """Numbers of one patch of a still image: its frames are equal, so it holds one."""
+        return 3 * self.patch_size**2
 
 
-def placeholders(config: Any) -> tuple[int, ...]:
-    """Ids that stand for images and videos in a prompt."""
-    return (
-        config.image_token_id,
-        config.video_token_id,
-        config.vision_start_token_id,
-        config.vision_end_token_id,
-    )
+def common(config: Any) -> dict[str, Any]:
+    """The fields that transformers' configs of all families name alike."""
+    vision = config.vision_config
+    return {
+        "model_type": config.model_type,
+        "image_token_id": config.image_token_id,
+        "banned_token_ids": (
+            config.image_token_id,
+            config.video_token_id,
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+        ),
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
