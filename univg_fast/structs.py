@@ -41,6 +41,7 @@ class Record:
     task: str = "unknown"
     cot: bool = True  # False: answer directly, without <think>
     answer_style: str = "univg_r1"
+    names_images: bool = False  # an answer with one box names its image, too (with several boxes it always does)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -22,7 +22,7 @@ from univg_fast.data.scan import Report, require, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import family_of, load_model
 from univg_fast.model.load import builtin_configs, check_path, small_config
-from univg_fast.rewards import check_terms
+from univg_fast.rewards import ask_for_images, check_terms, unscorable
 from univg_fast.structs import Record, Sample
 
 NEEDS = {"sft": "response", "grpo": "box", "eval": "box"}  # what a record of each use must have
@@ -75,12 +75,18 @@ def files_to_read(config: Config, run_dir: Path) -> dict[str, list[Any]]:
 
 
 def scan_use(config: Config, use: str, entries: list[Any], progress: Any = None) -> tuple[Records, Report]:
-    """The records of one use, read as the config says; `progress` as in `scan`."""
-    data = config.data
+    """The records of one use, read as the config says; `progress` as in `scan`.
+
+    What the rewards ask of answers, prompts and targets ask for, too; a record that they cannot score is bad.
+    """
+    data, rewards = config.data, config.rewards
+    rewarded = "grpo" in config.stages
     return scan(
         entries,
         data.image_root,
         NEEDS[use],
+        problem_of=lambda record: unscorable(record, rewards.terms, rewards.parser) if use == "grpo" else None,
+        name_images=rewarded and ask_for_images(rewards.terms),
         cache_dir=data.cache_dir,
         progress=progress,
         exif=data.exif,
