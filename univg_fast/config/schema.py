@@ -43,6 +43,7 @@ class ModelConfig:
     path: str = "qwen2_vl_tiny"  # a local Hugging Face folder, or the name of a small built-in config
     torch_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights that compute; the optimizer's stay float32
     attention: AttentionName = "auto"  # auto: an installed library that passes its trial on the device, else torch
+    liger: bool = False  # Liger's RMSNorm, LayerNorm, SwiGLU and RoPE, on CUDA; each seen in use before step 1
     freeze_vision_tower: bool = True  # also freezes the merger: only the language model trains
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     init_seed: int = num(0, ge=0)  # weights of a built-in config that has no checkpoint

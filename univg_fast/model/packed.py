@@ -35,6 +35,7 @@ class PackedModel(nn.Module):
         self.family.prepare(model)
         take_single_frames(model.model.visual.patch_embed)
         self.attention = attention_of(model, attention)  # rows for this model are built for `self.attention.face`
+        self.lines = [self.attention.line]  # what was chosen, for a person
 
     @property
     def device(self) -> torch.device:

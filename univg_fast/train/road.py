@@ -12,7 +12,6 @@ from univg_fast import distributed
 from univg_fast.config import Config, to_yaml
 from univg_fast.evaluate.metrics import results_table
 from univg_fast.evaluate.run import evaluate
-from univg_fast.model import PackedModel
 from univg_fast.report import write_report
 from univg_fast.train.environment import describe
 from univg_fast.train.metrics import console, eval_progress
@@ -53,7 +52,7 @@ def held_out(name: str, path: str, config: Config, inputs: Inputs, run_dir: Path
     done = config.run.resume != "never" and out.with_suffix(".json").is_file()
     if not inputs.records["eval"] or distributed.broadcast_object(done):
         return
-    model = PackedModel(load_policy(config, inputs.processor, path, device), config.model.attention).eval()
+    model = load_policy(config, inputs.processor, path, device).eval()
     with eval_progress(name) as progress:
         evaluate(model, inputs.processor, inputs.records["eval"], config.evaluate, out, progress)
 

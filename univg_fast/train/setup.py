@@ -20,7 +20,8 @@ from univg_fast.data.prompts import corpus
 from univg_fast.data.samples import Processor, make_processor, make_sample
 from univg_fast.data.scan import Report, require, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
-from univg_fast.model import family_of, load_model
+from univg_fast.model import PackedModel, family_of, load_model
+from univg_fast.model.liger import apply_liger
 from univg_fast.model.load import builtin_configs, check_path, small_config
 from univg_fast.rewards import ask_for_images, check_terms, unscorable
 from univg_fast.structs import Record, Sample
@@ -162,8 +163,8 @@ def make_run_processor(config: Config, records: dict[str, Sequence[Record]]) -> 
     )
 
 
-def load_policy(config: Config, processor: Processor, path: str, device: torch.device) -> Any:
-    """The transformers model at `path` on `device`, its vision tower frozen if the config says so."""
+def load_policy(config: Config, processor: Processor, path: str, device: torch.device) -> PackedModel:
+    """The model at `path` on `device`, its vision tower frozen and its layers replaced as the config says."""
     vocab, seed = processor.tokenizer.get_vocab(), config.run.seed + config.model.init_seed
     model: Any = load_model(path, DTYPES[config.model.torch_dtype], vocab=vocab, seed=seed)
     model.to(device)
@@ -171,7 +172,10 @@ def load_policy(config: Config, processor: Processor, path: str, device: torch.d
         model.model.visual.requires_grad_(False)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
+    packed = PackedModel(model, config.model.attention)
+    if config.model.liger:
+        packed.lines.append(apply_liger(packed))
+    return packed
 
 
 def first_sample(records: Sequence[Record], processor: Processor, with_response: bool) -> Sample:

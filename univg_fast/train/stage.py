@@ -40,7 +40,7 @@ def run_stage(
         return exported
     total = total_steps(stage, config, mix_of(inputs.records[stage]).epoch)
     last = min(total, config.run.max_steps or total)
-    model = PackedModel(load_policy(config, inputs.processor, start, device)).train()
+    model = load_policy(config, inputs.processor, start, device).train()
     sampler = plain_copy(model, config.deepspeed.zero_stage) if stage == "grpo" else model
     updates = 1 if stage == "sft" else config.grpo.num_iterations  # optimizer steps of one step of the loader
     engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total * updates)
@@ -101,7 +101,7 @@ def make_step(
         return SftStep(config, engine, loader, spare, phases)
     reference = None
     if config.grpo.beta > 0:  # the stage's first weights, for good
-        reference = PackedModel(load_policy(config, processor, start, device)).eval().requires_grad_(False)
+        reference = load_policy(config, processor, start, device).eval().requires_grad_(False)
     own = sampler is not engine.module
     rollout = LocalEngine(sampler, processor.tokenizer, processor.end_token_id, own_weights=own)
     return GrpoStep(config, engine, loader, rollout, reference, spare, phases)
