@@ -36,11 +36,19 @@ def test_stage_1_by_hand() -> None:
 
 def test_stage_2_shares_the_prompt() -> None:
     counts = counted([1000, 500], [0, 0])
-    packing = pack_epoch(counts, Mix((2,), (1.0,)), batch=2, seed=0, ranks=1, budget=1000, generations=8,
+    packing = pack_epoch(counts, Mix((2,), (1.0,)), batch=2, seed=0, ranks=1, budget=2000, generations=8,
                          response_tokens=100)  # fmt: skip
     assert packing.tokens == 1000 + 800 + 500 + 800
     assert packing.separate == 8 * (1100 + 600) and packing.padded == 8 * 2 * 1100
-    assert packing.over_budget == 2 and packing.rows == 2 and packing.room == packing.tokens
+    assert (packing.over_budget, packing.rows, packing.room, packing.groups) == (0, 2, 4000, 2)
+    split = pack_epoch(counts, Mix((2,), (1.0,)), batch=2, seed=0, ranks=1, budget=1500, generations=8,
+                       response_tokens=100)  # fmt: skip
+    assert split.tokens == 2 * 1000 + 800 + 500 + 800  # the larger group in two parts, of 5 and 3 responses
+    assert (split.over_budget, split.rows, split.longest_row, split.groups) == (0, 3, 1500, 2)
+    assert split.separate == packing.separate and split.image_tokens == 2 * 500 + 250
+    long = pack_epoch(counts, Mix((2,), (1.0,)), batch=2, seed=0, ranks=1, budget=1050, generations=8,
+                      response_tokens=100)  # fmt: skip
+    assert long.over_budget == 8 and long.longest_row == 1100 and long.room == 8 * 1100 + 2 * 1050
 
 
 def test_ranks_and_steps_share_the_records() -> None:
@@ -51,6 +59,19 @@ def test_ranks_and_steps_share_the_records() -> None:
     assert packing.rows == 6 * 4 + 2  # the last step has records for two ranks
     twice = pack_epoch(counts, Mix((50,), (2.0,)), batch=8, seed=3, ranks=1, budget=10_000)
     assert twice.tokens == 2 * packing.tokens  # a weight of 2: each record twice in an epoch
+    assert 1 / 7 < packing.imbalance < 0.2  # two ranks of four wait in the last of 7 steps
+
+
+def test_a_window_fills_rows() -> None:
+    counts = counted([300 + 37 * (i % 29) for i in range(300)], [50] * 300)
+    off, on = (
+        pack_epoch(counts, Mix((300,), (1.0,)), batch=8, seed=0, ranks=1, budget=3000, window=window)
+        for window in (0, 128)
+    )
+    assert (
+        (on.steps, on.groups, on.tokens) == (off.steps, off.groups, off.tokens) == (38, 300, sum(counts.prompt) + 15000)
+    )
+    assert off.fill < 0.9 < 0.95 < on.fill
 
 
 def test_histograms_hold_every_record() -> None:

@@ -16,9 +16,9 @@ from PIL import Image
 
 from univg_fast.data.convert import convert
 from univg_fast.data.index import Records
-from univg_fast.data.loader import batch_indices
 from univg_fast.data.mix import Mix
 from univg_fast.data.scan import scan
+from univg_fast.data.windows import places
 
 from .examples import ROWS, THINK, turns
 
@@ -184,10 +184,10 @@ def test_the_weights_of_files_in_an_epoch():
 
 def test_batches_of_a_mix_are_a_function_of_the_step():
     mix = Mix((6, 6), (1.0, 0.5))
-    steps = [batch_indices(mix, 4, 3, step) for step in range(9)]
+    steps = [places(mix, 3, 4 * step, 4 * step + 4) for step in range(9)]
     drawn = [i for batch in steps for i in batch]
     assert drawn == [i for epoch in range(4) for i in mix.order(3, epoch).tolist()]
-    assert batch_indices(mix, 4, 3, 7) == steps[7]
+    assert places(mix, 3, 28, 32) == steps[7]
 
 
 def test_the_records_of_a_scan_carry_their_files_weights(folder):

@@ -129,8 +129,8 @@ def test_images_are_decoded_once_per_prompt_and_in_workers(folder, processor, mo
     monkeypatch.setattr(module, "load_image", counting)
     with SampleLoader(records, processor, 2, seed=0, with_response=False, num_workers=2, prefetch=0) as loader:
         for step in range(4):
-            samples, bad = loader.batch(step)
-            assert len(samples) == 2 and not bad
+            batch = loader.batch(step)
+            assert len(batch.samples) == 2 and not batch.bad
     assert len(decoded) == 4 * 2, "four records of two images, in two epochs"
     assert all(name.startswith("samples") for _, name in decoded)
 

@@ -1,13 +1,19 @@
-"""A batch is a function of (seed, step) alone: not of ranks, earlier batches, threads or the cache."""
+"""What a rank gets in a step is a function of (seed, step) alone: not of earlier steps, threads or the cache."""
 
+import threading
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from univg_fast.data.loader import SampleLoader, _bytes, _Cache, batch_indices
+from univg_fast.data.loader import SampleLoader, _bytes, _Cache
+from univg_fast.data.mix import Mix
 from univg_fast.data.records import read_records
 from univg_fast.data.samples import make_sample
+from univg_fast.data.windows import Planning, places, window_steps
+
+ROWS = Planning(budget=200, window=24)
 
 
 def loader_of(records, processor, **changes):
@@ -19,41 +25,88 @@ def uids(samples):
     return [sample.record.uid for sample in samples]
 
 
+def rows(batch):
+    return [uids(row.samples) for row in batch.rows]
+
+
 def test_every_epoch_is_a_permutation_and_epochs_differ():
-    number, size = 10, 4
-    drawn = [i for step in range(5) for i in batch_indices(number, size, 1, step)]
+    drawn = places(Mix((10,), (1.0,)), 1, 0, 20)
     first, second = drawn[:10], drawn[10:]
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second and first != list(range(10))
-    assert batch_indices(number, size, 1, 3) != batch_indices(number, size, 2, 3)
+    assert drawn != places(Mix((10,), (1.0,)), 2, 0, 20)
 
 
-def test_a_batch_larger_than_the_data():
-    assert sorted(batch_indices(3, 6, 0, 0)) == [0, 0, 1, 1, 2, 2]
+def test_a_window_is_whole_steps_of_at_most_an_epoch():
+    assert window_steps(512, 24, 10_000) == 21  # 504 samples
+    assert window_steps(512, 24, 100) == 4
+    assert window_steps(512, 600, 10_000) == window_steps(0, 8, 100) == window_steps(16, 24, 5) == 1
 
 
+@pytest.mark.parametrize("planning", [Planning(), Planning(budget=300), ROWS])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_together_give_the_batch_of_one_rank(records, processor, world_size):
-    alone = loader_of(records, processor)
-    ranks = [loader_of(records, processor, rank=r, world_size=world_size) for r in range(world_size)]
+def test_ranks_together_have_the_step_of_one_rank(records, processor, world_size, planning):
+    alone = loader_of(records, processor, planning=planning)
+    ranks = [loader_of(records, processor, rank=r, world_size=world_size, planning=planning) for r in range(world_size)]
     for step in (0, 1, 9):
-        expected = uids(alone.batch(step)[0])
-        shares = [uids(rank.batch(step)[0]) for rank in ranks]
-        assert [shares[i % world_size][i // world_size] for i in range(8)] == expected
+        expected = alone.batch(step)
+        shares = [rank.batch(step) for rank in ranks]
+        assert sorted(uid for share in shares for uid in uids(share.samples)) == sorted(uids(expected.samples))
+        assert len({share.digest for share in shares}) == 1 and all(share.samples for share in shares)
+        assert [share.passes for share in shares] == [max(len(share.rows) for share in shares)] * world_size
     for loader in (alone, *ranks):
         loader.close()
 
 
+def test_a_window_has_every_record_once_in_rows_within_the_budget(records, processor):
+    """60 records of an epoch are 2 windows of 3 steps of 8 and a bit; rows are full, and steps near equal."""
+    with loader_of(records, processor, planning=ROWS, num_steps=7) as loader:
+        steps = [loader.batch(step) for step in range(7)]
+    lengths = [sum(len(s.prompt_ids) + len(s.response_ids) for s in r.samples) for batch in steps for r in batch.rows]
+    assert max(lengths) <= 200
+    counts = Counter(uid for batch in steps for uid in uids(batch.samples))
+    assert sum(counts.values()) == 56 and set(counts.values()) == {1}
+    assert [sum(len(batch.samples) for batch in steps[i : i + 3]) for i in (0, 3, 6)] == [24, 24, 8]
+    assert all(4 <= len(batch.samples) <= 12 for batch in steps)
+    with loader_of(records, processor, planning=replace(ROWS, window=0)) as loader:
+        off = [sum(len(b.rows) for b in map(loader.batch, range(i, i + 3))) for i in (0, 3)]
+    assert [sum(len(batch.rows) for batch in steps[i : i + 3]) for i in (0, 3)] < off
+    with loader_of(records, processor, planning=ROWS) as loader:  # the stage goes on: the last window is whole
+        assert len(loader.windows.indices(2)) == 24
+
+
+def test_a_step_without_a_window_has_the_records_in_order(records, processor):
+    with loader_of(records, processor, planning=Planning(budget=10_000)) as loader:
+        expected = places(loader.windows.mix, 5, 16, 24)
+        assert rows(loader.batch(2)) == [[records[i].uid for i in expected]]
+
+
+def test_rows_are_built_in_threads_from_their_samples(records, processor):
+    here = threading.current_thread().name
+
+    def build(samples):
+        return threading.current_thread().name, uids(samples)
+
+    with loader_of(records, processor, planning=ROWS, build=build) as loader:
+        batch = loader.batch(4)
+    assert len(batch.rows) > 1
+    for row in batch.rows:
+        assert row.built[0] != here and row.built[1] == uids(row.samples)
+
+
 def test_resume_needs_the_step_only(records, processor):
-    through = loader_of(records, processor)
-    steps = [through.batch(step)[0] for step in range(12)]
-    resumed = loader_of(records, processor, prefetch=0, num_workers=3, cache_bytes=0)
+    """In the middle of a window, too: 9 steps are 3 windows."""
+    through = loader_of(records, processor, planning=ROWS)
+    steps = [through.batch(step) for step in range(12)]
+    resumed = loader_of(records, processor, planning=ROWS, prefetch=0, num_workers=3, cache_bytes=0)
     for step in (7, 8, 9, 3):
-        for one, other in zip(steps[step], resumed.batch(step)[0], strict=True):
-            assert one.record == other.record
-            assert np.array_equal(one.prompt_ids, other.prompt_ids)
-            assert np.array_equal(one.response_ids, other.response_ids)
-            assert np.array_equal(one.pixel_values, other.pixel_values)
+        other = resumed.batch(step)
+        assert rows(steps[step]) == rows(other) and steps[step].digest == other.digest
+        for one, two in zip(steps[step].samples, other.samples, strict=True):
+            assert one.record == two.record
+            assert np.array_equal(one.prompt_ids, two.prompt_ids)
+            assert np.array_equal(one.response_ids, two.response_ids)
+            assert np.array_equal(one.pixel_values, two.pixel_values)
     through.close()
     resumed.close()
 
@@ -65,11 +118,39 @@ def test_a_sample_that_fails_is_skipped_and_reported(folder, processor):
     records[2] = replace(records[2], images=(records[2].images[0], str(folder.path / "c.png")))
     loader = loader_of(records, processor, batch_size=4, with_response=False)
     for step in (0, 1):  # again in the next epoch
-        samples, bad = loader.batch(step)
-        assert sorted(uids(samples)) == ["0", "1", "3"]
-        assert [(entry.kind, entry.source) for entry in bad] == [("decode", records[2].source)]
-        assert bad[0].message.startswith(f"{records[2].source}: cannot decode the image {folder.path / 'c.png'}")
+        batch = loader.batch(step)
+        assert sorted(uids(batch.samples)) == ["0", "1", "3"]
+        assert [(entry.kind, entry.source) for entry in batch.bad] == [("decode", records[2].source)]
+        assert batch.bad[0].message.startswith(f"{records[2].source}: cannot decode the image {folder.path / 'c.png'}")
     loader.close()
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_what_the_headers_refuse_is_left_out_and_told_by_one_rank(folder, processor, world_size):
+    records, _ = read_records(folder.jsonl(*[folder.stage1(id=str(i)) for i in range(16)]))
+    records[2] = replace(records[2], images=(records[2].images[0], str(folder.path / "gone.png")))
+    records[9] = replace(records[9], question="<|image_pad|>")
+    planning = Planning(budget=400, window=16)
+    ranks = [loader_of(records, processor, planning=planning, rank=r, world_size=world_size) for r in range(world_size)]
+    batches = [rank.batch(step) for step in (0, 1) for rank in ranks]
+    told = sorted((entry.kind, entry.source) for batch in batches for entry in batch.bad)
+    assert told == [("count", records[9].source), ("missing", records[2].source)]
+    assert sorted(int(uid) for batch in batches for uid in uids(batch.samples)) == [
+        *range(2),
+        *range(3, 9),
+        *range(10, 16),
+    ]
+    for rank in ranks:
+        rank.close()
+
+
+def test_a_row_of_bad_samples_only_builds_nothing(folder, processor):
+    folder.write("c.png", (folder.path / "b.png").read_bytes()[:60])
+    records, _ = read_records(folder.jsonl(folder.stage1(images=["a.png", "c.png"])))
+    with loader_of(records, processor, batch_size=1, planning=ROWS, build=len) as loader:
+        batch = loader.batch(0)
+    assert [row.built for row in batch.rows] == [None] and [entry.kind for entry in batch.bad] == ["decode"]
+    assert batch.samples == [] and batch.passes == 1
 
 
 def test_an_unexpected_error_reaches_the_caller(records, processor):

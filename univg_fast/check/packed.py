@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from univg_fast.check.look import Counts
 from univg_fast.data.mix import Mix
-from univg_fast.packing import plan_rows
+from univg_fast.data.windows import Planning, share_out, window_steps
+from univg_fast.packing.plan import GroupSize, plan_rows
+from univg_fast.packing.report import figures, tally
+
+MERGED = 4  # patches of an image token, in every family so far
 
 
 @dataclass(frozen=True)
@@ -18,15 +23,16 @@ class Packing:
     groups: int
     generations: int  # G
     response_tokens: float  # mean of one response
-    tokens: int  # packed: each prompt once
+    tokens: int  # packed: each prompt once, or once in each row that holds a part of its group
     separate: int  # each response with a copy of its prompt, no padding
     padded: int  # the same, each padded to the longest of a rank's step
     room: int  # what the packed rows could hold
     rows: int
-    over_budget: int  # groups longer than pack.budget_tokens: each gets a row of its own
-    image_tokens: int  # of each prompt once
+    over_budget: int  # rows longer than pack.budget_tokens: one prompt with one response is
+    image_tokens: int  # of the packed prompts
     longest_row: int  # tokens
     largest_images: int  # image tokens of the row that has most
+    imbalance: float = 0.0  # mean over steps: how much more the dearest rank costs than the mean rank
 
     @property
     def fill(self) -> float:
@@ -51,53 +57,84 @@ def pack_epoch(
     seed: int,
     ranks: int,
     budget: int,
+    window: int = 0,
     generations: int = 1,
     response_tokens: int | None = None,
 ) -> Packing:
     """Plan every step of the first epoch in the loader's order.
 
-    `batch`: records of a step over all ranks. `response_tokens`: None for each record's own (stage 1). Records of 0
-    prompt tokens turned out bad and are left out.
+    `batch`: records of a step over all ranks. `response_tokens`: None for each record's own (stage 1, planned in
+    windows of `window` records). Records of 0 prompt tokens turned out bad and are left out.
     """
     sums: Counter[str] = Counter()
-    longest = largest = 0
+    longest = largest = steps = 0
+    imbalance = 0.0
     order = mix.order(seed, 0)
-    for first in range(0, len(order), batch):
-        step = order[first : first + batch]
-        for rank in range(ranks):
-            mine = [i for i in step[rank::ranks].tolist() if counts.prompt[i]]
-            if not mine:
-                continue
-            responses = [counts.response[i] if response_tokens is None else response_tokens for i in mine]
-            lengths = [counts.prompt[i] + generations * r for i, r in zip(mine, responses, strict=True)]
-            singles = [counts.prompt[i] + r for i, r in zip(mine, responses, strict=True)]
-            rows = plan_rows(lengths, budget)
-            filled = [sum(lengths[k] for k in row) for row in rows]
-            images = [sum(counts.image_tokens[mine[k]] for k in row) for row in rows]
-            longest, largest = max(longest, *filled), max(largest, *images)
-            sums.update(
-                groups=len(mine),
-                responses=sum(responses),
-                tokens=sum(lengths),
-                separate=generations * sum(singles),
-                padded=generations * max(singles) * len(singles),
-                room=sum(max(n, budget) for n in filled),
-                rows=len(rows),
-                over_budget=sum(n > budget for n in lengths),
-                image_tokens=sum(images),
-            )
+    span = batch * (window_steps(window, batch, mix.epoch) if response_tokens is None else 1)
+    for number, first in enumerate(range(0, len(order), span)):
+        indices = order[first : first + span]
+        sizes = [_size(counts, i, generations, response_tokens) for i in indices.tolist() if counts.prompt[i]]
+        here = -(-len(indices) // batch)
+        planned = _steps(sizes, here, ranks, budget, window, [seed, number], response_tokens is None)
+        for by_rank in planned:
+            steps += 1
+            tallies = [tally([sizes[i] for i in members], rows, budget) for members, rows in by_rank]
+            total = Counter({key: sum(part[key] for part in tallies) for key in tallies[0]})
+            sums.update(total)
+            imbalance += figures(total, max(part["cost"] for part in tallies), ranks)["pack/imbalance"]
+            for members, rows in by_rank:
+                sums.update(groups=len(members), responses=sum(sizes[i].responses[0] for i in members))
+                for row in rows:
+                    images = sum(size.patches for size in row) // MERGED
+                    sums.update(image_tokens=images)
+                    longest = max(longest, sum(size.tokens for size in row))
+                    largest = max(largest, images)
     return Packing(
-        steps=-(-len(order) // batch),
-        groups=sums["groups"],
+        steps=steps,
+        groups=int(sums["groups"]),
         generations=generations,
         response_tokens=sums["responses"] / max(1, sums["groups"]),
-        tokens=sums["tokens"],
-        separate=sums["separate"],
-        padded=sums["padded"],
-        room=sums["room"],
-        rows=sums["rows"],
-        over_budget=sums["over_budget"],
-        image_tokens=sums["image_tokens"],
+        tokens=int(sums["packed_tokens"]),
+        separate=int(sums["separate_tokens"]),
+        padded=int(sums["padded_tokens"]),
+        room=int(sums["room"]),
+        rows=int(sums["rows"]),
+        over_budget=int(sums["over_budget"]),
+        image_tokens=int(sums["image_tokens"]),
         longest_row=longest,
         largest_images=largest,
+        imbalance=imbalance / max(1, steps),
     )
+
+
+def _size(counts: Counts, index: int, generations: int, response_tokens: int | None) -> GroupSize:
+    response = counts.response[index] if response_tokens is None else response_tokens
+    return GroupSize(counts.prompt[index], (response,) * generations, counts.image_tokens[index] * MERGED)
+
+
+def _steps(
+    sizes: Sequence[GroupSize],
+    steps: int,
+    ranks: int,
+    budget: int,
+    window: int,
+    seed: Sequence[int],
+    known: bool,
+) -> Iterator[list[tuple[list[int], list[list[GroupSize]]]]]:
+    """Of each step, of each rank: the numbers of its groups, and the sizes in each of its rows.
+
+    `known`: lengths are known before the step, as in stage 1. In stage 2 prompts are dealt to ranks first, and each
+    rank packs its groups.
+    """
+    rule = Planning(budget, window) if known else Planning()
+    prompts = sizes if known else [GroupSize(size.prompt, (), size.patches) for size in sizes]
+    for by_rank in share_out(prompts, steps, ranks, rule, seed):
+        found = []
+        for rows in by_rank:
+            members = [i for row in rows for i in row]
+            if known:
+                held = [[sizes[i] for i in row] for row in rows]
+            else:
+                held = [[part.size for part in row] for row in plan_rows([sizes[i] for i in members], budget)]
+            found.append((members, held))
+        yield found

@@ -98,6 +98,7 @@ def _packed(
         seed=config.run.seed,
         ranks=min(gpus, batch_size(use, config)),
         budget=config.pack.budget_tokens,
+        window=config.pack.window,
         generations=config.grpo.num_generations if grpo else 1,
         response_tokens=(response_tokens or config.grpo.max_completion_length) if grpo else None,
     )

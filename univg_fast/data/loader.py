@@ -1,32 +1,53 @@
-"""Batches as a pure function of (seed, step): nothing to save but the step, one order for all ranks."""
+"""A rank's samples and rows of each step, made in threads ahead of time; a pure function of (seed, step)."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from threading import Lock
+from typing import Generic, TypeVar
 
 from univg_fast.structs import BadRecord, Record, Sample
 
 from .errors import SampleError
-from .mix import Mix, mix_of
 from .samples import Processor, make_sample
+from .windows import Planning, Share, Windows
+
+Built = TypeVar("Built")
+EACH_STEP = Planning()
 
 
-def batch_indices(mix: Mix | int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Record indices of a step's global batch: the epochs' orders, end to end, cut into batches."""
-    mix = Mix((mix,), (1.0,)) if isinstance(mix, int) else mix
-    first = step * batch_size
-    places = (divmod(at, mix.epoch) for at in range(first, first + batch_size))
-    return [int(mix.order(seed, epoch)[at]) for epoch, at in places]
+@dataclass(frozen=True)
+class LoadedRow(Generic[Built]):
+    """Samples that go together, and what `build` made of them; None where each of them turned out bad."""
+
+    samples: list[Sample]
+    built: Built | None
+    bad: list[BadRecord]
 
 
-class SampleLoader:
-    """Makes this rank's samples of a step, and those of the next steps ahead of time in threads.
+@dataclass(frozen=True)
+class Batch(Generic[Built]):
+    """One rank's part of a step. `passes`: the largest number of rows planned for any rank."""
 
-    `batch_size` counts records over all ranks; rank r takes records r, r + world_size, ... of each batch. The
-    decoded samples used last are kept, up to `cache_bytes`. Memory besides: (prefetch + 1) batches.
+    rows: list[LoadedRow[Built]]
+    bad: list[BadRecord]
+    passes: int
+    digest: int  # of the plan of all ranks
+
+    @property
+    def samples(self) -> list[Sample]:
+        return [sample for row in self.rows for sample in row.samples]
+
+
+class SampleLoader(Generic[Built]):
+    """Makes this rank's rows of a step, and those of the next steps ahead of time in threads.
+
+    `batch_size` counts records over all ranks: of a step, or on average of the steps of a window. `build` turns the
+    samples of a row into what a step needs, in a thread too. The decoded samples used last are kept, up to
+    `cache_bytes`. Memory besides: (prefetch + 1) steps.
     """
 
     def __init__(
@@ -37,6 +58,9 @@ class SampleLoader:
         *,
         seed: int,
         with_response: bool,
+        planning: Planning = EACH_STEP,
+        build: Callable[[list[Sample]], Built] | None = None,
+        num_steps: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 1,
@@ -50,29 +74,44 @@ class SampleLoader:
                 f"a global batch of {batch_size} records leaves some of the {world_size} ranks without any"
             )
         self.records, self.processor, self.batch_size = records, processor, batch_size
-        self.seed, self.with_response, self.rank, self.world_size = seed, with_response, rank, world_size
-        self.mix, self.prefetch = mix_of(records), prefetch
+        self.with_response, self.build, self.rank, self.prefetch = with_response, build, rank, prefetch
+        self.windows = Windows(records, processor, batch_size, seed, with_response, world_size, planning, num_steps)
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="plans")
         self._pool = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="samples")
-        self._pending: dict[int, list[Future[Sample | BadRecord]]] = {}
+        self._plans: dict[int, Future[list[Share]]] = {}
+        self._pending: dict[int, tuple[Share, list[Future[LoadedRow[Built]]]]] = {}
         self._cache = _Cache(cache_bytes)
 
-    def indices(self, step: int) -> list[int]:
-        """This rank's record indices of a step."""
-        return batch_indices(self.mix, self.batch_size, self.seed, step)[self.rank :: self.world_size]
+    def share(self, step: int) -> Share:
+        """This rank's records of a step. The next window is planned meanwhile."""
+        window, number = self.windows.place(step)
+        for other in (window, window + 1):
+            if other not in self._plans and not self._past_the_end(other * self.windows.steps):
+                self._plans[other] = self._planner.submit(self.windows.plan, other, self.rank)
+        return self._plans[window].result()[number]
 
-    def batch(self, step: int) -> tuple[list[Sample], list[BadRecord]]:
-        """This rank's samples of a step, and the records that gave none."""
-        ahead = range(step, step + self.prefetch + 1)
-        for other in [other for other in self._pending if other not in ahead]:
-            for future in self._pending.pop(other):
+    def _past_the_end(self, step: int) -> bool:
+        return self.windows.num_steps is not None and step >= self.windows.num_steps
+
+    def batch(self, step: int) -> Batch[Built]:
+        """This rank's rows of a step, and the records that gave no sample."""
+        ahead = [other for other in range(step, step + self.prefetch + 1) if not self._past_the_end(other)]
+        windows = {self.windows.place(other)[0] for other in (*ahead, ahead[-1] + self.windows.steps)}
+        for old in self._plans.keys() - windows:
+            self._plans.pop(old).cancel()
+        for old in self._pending.keys() - set(ahead):
+            for future in self._pending.pop(old)[1]:
                 future.cancel()
         for other in ahead:
             if other not in self._pending:
-                self._pending[other] = [self._pool.submit(self._make, index) for index in self.indices(other)]
-        made = [future.result() for future in self._pending.pop(step)]
-        return [m for m in made if isinstance(m, Sample)], [m for m in made if isinstance(m, BadRecord)]
+                share = self.share(other)
+                self._pending[other] = share, [self._submit(row) for row in share.rows]
+        share, futures = self._pending.pop(step)
+        rows = [future.result() for future in futures]
+        bad = [*share.bad, *(entry for row in rows for entry in row.bad)]
+        return Batch(rows, bad, share.passes, share.digest)
 
-    def __enter__(self) -> SampleLoader:
+    def __enter__(self) -> SampleLoader[Built]:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -80,7 +119,19 @@ class SampleLoader:
 
     def close(self) -> None:
         """Stop the threads; what was prefetched is dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._planner, self._pool):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, indices: list[int]) -> Future[LoadedRow[Built]]:
+        """The samples' jobs stand before the row's in one queue, so that a row never waits for a job behind it."""
+        made = [self._pool.submit(self._make, index) for index in indices]
+        return self._pool.submit(self._row, made)
+
+    def _row(self, futures: list[Future[Sample | BadRecord]]) -> LoadedRow[Built]:
+        made = [future.result() for future in futures]
+        samples = [m for m in made if isinstance(m, Sample)]
+        built = self.build(samples) if self.build is not None and samples else None
+        return LoadedRow(samples, built, [m for m in made if isinstance(m, BadRecord)])
 
     def _make(self, index: int) -> Sample | BadRecord:
         sample = self._cache.get(index)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from univg_fast.structs import Record, Sample
+from univg_fast.packing.plan import GroupSize
+from univg_fast.structs import Record, Sample, Target
 
-from .coordinates import SYSTEMS, Size
-from .errors import SampleError
-from .images import load_images
+from .coordinates import SYSTEMS, Size, smart_resize
+from .errors import Refused, SampleError
+from .images import Headers, load_images
 from .modeltext import to_model
 from .prompts import END, TEMPLATES, prompt_text, response_text
 
@@ -87,12 +88,7 @@ def make_sample(record: Record, processor: Processor, with_response: bool) -> Sa
         raise SampleError(record.source, "aspect", str(error)) from error
     patch = processor.image_processor.patch_size
     frame = _Frame(processor, [image.size for image in images], [(int(w) * patch, int(h) * patch) for _, h, w in grid])
-    prompt = _expand(record, grid, frame)
-    response = _response(record, frame) if with_response else None
-    length = len(prompt) + (0 if response is None else len(response))
-    if length > processor.max_length:
-        problem = f"{length} tokens, more than data.max_length={processor.max_length}"
-        raise SampleError(record.source, "too_long", problem)
+    prompt, response = _tokens(record, frame, with_response)
     return Sample(
         record=record,
         prompt_ids=prompt,
@@ -102,6 +98,25 @@ def make_sample(record: Record, processor: Processor, with_response: bool) -> Sa
         response_ids=response,
         resized=tuple(frame.resized),
     )
+
+
+def measure(record: Record, processor: Processor, with_response: bool, headers: Headers) -> GroupSize:
+    """The size of the sample that `make_sample` will make, without decoding: images' headers and tokens only.
+
+    SampleError as there, but for what only a decoder finds; and of kind missing.
+    """
+    bounds, patch = processor.image_processor.size, processor.image_processor.patch_size
+    sizes: list[Size] = []
+    for path in record.images:
+        header = headers[path]
+        if isinstance(header, Refused):
+            raise SampleError(record.source, header.kind, header.problem)
+        sizes.append(header.shown(processor.exif))
+    low, high = int(bounds["shortest_edge"]), int(bounds["longest_edge"])
+    resized = [smart_resize(size, patch * processor.merge_size, low, high) for size in sizes]
+    prompt, response = _tokens(record, _Frame(processor, sizes, resized), with_response)
+    patches = sum(width * height for width, height in resized) // patch**2
+    return GroupSize(len(prompt), () if response is None else (len(response),), patches)
 
 
 def _patches(images: list[Any], image_processor: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -123,20 +138,32 @@ class _Frame:
     sizes: list[Size]
     resized: list[Size]
 
-    def encode(self, text: str, only_tokens: bool) -> np.ndarray:
-        text = to_model(text, self.processor.coordinates, self.sizes, self.resized, only_tokens)
+    def encode(self, text: str, only_tokens: bool, targets: Sequence[Target] = ()) -> np.ndarray:
+        text = to_model(text, self.processor.coordinates, self.sizes, self.resized, only_tokens, targets)
         return np.asarray(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)
 
 
-def _expand(record: Record, grid: np.ndarray, frame: _Frame) -> np.ndarray:
+def _tokens(record: Record, frame: _Frame, with_response: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Ids of the prompt [P], its placeholders repeated, and of the response [R]. SampleError beyond data.max_length."""
+    prompt = _expand(record, frame)
+    response = _response(record, frame) if with_response else None
+    length, limit = len(prompt) + (0 if response is None else len(response)), frame.processor.max_length
+    if length > limit:
+        raise SampleError(record.source, "too_long", f"{length} tokens, more than data.max_length={limit}")
+    return prompt, response
+
+
+def _expand(record: Record, frame: _Frame) -> np.ndarray:
     """[P] int64: the prompt with each image's placeholder repeated once per merged patch."""
-    ids = frame.encode(prompt_text(record, frame.processor.prompt_template), only_tokens=True)
-    places = np.flatnonzero(ids == frame.processor.image_token_id)
-    if len(places) != len(grid):
-        problem = f"expected {len(grid)} image placeholders, got {len(places)}: the question holds its own"
+    processor = frame.processor
+    ids = frame.encode(prompt_text(record, processor.prompt_template), only_tokens=True)
+    places = np.flatnonzero(ids == processor.image_token_id)
+    if len(places) != len(frame.resized):
+        problem = f"expected {len(frame.resized)} image placeholders, got {len(places)}: the question holds its own"
         raise SampleError(record.source, "count", problem)
     repeats = np.ones(len(ids), np.int64)
-    repeats[places] = grid.prod(1) // frame.processor.merge_size**2
+    factor = processor.image_processor.patch_size * processor.merge_size
+    repeats[places] = [width * height // factor**2 for width, height in frame.resized]
     return np.repeat(ids, repeats)
 
 
@@ -144,4 +171,4 @@ def _response(record: Record, frame: _Frame) -> np.ndarray:
     if record.response is None:
         problem = "stage 1 needs a response; this record has none (a stage-2 file?)"
         raise SampleError(record.source, "schema", problem)
-    return frame.encode(response_text(record), only_tokens=False)
+    return frame.encode(response_text(record), only_tokens=False, targets=record.targets)

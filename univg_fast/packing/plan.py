@@ -1,26 +1,165 @@
-"""Which groups share a row: best-fit decreasing over the groups of one step, deterministic from the lengths alone."""
+"""Which groups share a row, which rows make a step, which rank has which: pure functions of sizes and a seed.
+
+Every rank plans all ranks' parts for itself, so a plan must depend on nothing else: not on timings, and what a step
+holds not on the number of ranks. A prompt's tokens are charged once to the row that holds its responses.
+"""
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
+
+import numpy as np
+
+# What an attended pair and a patch cost, in tokens: fixed, so that a resumed run plans the same. A token of Qwen2-VL-7B
+# takes 13 GFLOP in the layers' products, a pair 4 x 3584 x 28 = 0.4 MFLOP, a patch 1.6 GFLOP in the tower.
+PAIR = 1 / 32768
+PATCH = 1 / 8
 
 
-def plan_rows(lengths: Sequence[int], budget_tokens: int) -> list[list[int]]:
-    """Pack group lengths (tokens) into rows of at most `budget_tokens`; returns the group indices of each row.
+@dataclass(frozen=True)
+class GroupSize:
+    """What decides the cost of a group: tokens of its prompt (images included) and responses, patches of its images."""
 
-    A group is never split: one that alone exceeds the budget gets a row of its own. Best-fit decreasing puts each
-    group into the fullest row that still has room (at most 11/9 of the optimal number of rows).
+    prompt: int
+    responses: tuple[int, ...]
+    patches: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + sum(self.responses)
+
+    @property
+    def pairs(self) -> int:
+        """Of a query and a key that it attends to."""
+        own = sum(n * (n + 1) // 2 for n in (self.prompt, *self.responses))
+        return own + self.prompt * sum(self.responses)
+
+    @property
+    def cost(self) -> float:
+        """In tokens."""
+        return self.tokens + PAIR * self.pairs + PATCH * self.patches
+
+
+class Part(NamedTuple):
+    """A group in a row, or as many of its responses as fit one, behind a copy of the prompt."""
+
+    group: int
+    responses: tuple[int, ...]  # which of the group's
+    size: GroupSize
+
+
+def best_fit(lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
+    """Indices of each row: best-fit decreasing, of at most `budget` tokens and `most` members, in O(n log n).
+
+    Each goes into the fullest row that still has room (at most 11/9 of the optimal number of rows). One that alone
+    exceeds the budget has a row of its own.
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, row), sorted: the first that fits is the fullest
+    rooms = 0  # bit r is set where rows with r tokens left are open
+    with_room: dict[int, list[int]] = {}
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        at = bisect_left(room, (lengths[index], -1))
-        if at == len(room):
-            rows.append([index])
-            insort(room, (budget_tokens - lengths[index], len(rows) - 1))
+        length = lengths[index]
+        fitting = rooms >> length if length <= budget else 0
+        if fitting:
+            left = length + (fitting & -fitting).bit_length() - 1
+            row = with_room[left].pop()
+            rooms ^= 0 if with_room[left] else 1 << left
         else:
-            left, row = room.pop(at)
-            rows[row].append(index)
-            insort(room, (left - lengths[index], row))
+            left, row = budget, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        left -= length
+        if left > 0 and len(rows[row]) != most:
+            with_room.setdefault(left, []).append(row)
+            rooms |= 1 << left
     return [sorted(row) for row in rows]
+
+
+def split(group: int, size: GroupSize, budget: int) -> list[Part]:
+    """The group as a whole where the budget allows it, else in as few parts as hold its responses.
+
+    No part exceeds the budget, unless the prompt with one response does: then that is the length of the longest part.
+    """
+    if size.tokens <= budget or len(size.responses) < 2:
+        return [Part(group, tuple(range(len(size.responses))), size)]
+    room = max(budget - size.prompt, *size.responses)
+    parts = best_fit(size.responses, room)
+    return [
+        Part(group, tuple(part), GroupSize(size.prompt, tuple(size.responses[j] for j in part), size.patches))
+        for part in parts
+    ]
+
+
+def plan_rows(sizes: Sequence[GroupSize], budget: int) -> list[list[Part]]:
+    """Rows of whole groups, and of the parts of those that are too large for a row."""
+    parts = [part for group, size in enumerate(sizes) for part in split(group, size, budget)]
+    return [[parts[i] for i in row] for row in best_fit([part.size.tokens for part in parts], budget)]
+
+
+def plan_window(sizes: Sequence[GroupSize], steps: int, budget: int, seed: Sequence[int]) -> list[list[list[int]]]:
+    """Indices of each row of each step: rows packed over the whole window, then dealt to its `steps` steps.
+
+    Where a step fits into one row there is nothing to gain: each takes its own share, in the order given. Otherwise a
+    step takes rows until it has near its share of the samples; which step has which rows is drawn from `seed`.
+    """
+    if steps == 1 or sum(size.tokens for size in sizes) <= steps * budget:
+        shares = [range(len(sizes) * k // steps, len(sizes) * (k + 1) // steps) for k in range(steps)]
+        packed = [best_fit([sizes[i].tokens for i in share], budget) for share in shares]
+        return [[[share[i] for i in row] for row in rows] for share, rows in zip(shares, packed, strict=True)]
+    rows = best_fit([size.tokens for size in sizes], budget, most=max(1, len(sizes) // steps))
+    random = np.random.default_rng(list(seed))
+    rows = [rows[i] for i in random.permutation(len(rows))]
+    dealt = deal([len(row) for row in rows], steps, even=False)
+    return [[rows[i] for i in dealt[k]] for k in random.permutation(steps)]
+
+
+def deal(costs: Sequence[float], hands: int, even: bool = True) -> list[list[int]]:
+    """Longest-processing-time: each index, dearest first, to the hand with least. `even`: none gets more than ceil."""
+    most = -(-len(costs) // hands) if even else len(costs)
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    heap = [(0.0, hand) for hand in range(hands)]
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        load, hand = heappop(heap)
+        dealt[hand].append(index)
+        if len(dealt[hand]) < most:
+            heappush(heap, (load + costs[index], hand))
+    return [sorted(hand) for hand in dealt]
+
+
+def spread(rows: Sequence[Sequence[int]], sizes: Sequence[GroupSize], ranks: int, budget: int) -> list[list[list[int]]]:
+    """The rows of a step over ranks: of near-equal cost, and the same number for each where there are members enough.
+
+    Rows that cannot be shared out evenly are packed anew, less full: room in a row costs nothing, a waiting rank does.
+    """
+    if ranks == 1:
+        return [[list(row) for row in rows]]
+    members = [i for row in rows for i in row]
+    count = -(-len(rows) // ranks) * ranks
+    while (level := _level(members, sizes, count, budget)) is None:
+        if count == len(rows):
+            level = [list(row) for row in rows]
+            break
+        count += ranks
+    hands = deal([sum(sizes[i].cost for i in row) for row in level], ranks)
+    return [[level[i] for i in hand] for hand in hands]
+
+
+def _level(members: Sequence[int], sizes: Sequence[GroupSize], count: int, budget: int) -> list[list[int]] | None:
+    """`count` rows of near-equal cost, those without members left out; None where one does not fit any more."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0.0, 0, row) for row in range(count)]  # cost, tokens, row
+    heapify(heap)
+    for index in sorted(members, key=lambda i: (-sizes[i].cost, i)):
+        length, full = sizes[index].tokens, []
+        while heap and heap[0][1] and heap[0][1] + length > budget:
+            full.append(heappop(heap))
+        if not heap:
+            return None
+        cost, tokens, row = heappop(heap)
+        rows[row].append(index)
+        for entry in (*full, (cost + sizes[index].cost, tokens + length, row)):
+            heappush(heap, entry)
+    return [sorted(row) for row in rows if row]

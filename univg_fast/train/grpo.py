@@ -7,7 +7,8 @@ prompts give the same loss on any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,46 @@ from univg_kernels import GrpoConfig, GrpoOutput, group_advantage
 
 from univg_fast import distributed
 from univg_fast.config import Config
-from univg_fast.data.loader import SampleLoader
+from univg_fast.data.loader import Batch, SampleLoader
 from univg_fast.data.modeltext import from_model
 from univg_fast.loss import grpo_head, logprob_head
 from univg_fast.loss.grpo import RowTargets
 from univg_fast.model import ImageFeatures, PackedModel
-from univg_fast.packing import Row, build_row
-from univg_fast.packing.vision import stack_images
+from univg_fast.packing import Row
+from univg_fast.packing.plan import Part, plan_rows
+from univg_fast.packing.report import tally
+from univg_fast.packing.vision import VisionInputs
 from univg_fast.rewards import Scores, Settings, score
 from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.structs import BadRecord, Completion, Group, Sample
 from univg_fast.train.engine import StepResult, train_step
 from univg_fast.train.grpo_log import reduce_metrics, rollout_rows
-from univg_fast.train.rows import Phases, pack_groups, rows_needed
+from univg_fast.train.rows import Builder, OverBudget, Phases, reduce_step, size_of
 from univg_fast.train.zero import weight_buckets
+
+Images = tuple[torch.Tensor, VisionInputs]  # patches of several samples' images, and how the tower reads them
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """This rank's part of a step: S prompts with G completions each, in order."""
+
+    samples: list[Sample]
+    completions: list[list[Completion]]
+    features: list[ImageFeatures] | None  # of each sample, where the tower is frozen
+
+    def groups(self) -> list[Group]:
+        """Their groups; the pixels are left behind where the features stand in for them."""
+        samples = self.samples
+        if self.features is not None:
+            samples = [replace(sample, pixel_values=sample.pixel_values[:0]) for sample in samples]
+        pairs = zip(samples, self.completions, strict=True)
+        return [Group(sample, tuple(c.token_ids for c in completions)) for sample, completions in pairs]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """This rank's part of a step: S prompts with G completions each, in order; B = S * G."""
+    """What the rewards say of them; B = S * G."""
 
     samples: list[Sample]
     completions: list[list[Completion]]
@@ -44,7 +66,6 @@ class Scored:
     miou: torch.Tensor  # [S]: the group means that phi was made of
     reward_std: torch.Tensor  # [S]
     bad: list[BadRecord]
-    features: list[ImageFeatures] | None  # of each sample, where the tower is frozen
 
 
 def loss_config(config: Config) -> GrpoConfig:
@@ -75,7 +96,7 @@ class GrpoStep:
         self,
         config: Config,
         engine: Any,
-        loader: SampleLoader,
+        loader: SampleLoader[Images],
         rollout: LocalEngine,
         reference: PackedModel | None,
         spare: Sample,
@@ -85,99 +106,120 @@ class GrpoStep:
         self.rollout, self.reference, self.phases = rollout, reference, phases
         self.model: PackedModel = engine.module
         self.loss = loss_config(config)
+        self.build = Builder.of(self.model)
+        self.over_budget = OverBudget(config.pack.budget_tokens)
         stop = np.array([rollout.stop], np.int64)
-        self.spare = build_row([Group(spare, (stop,))], self.model.family).to(self.model.device)
-        encoded = self._encode([spare])
+        self.spare = self.build.row([Group(spare, (stop,))]).to(self.model.device)
+        encoded = self._encode([spare], self.build.images([spare]))
         self.spare_features = encoded[0] if encoded else None
 
     def __call__(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]], list[BadRecord]]:
-        scored = self._rollout(step)
         with self.phases("data"):
-            groups = [
-                Group(sample, tuple(c.token_ids for c in completions))
-                for sample, completions in zip(scored.samples, scored.completions, strict=True)
-            ]
-            rows = pack_groups(groups, self.model.family, self.config.pack.budget_tokens, self.model.device)
-            count = {"responses": float(sum(len(g.responses) for g in groups))}
-            responses = max(distributed.reduce_floats(count)["responses"], 1.0)
+            batch = self.loader.batch(step)
+        with self.phases("rollout"):
+            sampled = self._sample(batch, step)
+        with ThreadPoolExecutor(max(1, self.config.data.num_workers), thread_name_prefix="rows") as pool:
+            groups = sampled.groups()
+            plan, sums = self._plan(groups)
+            made = self.build.rows(groups, plan, pool)  # while the rewards are computed
+            with self.phases("reward"):
+                scored = self._score(sampled, batch.bad)
+            with self.phases("data"):
+                rows = [row.to(self.model.device) for row in made]
+                count = {"responses": float(sum(len(group.responses) for group in groups))}
+                total = reduce_step(count, batch.digest, {"rows": len(plan)})
+        # under ZeRO 2 and 3, which communicate in every pass, as many passes as any rank needs
+        passes = int(max(1, total["rows"] if self.config.deepspeed.zero_stage >= 2 else len(plan)))
+        responses = max(total["responses"], 1.0)
         features = [
-            None if scored.features is None else ImageFeatures.cat([scored.features[i] for i in r.groups]) for r in rows
+            None if sampled.features is None else ImageFeatures.cat([sampled.features[part.group] for part in parts])
+            for parts in plan
         ]
         with self.phases("ref"):
-            targets = [self._targets(row, scored, feature) for row, feature in zip(rows, features, strict=True)]
+            triples = zip(rows, plan, features, strict=True)
+            targets = [self._targets(row, parts, scored, feature) for row, parts, feature in triples]
         results: list[StepResult] = []
         every: list[list[GrpoOutput]] = []  # of each iteration, of each row
         for iteration in range(self.config.grpo.num_iterations):
             with self.phases("update"):
                 outputs: list[GrpoOutput] = []
-                result = train_step(self.engine, self._losses(rows, targets, features, responses, outputs))
+                result = train_step(self.engine, self._losses(rows, targets, features, passes, responses, outputs))
             results.append(result)
             every.append(outputs)
             if iteration == 0:  # later iterations measure their ratio against the policy that sampled
                 for target, output in zip(targets, outputs, strict=False):
                     target.old_logp = output.logp
-        metrics = reduce_metrics(scored, rows, every, self.config)
+        sums["spare_tokens"] = float((passes - len(plan)) * self.spare.num_tokens)
+        metrics = reduce_metrics(scored, plan, sums, every, self.config)
         metrics["loss"] = distributed.reduce_floats({"loss": sum(r.loss for r in results) / len(results)})["loss"]
         metrics |= {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
         metrics["skipped"] = float(not all(r.applied for r in results))
         return metrics, rollout_rows(scored, step + 1), scored.bad
 
-    def _rollout(self, step: int) -> Scored:
-        config = self.config.grpo
-        with self.phases("data"):
-            samples, bad = self.loader.batch(step)
-        with self.phases("rollout"):
-            self.rollout.sync_weights(weight_buckets(self.model))
-            sampling = Sampling(
-                max_new_tokens=config.max_completion_length,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-                seed=self.config.run.seed * 1_000_003 + step,
-            )
-            features = self._encode(samples)
-            together = ImageFeatures.cat(features) if features else None
-            completions = self.rollout.generate(samples, config.num_generations, sampling, together)
-        with self.phases("reward"):
-            system = self.loader.processor.coordinates
-            texts = [
-                from_model(c.text, system, s.sizes, s.resized)
-                for s, group in zip(samples, completions, strict=True)
-                for c in group
-            ]
-            records = [s.record for s in samples for _ in range(config.num_generations)]
-            lengths = [len(c.token_ids) for group in completions for c in group]
-            scores = score(texts, records, self.config.rewards.terms, reward_settings(self.config), lengths)
-            offsets = torch.arange(len(samples) + 1) * config.num_generations
-            stats = group_advantage(
-                torch.from_numpy(scores.total),
-                offsets,
-                accuracy=torch.from_numpy(scores.parts[self.config.rewards.difficulty_from]),
-                config=self.loss,
-            )
-        return Scored(
-            samples, completions, scores, stats.advantages, stats.phi, stats.accuracy_mean, stats.std, bad, features
+    def _sample(self, batch: Batch[Images], step: int) -> Sampled:
+        config, samples = self.config.grpo, batch.samples
+        self.rollout.sync_weights(weight_buckets(self.model))
+        sampling = Sampling(
+            max_new_tokens=config.max_completion_length,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            seed=self.config.run.seed * 1_000_003 + step,
         )
+        images = next((row.built for row in batch.rows), None)
+        features = self._encode(samples, images)
+        together = ImageFeatures.cat(features) if features else None
+        return Sampled(samples, self.rollout.generate(samples, config.num_generations, sampling, together), features)
 
-    def _encode(self, samples: Sequence[Sample]) -> list[ImageFeatures] | None:
+    def _plan(self, groups: Sequence[Group]) -> tuple[list[list[Part]], dict[str, float]]:
+        """Rows of this rank's groups, and what they amount to."""
+        budget, sizes = self.config.pack.budget_tokens, [size_of(group) for group in groups]
+        plan = plan_rows(sizes, budget)
+        for part in (part for parts in plan for part in parts):
+            self.over_budget.tell(groups[part.group].sample.record, part.size.tokens)
+        return plan, tally(sizes, [[part.size for part in parts] for parts in plan], budget)
+
+    def _score(self, sampled: Sampled, bad: list[BadRecord]) -> Scored:
+        samples, completions, config = sampled.samples, sampled.completions, self.config.grpo
+        system = self.loader.processor.coordinates
+        texts = [
+            from_model(c.text, system, s.sizes, s.resized, s.record.targets)
+            for s, group in zip(samples, completions, strict=True)
+            for c in group
+        ]
+        records = [s.record for s in samples for _ in range(config.num_generations)]
+        lengths = [len(c.token_ids) for group in completions for c in group]
+        scores = score(texts, records, self.config.rewards.terms, reward_settings(self.config), lengths)
+        offsets = torch.arange(len(samples) + 1) * config.num_generations
+        stats = group_advantage(
+            torch.from_numpy(scores.total),
+            offsets,
+            accuracy=torch.from_numpy(scores.parts[self.config.rewards.difficulty_from]),
+            config=self.loss,
+        )
+        return Scored(samples, completions, scores, stats.advantages, stats.phi, stats.accuracy_mean, stats.std, bad)
+
+    def _encode(self, samples: Sequence[Sample], images: Images | None) -> list[ImageFeatures] | None:
         """Each sample's image features, made once for rollout, reference and update; None where the tower trains."""
         if not self.config.model.freeze_vision_tower:
             return None
-        if not samples:
+        if not samples or images is None:
             return []
-        pixels, vision = stack_images(samples, self.model.family)
+        pixels, vision = images
+        device = self.model.device
         with torch.no_grad():
-            features = self.rollout.model.encode_images(pixels.to(self.model.device), vision.to(self.model.device))
+            features = self.rollout.model.encode_images(pixels.to(device, non_blocking=True), vision.to(device))
         tokens = iter(vision.image_tokens)
         return features.split([sum(next(tokens) for _ in s.image_grid_thw) for s in samples])
 
-    def _targets(self, row: Row, scored: Scored, features: ImageFeatures | None) -> RowTargets:
+    def _targets(self, row: Row, parts: Sequence[Part], scored: Scored, features: ImageFeatures | None) -> RowTargets:
         """The row's responses' advantages and phi, and the reference's log-probs."""
-        generations = self.config.grpo.num_generations
-        index = torch.tensor([g * generations + j for g in row.groups for j in range(generations)])
-        targets = RowTargets(
-            scored.advantages[index].to(row.target_ids.device), scored.phi[index].to(row.target_ids.device)
-        )
+        generations, device = self.config.grpo.num_generations, row.target_ids.device
+        index = torch.tensor([part.group * generations + j for part in parts for j in part.responses])
+        both = torch.stack([scored.advantages, scored.phi]).index_select(1, index)
+        if device.type == "cuda":
+            both = both.pin_memory()
+        targets = RowTargets(*both.to(device, non_blocking=True))
         if self.reference is not None:
             with torch.no_grad():
                 targets.ref_logp = self.reference(row, logprob_head(row, self.config.grpo.temperature), features)
@@ -188,10 +230,11 @@ class GrpoStep:
         rows: list[Row],
         targets: list[RowTargets],
         features: list[ImageFeatures | None],
+        passes: int,
         responses: float,
         outputs: list[GrpoOutput],
     ) -> Iterator[torch.Tensor]:
-        for index in range(rows_needed(len(rows), self.config.deepspeed.zero_stage)):
+        for index in range(passes):
             if index < len(rows):
                 head = grpo_head(rows[index], targets[index], responses, self.loss)
                 output = self.engine(rows[index], head, features[index])

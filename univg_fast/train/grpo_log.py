@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,19 +12,23 @@ from univg_kernels.metrics import METRICS, NUM_SUMS
 
 from univg_fast import distributed
 from univg_fast.config import Config
-from univg_fast.packing import Row
-from univg_fast.train.rows import room
+from univg_fast.packing.plan import Part
+from univg_fast.packing.report import figures
 
 if TYPE_CHECKING:
     from univg_fast.train.grpo import Scored
 
 
 def reduce_metrics(
-    scored: Scored, rows: Sequence[Row], outputs: Sequence[Sequence[GrpoOutput]], config: Config
+    scored: Scored,
+    plan: Sequence[Sequence[Part]],
+    packed: Mapping[str, float],
+    outputs: Sequence[Sequence[GrpoOutput]],
+    config: Config,
 ) -> dict[str, float]:
     """The step's metrics over all ranks, from this rank's part; one collective.
 
-    `outputs`: of each iteration, of each row.
+    `plan`: this rank's rows; `packed`: their tally. `outputs`: of each iteration, of each row.
     """
     total = scored.scores.total
     lengths = [len(c.token_ids) for group in scored.completions for c in group]
@@ -40,17 +44,16 @@ def reduce_metrics(
         "length": float(sum(lengths)),
         "clipped": float(sum(clipped)),
         "prompt_tokens": float(sum(len(s.prompt_ids) for s in scored.samples)),
-        "packed_tokens": float(sum(r.num_tokens for r in rows)),
-        "room": float(room(rows, config.pack.budget_tokens)),
         "bad_records": float(len(scored.bad)),
     }
+    sums |= packed
     sums |= {f"rewards/{name}": float(part.sum()) for name, part in scored.scores.parts.items()}
     vector = (
-        combine_metrics(*(o.metrics for rows_ in outputs for o in rows_)).tolist() if rows else [0.0] * len(METRICS)
+        combine_metrics(*(o.metrics for rows_ in outputs for o in rows_)).tolist() if plan else [0.0] * len(METRICS)
     )
     sums |= {f"kernel/{name}": x for name, x in zip(METRICS[:NUM_SUMS], vector, strict=False)}
     maxima = {f"kernel/{name}": x for name, x in zip(METRICS[NUM_SUMS:], vector[NUM_SUMS:], strict=True)}
-    maxima["gap"] = logprob_gap(scored, rows, outputs[0])
+    maxima |= {"gap": logprob_gap(scored, plan, outputs[0]), "dearest": packed["cost"]}
     all_ = distributed.reduce_floats(sums, maxima)
     prompts, responses = max(all_["prompts"], 1.0), max(all_["responses"], 1.0)
     metrics = summarize(torch.tensor([all_[f"kernel/{name}"] for name in METRICS]))
@@ -66,18 +69,18 @@ def reduce_metrics(
         "packed_tokens": all_["packed_tokens"],
         # what G separate sequences per prompt would have cost
         "dense_tokens": all_["prompt_tokens"] * config.grpo.num_generations + all_["length"],
-        "pack/fill": all_["packed_tokens"] / max(all_["room"], 1.0),
         "bad_records": all_["bad_records"],
     }
+    metrics |= figures(all_, all_["dearest"], distributed.world_size())
     metrics |= {f"rewards/{name}/mean": all_[f"rewards/{name}"] / responses for name in scored.scores.parts}
     return metrics
 
 
-def logprob_gap(scored: Scored, rows: Sequence[Row], outputs: Sequence[GrpoOutput]) -> float:
+def logprob_gap(scored: Scored, plan: Sequence[Sequence[Part]], outputs: Sequence[GrpoOutput]) -> float:
     """Largest |log-prob at sampling - log-prob in training| of this rank's tokens."""
     gap = 0.0
-    for row, output in zip(rows, outputs, strict=True):
-        sampled = np.concatenate([c.logprobs for g in row.groups for c in scored.completions[g]])
+    for parts, output in zip(plan, outputs, strict=True):
+        sampled = np.concatenate([scored.completions[part.group][j].logprobs for part in parts for j in part.responses])
         gap = max(gap, float(np.abs(sampled - output.logp.float().cpu().numpy()).max(initial=0.0)))
     return gap
 

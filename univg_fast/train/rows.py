@@ -1,36 +1,111 @@
-"""From a step's groups to this rank's packed rows on the device."""
+"""From a step's groups to this rank's packed rows: built on the host, in threads, and sent without waiting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 
 from univg_fast import distributed
-from univg_fast.model import Family
-from univg_fast.packing import Row, build_row, plan_rows
-from univg_fast.structs import Group
+from univg_fast.model import Family, PackedModel
+from univg_fast.packing import Row, build_row
+from univg_fast.packing.plan import GroupSize, Part
+from univg_fast.packing.vision import VisionInputs, stack_images
+from univg_fast.structs import Group, Record, Sample
 
 Phases = Callable[[str], AbstractContextManager[None]]  # names and times a part of a step
 
 
-def group_length(group: Group) -> int:
-    """Tokens that a group takes in a row: its prompt once and every response."""
-    return len(group.sample.prompt_ids) + sum(len(r) for r in group.responses)
+def size_of(group: Group) -> GroupSize:
+    """What planning needs to know of a group."""
+    sample = group.sample
+    patches = int(sample.image_grid_thw.prod(-1).sum())
+    return GroupSize(len(sample.prompt_ids), tuple(len(r) for r in group.responses), patches)
 
 
-def pack_groups(groups: Sequence[Group], family: Family, budget_tokens: int, device: torch.device) -> list[Row]:
-    """Rows of whole groups; `Row.groups` are indices into `groups`."""
-    plan = plan_rows([group_length(g) for g in groups], budget_tokens)
-    return [build_row([groups[i] for i in indices], family, indices).to(device) for indices in plan]
+@dataclass(frozen=True)
+class Builder:
+    """Makes everything of a row that the device will read. Any thread may call it."""
+
+    family: Family
+    attention: str  # the face that will attend
+    pin: bool  # in page-locked memory: a copy to the device then does not wait
+
+    @classmethod
+    def of(cls, model: PackedModel) -> Builder:
+        return cls(model.family, model.attention.face, pin=model.device.type == "cuda")
+
+    def sft_row(self, samples: Sequence[Sample]) -> Row:
+        """A row of stage-1 samples."""
+        return self.row([sft_group(sample) for sample in samples])
+
+    def row(self, groups: Sequence[Group], indices: Sequence[int] = ()) -> Row:
+        row = build_row(groups, self.family, indices, self.attention)
+        return pinned(row) if self.pin else row
+
+    def images(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, VisionInputs]:
+        """(patches of all images, how the tower reads them)."""
+        stacked = stack_images(samples, self.family)
+        return pinned(stacked) if self.pin else stacked
+
+    def rows(self, groups: Sequence[Group], plan: Sequence[Sequence[Part]], pool: ThreadPoolExecutor) -> Iterator[Row]:
+        """The planned rows in order, made in the pool's threads from now on; `Row.groups` are indices into `groups`."""
+
+        def make(parts: Sequence[Part]) -> Row:
+            held = [(groups[part.group], part.responses) for part in parts]
+            cut = [Group(group.sample, tuple(group.responses[j] for j in responses)) for group, responses in held]
+            return self.row(cut, [part.group for part in parts])
+
+        return pool.map(make, plan)
 
 
-def rows_needed(count: int, zero_stage: int) -> int:
-    """Backward passes of this rank: at least one, and as many as any rank's where ZeRO communicates in each."""
-    return max(1, distributed.equal_row_count(count) if zero_stage >= 2 else count)
+def sft_group(sample: Sample) -> Group:
+    assert sample.response_ids is not None, "the loader makes stage-1 samples with a response"
+    return Group(sample, (sample.response_ids,))
 
 
-def room(rows: Sequence[Row], budget_tokens: int) -> int:
-    """Tokens that these rows could have held; a row over the budget counts as full."""
-    return sum(max(r.num_tokens, budget_tokens) for r in rows)
+def pinned(item: Any) -> Any:
+    """A copy with every tensor of a dataclass, tuple or dict, at any depth, in page-locked memory."""
+    if isinstance(item, torch.Tensor):
+        return item.pin_memory()
+    if is_dataclass(item) and not isinstance(item, type):
+        return replace(item, **{field.name: pinned(getattr(item, field.name)) for field in fields(item)})
+    if isinstance(item, tuple):
+        return tuple(pinned(part) for part in item)
+    return {key: pinned(part) for key, part in item.items()} if isinstance(item, dict) else item
+
+
+def reduce_step(sums: Mapping[str, float], digest: int, maxima: Mapping[str, float] | None = None) -> dict[str, float]:
+    """`reduce_floats`, and RankError unless all ranks planned the step alike. `digest`: of this rank's plan."""
+    both = {"plan": float(digest), "-plan": -float(digest)}
+    total = distributed.reduce_floats(sums, both | dict(maxima or {}))
+    if total.pop("plan") != -total.pop("-plan"):
+        raise distributed.RankError(
+            "data: the ranks planned different steps from the headers and texts of the same records; do all of them "
+            "see the same image files?"
+        )
+    return total
+
+
+class OverBudget:
+    """Tells of rows that no split brings under the budget, each record once in a run. They run all the same."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._told: set[str] = set()
+
+    def tell(self, record: Record, tokens: int) -> None:
+        if tokens > self.budget and record.source not in self._told:
+            self._told.add(record.source)
+            print(
+                f"rank {distributed.rank()}: {record.source} ({record.uid}): the prompt with one response has {tokens} "
+                f"tokens, more than pack.budget_tokens={self.budget}: a row of its own, of that length. "
+                f"pack.budget_tokens={tokens} would hold it; data.max_length below {tokens} would skip it",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -13,6 +13,7 @@ from univg_fast import distributed
 from univg_fast.config import Config, config_hash
 from univg_fast.data.loader import SampleLoader
 from univg_fast.data.mix import mix_of
+from univg_fast.data.windows import Planning
 from univg_fast.model import PackedModel
 from univg_fast.rollout import LocalEngine
 from univg_fast.train import checkpoint
@@ -21,7 +22,7 @@ from univg_fast.train.engine import make_engine, release
 from univg_fast.train.export import export
 from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.metrics import MetricsLogger
-from univg_fast.train.rows import Phases
+from univg_fast.train.rows import Builder, Phases
 from univg_fast.train.setup import Inputs, first_sample, load_policy
 from univg_fast.train.sft import SftStep
 from univg_fast.train.zero import declare_head, plain_copy
@@ -41,6 +42,8 @@ def run_stage(
     total = total_steps(stage, config, mix_of(inputs.records[stage]).epoch)
     last = min(total, config.run.max_steps or total)
     model = load_policy(config, inputs.processor, start, device).train()
+    if distributed.is_main():
+        print(*model.lines, sep="\n", flush=True)
     sampler = plain_copy(model, config.deepspeed.zero_stage) if stage == "grpo" else model
     updates = 1 if stage == "sft" else config.grpo.num_iterations  # optimizer steps of one step of the loader
     engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total * updates)
@@ -49,7 +52,7 @@ def run_stage(
     bad = BadRecords(config.data.max_bad_fraction)
     with (
         MetricsLogger(run_dir, stage, total, first, config.log) as logger,
-        make_loader(stage, config, inputs) as loader,
+        make_loader(stage, config, inputs, model) as loader,
     ):
         step = make_step(stage, config, inputs, start, device, engine, sampler, loader, logger.phase)
         for number in range(first + 1, last + 1):
@@ -69,18 +72,28 @@ def run_stage(
     return exported if last == total else None
 
 
-def make_loader(stage: str, config: Config, inputs: Inputs) -> SampleLoader:
-    """This rank's batches of the stage."""
+def make_loader(stage: str, config: Config, inputs: Inputs, model: PackedModel) -> SampleLoader[Any]:
+    """This rank's part of each step, with all that can be made before the step: rows, or a frozen tower's images."""
+    build = Builder.of(model)
+    records = inputs.records[stage]
     return SampleLoader(
-        inputs.records[stage],
+        records,
         inputs.processor,
         batch_size(stage, config),
         seed=config.run.seed,
         with_response=stage == "sft",
+        planning=planning(stage, config),
+        build=build.sft_row if stage == "sft" else build.images if config.model.freeze_vision_tower else None,
+        num_steps=total_steps(stage, config, mix_of(records).epoch),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         num_workers=config.data.num_workers,
     )
+
+
+def planning(stage: str, config: Config) -> Planning:
+    """How the stage's steps become rows: in stage 2 only after the rollout, when lengths are known."""
+    return Planning(config.pack.budget_tokens, config.pack.window) if stage == "sft" else Planning()
 
 
 def make_step(
@@ -101,7 +114,8 @@ def make_step(
         return SftStep(config, engine, loader, spare, phases)
     reference = None
     if config.grpo.beta > 0:  # the stage's first weights, for good
-        reference = load_policy(config, processor, start, device).eval().requires_grad_(False)
+        reference = load_policy(config, processor, start, device)
+        reference.eval().requires_grad_(False)
     own = sampler is not engine.module
     rollout = LocalEngine(sampler, processor.tokenizer, processor.end_token_id, own_weights=own)
     return GrpoStep(config, engine, loader, rollout, reference, spare, phases)

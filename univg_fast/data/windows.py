@@ -1,0 +1,122 @@
+"""What each rank gets in each step, planned window by window from lengths that need no decoding.
+
+The places of all epochs, end to end, are cut into windows of whole steps. A window is planned at once: its plan, and so
+every step's records, depend on (seed, window) alone, and a step number says which window it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from zlib import crc32
+
+from univg_fast.packing.plan import GroupSize, deal, plan_window, spread
+from univg_fast.structs import BadRecord, Record
+
+from .errors import SampleError
+from .images import PROBE_THREADS, Headers
+from .mix import Mix, mix_of
+from .samples import Processor, measure
+
+
+@dataclass(frozen=True)
+class Planning:
+    """How steps become rows. `budget`: tokens of a row; None: a rank's records of a step are one list (stage 2)."""
+
+    budget: int | None = None
+    window: int = 0  # records planned together; fewer than a step's: each step by itself
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's part of a step."""
+
+    rows: list[list[int]]  # record indices of each row
+    passes: int  # the largest number of rows of any rank
+    bad: list[BadRecord]  # refused while measuring; each is one rank's to tell
+    digest: int  # of all ranks' parts: equal on all of them, or they did not read the same data
+
+
+def window_steps(window: int, batch_size: int, epoch: int) -> int:
+    """Steps of a window: at most an epoch's records, at least one step."""
+    return max(1, min(window, epoch) // batch_size)
+
+
+def places(mix: Mix, seed: int, first: int, last: int) -> list[int]:
+    """Record indices at places first to last - 1 of the epochs' orders, end to end."""
+    at = (divmod(place, mix.epoch) for place in range(first, last))
+    return [int(mix.order(seed, epoch)[place]) for epoch, place in at]
+
+
+def share_out(
+    sizes: Sequence[GroupSize], steps: int, ranks: int, planning: Planning, seed: Sequence[int]
+) -> list[list[list[list[int]]]]:
+    """Of each step, of each rank, of each row: the members, by their number in `sizes`."""
+    if planning.budget is None:
+        assert steps == 1, "without a budget each step is planned by itself"
+        return [[[hand] if hand else [] for hand in deal([size.cost for size in sizes], ranks)]]
+    planned = plan_window(sizes, steps, planning.budget, seed)
+    return [spread(rows, sizes, ranks, planning.budget) for rows in planned]
+
+
+class Windows:
+    """Plans windows; `plan` may be called from any thread.
+
+    `num_steps`: of the whole stage, where it is known: the last window then takes no record that no step would use.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        processor: Processor,
+        batch_size: int,
+        seed: int,
+        with_response: bool,
+        world_size: int,
+        planning: Planning,
+        num_steps: int | None,
+    ):
+        self.records, self.processor, self.batch_size = records, processor, batch_size
+        self.seed, self.with_response, self.world_size = seed, with_response, world_size
+        self.planning, self.num_steps = planning, num_steps
+        self.mix = mix_of(records)
+        self.steps = window_steps(planning.window if planning.budget else 0, batch_size, self.mix.epoch)
+        self._headers = Headers()
+
+    def place(self, step: int) -> tuple[int, int]:
+        """(window, step of the window)."""
+        return divmod(step, self.steps)
+
+    def indices(self, window: int) -> list[int]:
+        """The window's records in the order of their epochs."""
+        first, last = window * self.steps, (window + 1) * self.steps
+        if self.num_steps is not None:
+            last = min(last, self.num_steps)
+        return places(self.mix, self.seed, first * self.batch_size, last * self.batch_size)
+
+    def plan(self, window: int, rank: int) -> list[Share]:
+        """This rank's share of each step of the window."""
+        indices = self.indices(window)
+        steps = len(indices) // self.batch_size
+        good, sizes, refused = self._measured(indices)
+        shares = []
+        for k, step in enumerate(share_out(sizes, steps, self.world_size, self.planning, [self.seed, window])):
+            by_rank = [[[good[i] for i in row] for row in rows] for rows in step]
+            bad = [entry for at, entry in refused if at % steps == k and at // steps % self.world_size == rank]
+            shares.append(Share(by_rank[rank], max(map(len, by_rank)), bad, crc32(repr(by_rank).encode())))
+        return shares
+
+    def _measured(self, indices: Sequence[int]) -> tuple[list[int], list[GroupSize], list[tuple[int, BadRecord]]]:
+        """Those that will give samples with their sizes, and the others with their number in the window."""
+        found = [self.records[index] for index in indices]
+        with ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="headers") as pool:
+            self._headers.look_at((path for record in found for path in record.images), pool)
+        good, sizes, refused = [], [], []
+        for at, (index, record) in enumerate(zip(indices, found, strict=True)):
+            try:
+                sizes.append(measure(record, self.processor, self.with_response, self._headers))
+                good.append(index)
+            except SampleError as error:
+                refused.append((at, error.bad_record()))
+        return good, sizes, refused

@@ -1,0 +1,43 @@
+"""What packing saves and what it leaves over: sums that each rank makes of its step, and figures of all ranks' sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from univg_fast.packing.plan import GroupSize
+
+
+def tally(
+    groups: Sequence[GroupSize], rows: Sequence[Sequence[GroupSize]], budget: int, spare_tokens: int = 0
+) -> dict[str, float]:
+    """One rank's sums over a step: its `groups`, and its `rows` of them or their parts.
+
+    `spare_tokens`: of rows that stand in with weight 0, so that all ranks make equally many passes.
+    """
+    sequences = [group.prompt + n for group in groups for n in group.responses]
+    lengths = [sum(size.tokens for size in row) for row in rows]
+    return {
+        "packed_tokens": float(sum(lengths)),
+        "separate_tokens": float(sum(sequences)),
+        "padded_tokens": float(max(sequences, default=0) * len(sequences)),
+        "spare_tokens": float(spare_tokens),
+        "room": float(sum(max(n, budget) for n in lengths)),
+        "rows": float(len(rows)),
+        "over_budget": float(sum(n > budget for n in lengths)),
+        "cost": float(sum(size.cost for row in rows for size in row)),
+    }
+
+
+def figures(total: Mapping[str, float], dearest: float, ranks: int) -> dict[str, float]:
+    """Metrics from the sums of all ranks; `dearest`: the largest "cost" of any of them."""
+    packed = total["packed_tokens"]
+    return {
+        "pack/fill": packed / max(total["room"], 1.0),
+        # of the tokens of one sequence per response: each with its own copy of the prompt, and padded to the longest
+        "pack/shared": 1 - packed / max(total["separate_tokens"], packed, 1.0),
+        "pack/saved": 1 - packed / max(total["padded_tokens"], packed, 1.0),
+        "pack/padding": total["spare_tokens"] / max(packed + total["spare_tokens"], 1.0),
+        "pack/imbalance": dearest * ranks / total["cost"] - 1 if total["cost"] else 0.0,
+        "pack/rows": total["rows"],
+        "pack/over_budget": total["over_budget"],
+    }
