@@ -52,7 +52,7 @@ def choose_attention(
         return Attention(name, LAYOUTS.get(name, name), f"attention: {name}, as asked")
     if device.type != "cuda":
         return Attention("torch", "grouped", f"attention: torch, the one for {device.type}")
-    problems = []
+    problems: list[str] = []
     for library in AUTO:
         problem = obstacle(library, device, *shape)
         if problem is None:
@@ -74,11 +74,11 @@ def obstacle(
     if device.type != "cuda" or dtype not in TOLERANCE:
         return f"expected a model in bfloat16 or float16 on a CUDA device, got {dtype} on {device}"
     try:
-        error = worst_error(face, device, dtype, heads, kv_heads, head_dim)
+        worst = worst_error(face, device, dtype, heads, kv_heads, head_dim)
     except Exception as refusal:  # noqa: BLE001 - whatever a library raises is its reason, and is told
         return f"{type(refusal).__name__} on a trial row: {refusal}"
     limit = TOLERANCE[dtype]
-    return None if error <= limit else f"a trial row differs by {error:.1e} from the dense mask, expected {limit:.0e}"
+    return None if worst <= limit else f"a trial row differs by {worst:.1e} from the dense mask, expected {limit:.0e}"
 
 
 def worst_error(face: str, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> float:

@@ -31,8 +31,8 @@ def segment_attention(
     splits = (x.split(sizes) for x, sizes in ((q, layout.lengths_q), (k, layout.lengths_k), (v, layout.lengths_k)))
     for queries, keys, values in zip(*splits, strict=True):
         mask = torch.ones(len(queries), len(keys), dtype=torch.bool, device=q.device).tril(len(keys) - len(queries))
-        heads_first = (x.transpose(0, 1)[None] for x in (queries, keys, values))
-        out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=scaling, enable_gqa=gqa)
+        qs, ks, vs = (x.transpose(0, 1)[None] for x in (queries, keys, values))
+        out = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=mask, scale=scaling, enable_gqa=gqa)
         outputs.append(out[0].transpose(0, 1))
     return torch.cat(outputs)
 

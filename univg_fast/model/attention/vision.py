@@ -27,7 +27,8 @@ def image_attention(
 
     transformers keeps a block's own sequence lengths to itself, hence the mark on the module.
     """
-    runs = vision and (vision.windows if getattr(module, "windowed", False) else vision.images)
+    windowed = getattr(module, "windowed", False)
+    runs = None if vision is None else vision.windows if windowed else vision.images
     if runs is None:
         raise ValueError(
             f"{VISION}: expected vision= (a row's VisionInputs, with windows for a windowed block), got {vision}; "
@@ -48,8 +49,8 @@ def _attend(
     outputs = []
     splits = [x.split([n * length for n, length in runs.runs], dim=1) for x in (q, k, v)]
     for (n, length), *qkv in zip(runs.runs, *splits, strict=True):
-        batch = (x.reshape(heads, n, length, dim).transpose(0, 1) for x in qkv)
-        out = F.scaled_dot_product_attention(*batch, scale=scaling)
+        queries, keys, values = (x.reshape(heads, n, length, dim).transpose(0, 1) for x in qkv)
+        out = F.scaled_dot_product_attention(queries, keys, values, scale=scaling)
         outputs.append(out.transpose(1, 2).reshape(n * length, heads, dim))
     return torch.cat(outputs)
 
