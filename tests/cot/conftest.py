@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from univg_fast.cot.__main__ import main
+
 SIZES = ((120, 80), (90, 110))
 GOOD = "<think>The cup is in Image-1 and a dog in Image-2. The target is in Image-{k}.</think><answer>{box}</answer>"
 
@@ -112,6 +114,27 @@ def helpful(asked: dict[str, Any]) -> str:
         GOOD.format(k=k, box=shown(poor)),
         GOOD.format(k=k, box=shown((x1 + 10, y1, x2, y2))),
     )[asked["seed"] % 4]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summary(path: Path) -> dict[str, Any]:
+    return json.loads(path.with_name(path.name + ".summary.json").read_text())
+
+
+def teach(stub: Stub, boxes: Path, out: Path, *more: str) -> int:
+    asked = ["--teacher", stub.url, "--model", "t", "--candidates", "4", "--timeout", "5", *more]
+    return main(["build", "--data", str(boxes), "--out", str(out), *asked])
+
+
+def forget_image(path: Path, *which: int) -> None:
+    """The first target of these records no longer says its image."""
+    lines = rows(path)
+    for i in which:
+        del lines[i]["targets"][0]["image"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from univg_fast.cot.filters import Candidate, Thresholds, best, gains, removed_by, score
+from univg_fast.cot.facts import UnknownImage
+from univg_fast.cot.filters import Candidate, Thresholds, best, gains, names_the_image, removed_by, score
 from univg_fast.structs import Record, Target
 
 BOX = (163, 348, 735, 999)
@@ -64,6 +65,14 @@ def test_format_in_other_styles() -> None:
         "[209, 251, 941, 719]",  # pixels of the stored image
         "corners at 209, 251, 941",
         "[136, 175, 617, 503]",  # pixels of the image as the model sees it
+        "16% to 73% across, from 35% down",
+        "16 to 73 percent of the width, and from 35 per cent of the height",
+        "16.3％, 34.8％, 73.5％",
+        ".163,.348,.735,.999",
+        ".16 to .74 across, from .35 down",  # rounded
+        "x=209px, y=251 px, x2=941px",
+        "209px/251px/941px",
+        "１６３, ３４８, ７３５",
     ],
 )
 def test_leak(leak: str) -> None:
@@ -73,6 +82,10 @@ def test_leak(leak: str) -> None:
 def test_boxes_of_other_things_may_be_told() -> None:
     assert verdict(f"The dog of Image-1 at (10,20),(90,200) has no match. {THINK}") is None
     assert verdict(f"In 1998, 163 cats were counted. {THINK}") is None
+    assert (
+        verdict(f"I am 100% sure: 2 of 3 dogs, 16 cats and 50 % of 1.5 litres of milk, 0.2 of it cold. {THINK}") is None
+    )
+    assert verdict(f"It takes 35% of the picture, the dog 16 %, both lie at .5 of its height. {THINK}") is None
 
 
 @pytest.mark.parametrize(
@@ -81,6 +94,14 @@ def test_boxes_of_other_things_may_be_told() -> None:
 )
 def test_image(think: str) -> None:
     assert verdict(think) == "image"
+
+
+def test_a_record_that_leaves_its_image_open_is_not_waved_through() -> None:
+    """`build` counts it before anything is asked or judged; here it would switch the filter off."""
+    for targets in ((Target(BOX),), (Target(BOX, 2), Target(BOX))):
+        unknown = Record("u", "f:1", RECORD.images, "q", targets)
+        with pytest.raises(UnknownImage, match="f:1: which of its 3 images"):
+            names_the_image(Candidate(f"<think>{THINK}</think>{ANSWER}"), unknown)
 
 
 def test_all_images_of_several_targets_must_be_named() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from univg_fast.cot.facts import UnknownImage
+from univg_fast.cot.facts import UnknownImage, image_of
 from univg_fast.cot.filters import Candidate, Thresholds, best, removed_by
 from univg_fast.cot.journal import Journal
 from univg_fast.cot.teacher import TeacherError
@@ -91,6 +91,8 @@ def judge(records: Sequence[Record], index: int, make: Make, thresholds: Thresho
     """One record from its candidates to the row of the best. A broken image or an unknown one removes the record."""
     record = asked(records[index])
     try:
+        for target in record.targets:  # no question to a teacher whose answer could not be checked
+            image_of(target, record)
         candidates, sizes = make(record)
     except SampleError:
         return Judged(None, Counter(["broken image"]))
@@ -110,7 +112,7 @@ def asked(record: Record) -> Record:
 def stage1_row(record: Record, think: str, folder: Path) -> dict[str, Any]:
     """A row of UniVG-R1's stage 1; image paths start at `folder`. The answer is the record's, whatever was answered."""
     raw = RawRecord(
-        format="univg_r1_stage1",
+        format="univg_fast",
         images=tuple(os.path.relpath(os.path.realpath(path), os.path.realpath(folder)) for path in record.images),
         question=f"{MARK}\n" * len(record.images) + record.question + instruction(record),
         targets=tuple(RawTarget(target.box, target.image, target.label) for target in record.targets),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from univg_fast.data.boxtext import boxes_in, last_image
 from univg_fast.evaluate.metrics import iou
-from univg_fast.structs import Box, Record
+from univg_fast.structs import Box, Record, Target
 
 APART = 80  # units between two centres from which one lies left of or above the other
 LARGER = 1.5  # ratio of two areas from which one is larger
@@ -36,14 +36,21 @@ class Thing:
     is_target: bool
 
 
+def image_of(target: Target, record: Record) -> int:
+    """The image that holds a record's target, from 0. UnknownImage where the record does not say."""
+    number = len(record.images)
+    image = 0 if number == 1 else target.image
+    if image is None:
+        raise UnknownImage(f"{record.source}: which of its {number} images holds the target?")
+    return image
+
+
 def things_of(record: Record) -> list[Thing]:
     """Targets first, then the question's boxes. UnknownImage for a target whose image the record does not say."""
     things, number = [], len(record.images)
     for target in record.targets:
-        image = 0 if number == 1 else target.image
-        if image is None:
-            raise UnknownImage(f"{record.source}: which of its {number} images holds the target?")
-        things.append(Thing(_named(target.label, "the object asked for"), image, target.box, True))
+        name = _named(target.label, "the object asked for")
+        things.append(Thing(name, image_of(target, record), target.box, True))
     for found in boxes_in(record.question, number):
         image = 0 if number == 1 else found.image
         if image is None:  # "(…),(…) of image 1"

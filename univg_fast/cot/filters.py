@@ -12,15 +12,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from univg_fast.cot.facts import image_of
 from univg_fast.data.boxtext import MENTION, boxes_in, last_image
 from univg_fast.data.coordinates import Size, from_norm1000, smart_resize
 from univg_fast.evaluate.metrics import iou
 from univg_fast.rewards import TERMS, Answers, Settings, parse
 from univg_fast.structs import Box, Record
 
-NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
+NUMBER = re.compile(r"\d{1,9}(?:\.(\d{1,9}))?|\.(\d{1,9})")  # 12, 0.12 and .12, whatever stands around it
+PERCENT = re.compile(r"[%％]|\bper ?cent\b", re.IGNORECASE)
 MARKS = ("<|", "<image>")  # in a target they would be read as special tokens, or as one image more
 NEAR = 2  # units of 1000 within which a number is a coordinate
+ROUNDED = 5  # the same of a fraction that has two decimals, or a percentage that has none
 SMALL = 12  # numbers up to here are counts and image numbers
 LEAKED = 3  # coordinates of one box that make a leak
 SEEN = (401408, 1003520)  # pixel budgets of models: in whose resized images boxes are counted
@@ -74,18 +77,18 @@ def well_formed(candidate: Candidate, record: Record) -> bool:
 
 
 def leaks(think: str, record: Record, sizes: Sequence[Size] = ()) -> bool:
-    """Whether a trace writes the answer's numbers: in 0-1000, 0-1, or pixels of the image as stored or as resized."""
-    numbers = [float(found[0]) for found in NUMBER.finditer(think)]
-    fractions = [float(found[0]) for found in NUMBER.finditer(think) if "." in found[0]]
+    """Whether a trace writes the answer's numbers: in 0-1000, 0-1, percents, or pixels of the image as stored or as
+    resized."""
+    numbers, fractions = _told(think)
     written = boxes_in(think, len(record.images))
     for target in record.targets:
-        image = 0 if target.image is None else target.image
+        image = image_of(target, record)
         for wanted, unit in _spellings(target.box, sizes[image] if image < len(sizes) else None):
             if any(iou(found.numbers, wanted) >= SAME_BOX for found in written):
                 return True
             coordinates = [v for v in wanted if v > SMALL * unit]
             told = fractions if max(wanted) <= 1 else numbers
-            near = sum(any(abs(v - n) <= NEAR * unit for n in told) for v in set(coordinates))
+            near = sum(any(abs(v - n) <= max(NEAR * unit, slack) for n, slack in told) for v in set(coordinates))
             if coordinates and near >= min(LEAKED, len(set(coordinates))) and near > 1:
                 return True
     return False
@@ -94,9 +97,9 @@ def leaks(think: str, record: Record, sizes: Sequence[Size] = ()) -> bool:
 def names_the_image(candidate: Candidate, record: Record) -> bool:
     """Every image that holds a target is named in the trace, one of them last, and the answer names no other."""
     number = len(record.images)
-    wanted = {target.image for target in record.targets}
-    if number == 1 or None in wanted:
+    if number == 1:
         return True
+    wanted = {image_of(target, record) for target in record.targets}
     named = [last_image(match[0], number) for match in MENTION.finditer(candidate.think)]
     answered = {box.image for box in parse(candidate.text, record.answer_style).boxes} - {None}
     return bool(named) and wanted <= set(named) and named[-1] in wanted and answered <= wanted
@@ -115,6 +118,22 @@ def gains(direct: float, score: float, thresholds: Thresholds) -> bool:
 def score(text: str, record: Record) -> float:
     """IoU of a completion, 0 to 1: boxes matched with targets of the same image, over the larger of both numbers."""
     return float(TERMS["matching"](Answers([text], [record], Settings(parser="lenient")))[0])
+
+
+def _told(think: str) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """The numbers of a trace, and those that may be fractions of an image's side, with what rounding took from them.
+
+    Where a trace speaks of percents, all its numbers up to 100 may be some: "from 12 to 44 percent".
+    """
+    numbers, fractions, percents = [], [], PERCENT.search(think) is not None
+    for found in NUMBER.finditer(think):
+        value, decimals = float(found[0]), len(found[1] or found[2] or "")
+        numbers.append((value, 0.0))
+        if decimals:
+            fractions.append((value, min(0.5 * 10**-decimals, ROUNDED / 1000) + 1e-9))
+        if percents and value <= 100:
+            fractions.append((value / 100, 0.005 * 10**-decimals + 1e-9))
+    return numbers, fractions
 
 
 def _spellings(box: Box, size: Size | None) -> list[tuple[tuple[float, ...], float]]:

@@ -28,9 +28,10 @@ HOPELESS = (401, 403, 404, 405)  # whatever the record
 LONGEST_WAIT = 60.0  # seconds between two attempts
 MAX_ANSWER_BYTES = 4 << 20
 MANNERS = (
-    "Boxes are integers from 0 to 1000 of their own image's width and height, as (x1,y1),(x2,y2) from the upper left"
-    " to the lower right corner."
+    " Boxes are integers from 0 to 1000 of their own image's width and height{form}, from the upper left to the lower"
+    " right corner."
 )
+FORM = ", as (x1,y1),(x2,y2)"  # for instructions that leave it open; a second form beside theirs would be obeyed, too
 REASON = (
     " In <think>, say what the question asks for, describe the objects of each image that matter, compare them across"
     " the images, and end with the image that holds the target, in these words: The target is in Image-k. Write no"
@@ -139,8 +140,8 @@ class Teacher:
 
 def question_for(record: Record, thinks: bool, hint: bool = False) -> str:
     """What the teacher is asked: the record's question, the form of its answer, and how to reason."""
-    text = record.question + (instruction(replace(record, cot=thinks)) or " Output only the bounding box.")
-    text += " " + MANNERS + (REASON if thinks else "")
+    form = instruction(replace(record, cot=thinks)) or " Output only the bounding box."
+    text = record.question + form + MANNERS.format(form="" if "x1" in form else FORM) + (REASON if thinks else "")
     answer = answer_text(record.targets, record.answer_style, record.names_images)
     return text + (HINT.format(answer=answer) if hint else "")
 
