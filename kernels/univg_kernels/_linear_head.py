@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Rows = slice | Tensor
+"""Which rows: slice(start, stop), or their numbers, ascending."""
+
 
 class ReferenceHead(NamedTuple):
     """The reference policy, not differentiated: hidden [N, H'], weight [V, H'], bias [V] or None."""
@@ -59,6 +62,12 @@ class Head(NamedTuple):
     weight: Tensor
     bias: Tensor | None
 
+    def of(self, rows: Rows) -> Head:
+        return self._replace(hidden=self.hidden[rows])
+
+    def columns(self, part: slice) -> Head:
+        return self._replace(weight=self.weight[part], bias=None if self.bias is None else self.bias[part])
+
     def buffer(self, rows: int) -> Tensor:
         """For that many rows of logits, which begin at multiples of 16 bytes. What lies between them is 0: torch's bf16
         product on the CPU multiplies it by 0."""
@@ -67,7 +76,7 @@ class Head(NamedTuple):
         wide[:, vocab:].zero_()
         return wide[:, :vocab]
 
-    def logits(self, out: Tensor, rows: slice | Tensor) -> Tensor:
+    def logits(self, out: Tensor, rows: Rows) -> Tensor:
         """The logits of `rows`, in `out` (torch.compile allocates for itself)."""
         h = self.hidden[rows]
         if torch.compiler.is_compiling():

@@ -11,35 +11,39 @@ from torch import Tensor
 
 from ._autocast import no_autocast
 from ._autograd import Scale, attach_gradients, needs_grad
+from ._linear_forward import Statistics
 from ._linear_grads import GradientSums
-from ._linear_head import LinearPolicy, chunk_rows, make_head, takes_gradient
-from ._linear_sweeps import Skipping, forward_sweep, gradient_sweep, plan_chunks, remake_sweep
-from ._rows import GrpoOutput, PolicyRows, coupling, math_dtype
+from ._linear_head import Head, LinearPolicy, Rows, chunk_rows, make_head, takes_gradient
+from ._linear_sweeps import Skipping, gradient_sweep, plan_chunks, remake_sweep
+from ._rows import GrpoOutput, PolicyRows, coupling
 from ._softmax import SoftmaxSpec
 from .config import GrpoConfig
 
 
 class PolicyKernels(Protocol):
-    """The kernels of one call on its N rows, and what they have found so far."""
+    """The kernels of one call on its N rows, and what they have found so far. part: which rows."""
 
-    logp: Tensor  # [N]
-    a: Tensor  # [N] d loss/d logp
+    a: Tensor  # [N] d loss/d logp of rows that `policy` has seen, 0 of others
     b: Tensor  # [N] d loss/d entropy
 
-    def reference(self, z: Tensor, start: int, stop: int) -> None:
-        """ref_logp of rows [start, stop), from the logits of the reference."""
+    def keep(self, statistics: Statistics, part: Rows) -> None:
+        """Log-probability and entropy of the rows."""
 
-    def logprob(self, z: Tensor, start: int, stop: int) -> None:
-        """logp and entropy of the rows."""
+    def logprob(self, z: Tensor, part: Rows) -> Statistics:
+        """Those, from the logits."""
 
-    def policy(self, start: int, stop: int) -> None:
+    def policy(self, part: Rows) -> None:
         """Loss, metrics, a and b of rows that have a logp and are whole responses."""
 
-    def backward_(self, z: Tensor, rows: slice | Tensor) -> None:
+    def backward_(self, z: Tensor, part: Rows) -> None:
         """Overwrite the logits of rows that have a and b with their gradient: zeros, unread, where both are 0."""
 
-    def at_once_(self, z: Tensor, start: int, stop: int) -> Tensor:
-        """All of it, for rows that do not depend on each other; returns which have a gradient, bool [stop - start]."""
+    def at_once_(self, z: Tensor, part: Rows) -> Tensor:
+        """All of it, for rows that do not depend on each other; returns which have a gradient, bool [m]."""
+
+    def foresee(self) -> tuple[Rows, Tensor | None]:
+        """(rows that may have a gradient, ascending; rows that count and will have none as far as one can tell before
+        their log-probabilities are known, None for no such rows). Whole responses, if rows depend on theirs."""
 
     def outcome(self) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, metrics, logp) of the call."""
@@ -49,50 +53,50 @@ def linear_policy_loss(
     policy: LinearPolicy,
     rows: PolicyRows,
     config: GrpoConfig,
+    forward: Callable[[Head, Rows], Statistics],
     make_kernels: Callable[[PolicyRows], PolicyKernels],
     skipping: Skipping | None,
     scale: Scale,
 ) -> GrpoOutput:
-    """Rows that depend on no others, or on others of their chunk: one pass and three products; else two and four."""
+    """Rows that depend on no others, or on others of their chunk: one pass and three products; else two and four.
+
+    Of rows that are foreseen to have no gradient (zero advantage without KL) only the log-probabilities are made.
+    forward: (head, rows) -> their Statistics.
+    """
     inputs = (policy.hidden, takes_gradient(policy.weight, policy.weight_grad), policy.bias)
     needs = needs_grad(*inputs)
     with torch.no_grad():
-        head, reference = make_head(*inputs, config.vocab_size), None
+        head = make_head(*inputs, config.vocab_size)
         n = head.hidden.shape[0]
+        every = slice(0, n)
         if policy.reference is not None:
-            reference = make_head(*policy.reference, config.vocab_size)
-            rows = rows._replace(ref_logp=head.hidden.new_empty(n, dtype=math_dtype(head.hidden)))
+            rows = rows._replace(ref_logp=forward(make_head(*policy.reference, config.vocab_size), every)[0])
         kernels = make_kernels(rows)
 
-        def logits(out: Tensor, start: int, stop: int) -> Tensor:
-            if reference is not None:  # first, in the same buffer
-                kernels.reference(reference.logits(out, slice(start, stop)), start, stop)
-            return head.logits(out, slice(start, stop))
+        def active(part: Rows) -> Tensor:
+            return (kernels.a[part] != 0) | (kernels.b[part] != 0)
 
-        def active(start: int, stop: int) -> Tensor:
-            return (kernels.a[start:stop] != 0) | (kernels.b[start:stop] != 0)
+        def score_whole_responses(z: Tensor, part: Rows) -> Tensor:
+            kernels.keep(kernels.logprob(z, part), part)
+            kernels.policy(part)
+            kernels.backward_(z, part)
+            return active(part)
 
-        def score_whole_responses(z: Tensor, start: int, stop: int) -> Tensor:
-            kernels.logprob(z, start, stop)
-            kernels.policy(start, stop)
-            kernels.backward_(z, slice(start, stop))
-            return active(start, stop)
-
+        coupled, chunks = coupling(rows, config), None
+        quiet: Rows | None = every
         if any(needs):
-            coupled = coupling(rows, config)
-            chunks = plan_chunks(head, coupled, rows.host_seqlens)
-            several = n > chunk_rows(head)
-            sums = GradientSums(head, policy.weight, policy.bias, needs, several, policy.weight_grad)
-            if chunks is not None:
-                score = kernels.at_once_ if coupled == "row" else score_whole_responses
-                gradient_sweep(head, chunks, logits, score, sums, skipping)
-            else:
-                forward_sweep(head, logits, kernels.logprob)
-                kernels.policy(0, n)
-                remake_sweep(head, active(0, n), kernels.backward_, sums, skipping)
-        elif n:
-            forward_sweep(head, logits, kernels.logprob)
-            kernels.policy(0, n)
+            live, foreseen = kernels.foresee()
+            chunks = plan_chunks(head, live, coupled, rows.host_seqlens)
+            quiet = every if chunks is None else foreseen
+            sums = GradientSums(head, policy.weight, policy.bias, needs, n > chunk_rows(head), policy.weight_grad)
+        if quiet is not None and n:
+            kernels.keep(forward(head, quiet), quiet)
+            kernels.policy(quiet)
+            if any(needs):
+                remake_sweep(head, active(every), kernels.backward_, sums, skipping)
+        if chunks is not None:
+            score = kernels.at_once_ if coupled == "row" else score_whole_responses
+            gradient_sweep(head, chunks, score, sums, skipping)
         loss, metrics, logp = kernels.outcome()
     if any(needs):
         once = policy.weight_grad is not None
@@ -107,34 +111,31 @@ def linear_cross_entropy(
     row_weight: Tensor,
     vocab_size: int | None,
     weight_grad: Tensor | None,
-    logprob: Callable[[Tensor, slice], Tensor],
-    gradient_: Callable[[Tensor, slice], Tensor],
+    forward: Callable[[Head], Statistics],
+    gradient_: Callable[[Tensor, Rows], Tensor],
     skipping: Skipping | None,
     scale: Scale,
 ) -> tuple[Tensor, Tensor]:
-    """logprob, gradient_: (logits, which rows) -> logp; the second one leaves the gradient in the logits."""
+    """gradient_: (logits, which rows) -> logp; it leaves the gradient in the logits."""
     inputs = (hidden, takes_gradient(weight, weight_grad), bias)
     needs = needs_grad(*inputs)
     with torch.no_grad():
         head = make_head(*inputs, vocab_size)
         logp = torch.empty_like(row_weight)
 
-        def score(z: Tensor, start: int, stop: int) -> Tensor:
-            part = slice(start, stop)
-            logp[part] = (gradient_ if any(needs) else logprob)(z, part)
+        def score(z: Tensor, part: Rows) -> Tensor:
+            logp[part] = gradient_(z, part)
             return row_weight[part] != 0
 
-        def logits(out: Tensor, start: int, stop: int) -> Tensor:
-            return head.logits(out, slice(start, stop))
-
         if any(needs):
-            chunks = plan_chunks(head, "row", None)
+            every = slice(0, head.hidden.shape[0])
+            chunks = plan_chunks(head, every, "row", None)
             assert chunks is not None  # rows do not depend on each other
             several = chunks.size < head.hidden.shape[0]
             sums = GradientSums(head, weight, bias, needs, several, weight_grad)
-            gradient_sweep(head, chunks, logits, score, sums, skipping)
+            gradient_sweep(head, chunks, score, sums, skipping)
         else:
-            forward_sweep(head, logits, score)
+            logp = forward(head)[0]
         # A weight of 0 switches a row off, whatever its logits are.
         loss = -torch.where(row_weight != 0, row_weight * logp, 0.0).sum()
     if any(needs):
@@ -144,11 +145,11 @@ def linear_cross_entropy(
 
 
 class LogprobKernels(NamedTuple):
-    """logprob: (z, ids, scale, cap) -> (logp, entropy, sum), the last in fp64 as the face's backward_ takes it.
-    backward_: (z, ids, sum, entropy, a, b, scale, cap): z becomes its gradient, zeros, unread, where a = b = 0.
+    """forward: (head, ids, scale, cap) -> Statistics, whose total is what the face's backward_ takes.
+    backward_: (z, ids, total, entropy, a, b, scale, cap): z becomes its gradient, zeros, unread, where a = b = 0.
     skipping: hidden -> how rows are left out."""
 
-    logprob: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    forward: Callable[[Head, Tensor, float, float], Statistics]
     backward_: Callable[..., None]
     skipping: Callable[[Tensor], Skipping | None]
 
@@ -161,15 +162,8 @@ class LinearLogprob(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, softmax: SoftmaxSpec,
         kernels: LogprobKernels,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        head, n = make_head(hidden, weight, bias, softmax.vocab_size), hidden.shape[0]
-        logp, entropy = (hidden.new_empty(n, dtype=math_dtype(hidden)) for _ in range(2))
-        total = torch.empty_like(logp, dtype=torch.float64)
-
-        def score(z: Tensor, start: int, stop: int) -> None:
-            part = slice(start, stop)
-            logp[part], entropy[part], total[part] = kernels.logprob(z, ids[part], softmax.scale, softmax.cap)
-
-        forward_sweep(head, lambda out, start, stop: head.logits(out, slice(start, stop)), score)
+        head = make_head(hidden, weight, bias, softmax.vocab_size)
+        logp, entropy, total = kernels.forward(head, ids, softmax.scale, softmax.cap)
         ctx.save_for_backward(hidden, weight, bias, ids, total, entropy)
         ctx.softmax, ctx.kernels = softmax, kernels
         return logp, entropy
@@ -187,7 +181,7 @@ class LinearLogprob(torch.autograd.Function):
         head = make_head(hidden, weight, bias, softmax.vocab_size)
         sums = GradientSums(head, weight, bias, ctx.needs_input_grad[:3], chunk_rows(head) < hidden.shape[0])
 
-        def backward_(z: Tensor, rows: Tensor) -> None:
+        def backward_(z: Tensor, rows: Rows) -> None:
             saved = (t[rows] for t in (ids, total, entropy, grad_logp, grad_entropy))
             kernels.backward_(z, *saved, softmax.scale, softmax.cap)
 

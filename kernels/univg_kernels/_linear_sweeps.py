@@ -1,5 +1,5 @@
-"""The loops of `linear_grpo_loss`, `linear_ce` and `linear_logprob`: over the logits, one chunk at a time, and from
-d loss/d logits to the gradients. What a row of logits is worth, their callbacks know.
+"""The loops of `linear_grpo_loss`, `linear_ce` and `linear_logprob` to the gradients: over the logits, one chunk at a
+time. What a row of logits is worth, their callbacks know. Loops without gradients: _linear_forward.py.
 """
 
 from __future__ import annotations
@@ -12,40 +12,58 @@ import torch
 from torch import Tensor
 
 from ._linear_grads import GradientSums
-from ._linear_head import Head, chunk_rows
+from ._linear_head import Head, Rows, chunk_rows
 
-Score = Callable[[Tensor, int, int], Tensor]
-"""(logits [stop - start, V], start, stop): score these rows, overwrite their logits with d loss/d logits (zeros for a
-row without one) and return which rows have one, bool [stop - start]."""
+Score = Callable[[Tensor, Rows], Tensor]
+"""(logits [m, V], rows): score these rows, overwrite their logits with d loss/d logits (zeros in a row without one) and
+return which rows have one, bool [m]."""
 Backward = Callable[[Tensor, Tensor], None]
 """(logits [m, V], rows [m]): overwrite the logits of these rows with d loss/d logits, unread where that is 0."""
 
 
 class Chunks(NamedTuple):
-    """size: most rows of a chunk. ends: the rows a chunk may end at, ascending, from 0 to N; None: at any."""
+    """rows: m of them, the others are left out. size: most rows of a chunk. ends: positions among `rows` that a chunk
+    may end at, ascending, from 0 to m; None: at any."""
 
+    rows: Rows
     size: int
     ends: list[int] | None
 
-    def stop(self, start: int, room: int, n: int) -> int:
+    @property
+    def length(self) -> int:
+        return self.rows.stop if isinstance(self.rows, slice) else self.rows.numel()
+
+    def part(self, start: int, stop: int) -> Rows:
+        """The rows at positions [start, stop)."""
+        return slice(start, stop) if isinstance(self.rows, slice) else self.rows[start:stop]
+
+    def stop(self, start: int, room: int) -> int:
         """The furthest end of a chunk of at most `room` rows; `start` where none fits."""
         if self.ends is None:
-            return min(start + room, n)
+            return min(start + room, self.length)
         return self.ends[bisect.bisect_right(self.ends, start + room) - 1]
 
 
-def plan_chunks(head: Head, coupling: str, host_seqlens: Tensor | None) -> Chunks | None:
+def offsets_within(cu_seqlens: Tensor, rows: Rows) -> Tensor:
+    """The offsets of what responses have among `rows`, most of them perhaps nothing."""
+    if isinstance(rows, slice):
+        return cu_seqlens.clamp(rows.start, rows.stop) - rows.start
+    return torch.searchsorted(rows, cu_seqlens)
+
+
+def plan_chunks(head: Head, rows: Rows, coupling: str, host_seqlens: Tensor | None) -> Chunks | None:
     """Chunks in which every row that a row's gradient depends on is there, too; None: no chunk is large enough.
 
-    Whole responses where the host knows their lengths; one longer than the usual chunk makes a chunk of its own.
+    rows: all, or some on the host; whole responses, if rows depend on theirs. A chunk holds whole responses where the
+    host knows their lengths; one longer than the usual chunk makes a chunk of its own.
     """
-    size = chunk_rows(head)
-    if coupling == "row" or head.hidden.shape[0] <= size:
-        return Chunks(size, None)
+    chunks = Chunks(rows, chunk_rows(head), None)
+    if coupling == "row" or chunks.length <= chunks.size:
+        return chunks._replace(size=min(chunks.size, chunks.length))
     if coupling == "batch" or host_seqlens is None or torch.compiler.is_compiling():
         return None
-    ends = host_seqlens.tolist()
-    return Chunks(max(size, *(b - a for a, b in zip(ends, ends[1:], strict=False))), ends)
+    ends = offsets_within(host_seqlens, rows).tolist()
+    return Chunks(rows, max(chunks.size, *(b - a for a, b in zip(ends, ends[1:], strict=False))), ends)
 
 
 class Kept(NamedTuple):
@@ -88,8 +106,7 @@ def skipping_on_host() -> Skipping | None:
 
 
 def gradient_sweep(
-    head: Head, chunks: Chunks, logits: Callable[[Tensor, int, int], Tensor], score: Score, sums: GradientSums,
-    skipping: Skipping | None,
+    head: Head, chunks: Chunks, score: Score, sums: GradientSums, skipping: Skipping | None
 ) -> None:  # fmt: skip
     """Make the logits chunk by chunk, let `score` turn them into their gradient, and sum up the gradients.
 
@@ -97,41 +114,31 @@ def gradient_sweep(
     until it is nearly full of them, so that the backward products are as tall as the forward ones however few rows are
     active; where it does not, each chunk's go on at once.
     """
-    n, buffer = head.hidden.shape[0], head.buffer(chunks.size)
+    n, buffer = chunks.length, head.buffer(chunks.size)
     waiting: list[Tensor] = []  # numbers of the rows at the top of the buffer
     start = held = 0
     while start < n:
-        stop = chunks.stop(start, chunks.size - held, n)
+        stop = chunks.stop(start, chunks.size - held)
         if stop > start:
-            z = logits(buffer[held : held + stop - start], start, stop)
-            active = score(z, start, stop)
+            part = chunks.part(start, stop)
+            z = head.logits(buffer[held : held + stop - start], part)
+            active = score(z, part)
             sums.add_bias(z)
+            numbers = torch.arange(start, stop, device=z.device) if isinstance(part, slice) else part
             if skipping is None:
-                sums.add(z, torch.arange(start, stop, device=z.device), active=active)
+                sums.add(z, numbers, active=active)
             else:
                 kept = skipping.order(active)
                 skipping.move(z, kept)
                 if kept.number is not None:
-                    sums.add(z, kept.rows + start, kept.number)
+                    sums.add(z, numbers[kept.rows], kept.number)
                 else:
-                    waiting.append(kept.rows + start)
+                    waiting.append(numbers[kept.rows])
                     held += kept.rows.numel()
         full = stop == start or held > 0.75 * chunks.size  # the next response does not fit, or hardly any row
         if waiting and (full or stop == n):
             sums.add(buffer[:held], torch.cat(waiting))
             waiting, held = [], 0
-        start = stop
-
-
-def forward_sweep(
-    head: Head, logits: Callable[[Tensor, int, int], Tensor], score: Callable[[Tensor, int, int], object]
-) -> None:  # fmt: skip
-    """Make the logits chunk by chunk and let `score` read them."""
-    n, size = head.hidden.shape[0], chunk_rows(head)
-    buffer, start = head.buffer(size), 0
-    while start < n:  # not range(): torch.compile would compile for one n
-        stop = min(start + size, n)
-        score(logits(buffer[: stop - start], start, stop), start, stop)
         start = stop
 
 

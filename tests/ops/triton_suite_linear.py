@@ -25,7 +25,7 @@ CONFIGS = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_linear_head, "chunk_rows", lambda head: CHUNK)
-    for module in ("_linear_sweeps", "_linear_losses"):
+    for module in ("_linear_forward", "_linear_sweeps", "_linear_losses"):
         monkeypatch.setattr(f"univg_kernels.{module}.chunk_rows", lambda head: CHUNK)
 
 

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from .. import _library
 from .._autograd import scale_on_host
+from .._linear_forward import Statistics
+from .._linear_head import Head, Rows
 from .._linear_losses import linear_cross_entropy
 from .._linear_sweeps import skipping_on_host
 from .._rows import math_dtype
 from .._softmax import SoftmaxSpec
-from ..selective_logprob import cpp_impl as _fakes  # noqa: F401  (torch.compile asks for them)
+from ..linear_logprob.cpp_impl import forward_on_host
 
 _library.load()
 ops = torch.ops.univg_kernels
@@ -29,14 +31,14 @@ def linear_ce(
     ids, rw = token_ids.long(), row_weight.to(math_dtype(hidden)).contiguous()
     settings = (softmax.scale, softmax.cap)
 
-    def logprob(z: Tensor, part: slice) -> Tensor:
-        return ops.logprob(z, ids[part], *settings)[0]
+    def forward(head: Head) -> Statistics:
+        return forward_on_host(head, ids, *settings)
 
-    def gradient_(z: Tensor, part: slice) -> Tensor:
+    def gradient_(z: Tensor, part: Rows) -> Tensor:
         return ops.ce_head_(z, ids[part], rw[part], *settings)[1]
 
     return linear_cross_entropy(
-        hidden, weight, bias, rw, softmax.vocab_size, weight_grad, logprob, gradient_, skipping_on_host(), scale_on_host
+        hidden, weight, bias, rw, softmax.vocab_size, weight_grad, forward, gradient_, skipping_on_host(), scale_on_host
     )
 
 

@@ -7,13 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._linear_forward import Statistics
+from .._linear_head import Head, Rows
 from .._linear_losses import linear_cross_entropy
 from .._softmax import SoftmaxSpec
 from .._triton.compact import skipping_on_device
 from .._triton.launch import check_dtype, launch, row_launch
 from .._triton.scale import scale_on_device
 from .._triton.softmax import fill_zeros, load_tile, log_probability, sweep_backward, sweep_forward, target_logit
-from ..selective_logprob.triton_impl import triton_logprob
+from ..linear_logprob.triton_impl import forward_on_device
 
 
 @triton.jit
@@ -64,13 +66,13 @@ def linear_ce(
     check_dtype("linear_ce", hidden)
     ids, rw, settings = token_ids.contiguous(), row_weight.float().contiguous(), (softmax.scale, softmax.cap)
 
-    def logprob(z: Tensor, part: slice) -> Tensor:
-        return triton_logprob(z, ids[part], *settings)[0]
+    def forward(head: Head) -> Statistics:
+        return forward_on_device(head, ids, *settings)
 
-    def gradient_(z: Tensor, part: slice) -> Tensor:
+    def gradient_(z: Tensor, part: Rows) -> Tensor:
         return triton_ce_rows_(z, ids[part], rw[part], *settings)
 
     skipping = skipping_on_device(hidden)
     return linear_cross_entropy(
-        hidden, weight, bias, rw, softmax.vocab_size, weight_grad, logprob, gradient_, skipping, scale_on_device
+        hidden, weight, bias, rw, softmax.vocab_size, weight_grad, forward, gradient_, skipping, scale_on_device
     )

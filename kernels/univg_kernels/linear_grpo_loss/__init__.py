@@ -35,7 +35,8 @@ def linear_grpo_loss(
     The gradients are made in the forward pass, chunk by chunk: three products, and rows without a gradient (masked,
     clipped, zero advantage without KL) are left out of the two backward ones: on the CPU, and in bf16 on CUDA devices
     of compute capability 9 and 10, where their number never comes to the host; other CUDA devices and dtypes multiply
-    all rows. Where rows depend on the rest of their response, a chunk holds whole responses (cu_seqlens must be
+    all rows. On the CPU masked rows are not multiplied at all, and of rows whose advantage of zero is known beforehand
+    only the log-probabilities are made, by taller and so faster products. Where rows depend on the rest of their response, a chunk holds whole responses (cu_seqlens must be
     readable by the host: on the CPU); where they depend on the whole batch, or the host does not know the lengths, the
     logits are made twice: four products, unless all rows fit one chunk. No weight gradient is made for a weight that
     does not require one, and none at all under torch.no_grad(). The first backward pass hands the gradients over; a
@@ -47,7 +48,7 @@ def linear_grpo_loss(
             gathered.
         token_ids [N], cu_seqlens [B+1], rows: as in `grpo_loss`.
         ref_hidden: [N, H'], with ref_weight [V, H'] (default: weight) and ref_bias [V]: the reference policy, whose
-            log-probabilities are made in the same pass, one product more, instead of ref_logp.
+            log-probabilities are made here by one product more, instead of ref_logp.
         weight_grad: [V, H] fp32 or of weight's dtype: the weight's gradient is added to it in the forward pass, also
             that of a weight that requires none, and weight itself gets none. For an upstream gradient of 1: another
             one raises RuntimeError in the backward pass, on CUDA it is an assertion on the device, after which the

@@ -36,9 +36,9 @@ class RowInputs(NamedTuple):
     sampling_logp: Tensor | None
     importance: Tensor | None  # where the caller gave the ratio itself
 
-    def part(self, start: int, stop: int) -> RowInputs:
-        """Of the rows [start, stop)."""
-        return RowInputs._make(t if t is None or t.dim() == 0 else t[start:stop] for t in self)
+    def part(self, rows: slice | Tensor) -> RowInputs:
+        """Of some rows."""
+        return RowInputs._make(t if t is None or t.dim() == 0 else t[rows] for t in self)
 
 
 def row_inputs(
