@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import VOCAB
+from tiny import FAMILIES, VOCAB, random_group, tiny_model
 
-from univg_fast.model.load import check_version, load_model
+from univg_fast.data.coordinates import SYSTEMS
+from univg_fast.data.entries import STYLES
+from univg_fast.model import PackedModel
+from univg_fast.model.families import FAMILIES as MODULES
+from univg_fast.model.load import builtin_configs, check_version, load_model
+from univg_fast.packing import build_row
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def test_seed_decides_the_weights() -> None:
-    first, same, other = (load_model("qwen2_vl_tiny", vocab=VOCAB, seed=s).state_dict() for s in (1, 1, 2))
+@each_family
+def test_seed_decides_the_weights(family: str) -> None:
+    first, same, other = (load_model(f"{family}_tiny", vocab=VOCAB, seed=s).state_dict() for s in (1, 1, 2))
     assert all(torch.equal(first[k], same[k]) for k in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_saved_folder_is_read_back_equal(tmp_path: Path) -> None:
-    model = load_model("qwen2_vl_tiny", vocab=VOCAB, seed=1)
-    model.save_pretrained(tmp_path)
-    again = load_model(str(tmp_path))
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    assert again.lm_head.weight is again.get_input_embeddings().weight
+@each_family
+def test_saved_folder_is_read_back_equal(family: str, tmp_path: Path) -> None:
+    """Also after rows drove the model: what that edits is not saved."""
+    packed = tiny_model(family)
+    packed.model.save_pretrained(tmp_path)
+    again = PackedModel(load_model(str(tmp_path)))
+    assert all(torch.equal(a, b) for a, b in zip(packed.parameters(), again.parameters(), strict=True))
+    assert again.model.lm_head.weight is again.model.get_input_embeddings().weight
+    group = random_group(np.random.default_rng(0), [(4, 6)], [3], packed.family.patch_size)
+    row = build_row([group], packed.family)
+    assert torch.equal(packed.hidden(row), again.hidden(row))
+
+
+def test_each_family_is_found_and_tested() -> None:
+    """A file in univg_fast/model/families is enough for the package; tests/tiny.py names it for all tests."""
+    assert set(MODULES) == set(FAMILIES)
+    assert builtin_configs() == sorted(f"{name}_tiny" for name in FAMILIES)
+
+
+@each_family
+def test_what_the_data_side_reads_of_a_family(family: str) -> None:
+    found = tiny_model(family).family
+    assert found.coordinates in SYSTEMS and found.answer_style in STYLES
+    copied = pickle.loads(pickle.dumps(found))  # workers may be processes
+    assert copied.vision_inputs(np.array([[1, 4, 6], [1, 2, 2]])).image_tokens == (6, 1)
+
+
+def test_an_unknown_family_names_the_choices(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match=r"'llama' model; supported: .*qwen2_5_vl.*qwen3_vl"):
+        load_model(str(tmp_path))
 
 
 def test_unknown_path_names_the_choices() -> None:
