@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from univg_fast.packing.plan import GroupSize, Part, best_fit, deal, plan_rows, plan_window, split, spread
+from bench.packing import DRAWS, Draw, flattest, samples
+from univg_fast.config import PackConfig
+from univg_fast.packing.plan import (
+    LOOK_AHEAD,
+    GroupSize,
+    Part,
+    best_fit,
+    deal,
+    fullest,
+    pack,
+    plan_rows,
+    plan_window,
+    split,
+    spread,
+)
+
+Method = Callable[..., list[list[int]]]
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
 GROUPS = st.lists(
@@ -29,20 +48,35 @@ def tokens(row: list[Part]) -> int:
 
 
 @given(LENGTHS, BUDGET, st.integers(1, 6) | st.none())
-def test_best_fit(lengths: list[int], budget: int, most: int | None) -> None:
-    rows = best_fit(lengths, budget, most)
+@pytest.mark.parametrize("method", [pack, fullest, best_fit])
+def test_every_length_once_and_within_the_budget(method: Method, lengths: list[int], budget: int, most: Any) -> None:
+    rows = method(lengths, budget, most)
+    assert rows == method(list(lengths), budget, most)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     for row in rows:
         assert len(row) == 1 or sum(lengths[i] for i in row) <= budget
         assert most is None or len(row) <= most
-    for one, other in combinations(rows, 2) if most is None else ():
+    for one, other in combinations(rows, 2) if most is None and len(lengths) <= LOOK_AHEAD else ():
         assert sum(lengths[i] for i in (*one, *other)) > budget, "two rows that fit into one"
+    assert len(pack(lengths, budget, most)) <= len(rows)
 
 
-def test_best_fit_chooses_the_fullest_row() -> None:
-    assert best_fit([60, 50, 40], 100) == [[0, 2], [1]]  # the 40 fills the 60's row; first-fit would agree
-    assert best_fit([60, 70, 30], 100) == [[1, 2], [0]]  # first-fit decreasing too, in the 70's row
-    assert best_fit([50, 70, 25], 100) == [[1, 2], [0]]  # the 70's row is left with 5, the 50's would be with 25
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(50, 100))
+def test_the_first_row_is_as_full_as_any_could_be(lengths: list[int], budget: int) -> None:
+    row = fullest(lengths, budget)[0]
+    subsets = (rest for k in range(len(lengths)) for rest in combinations(lengths[1:], k))
+    best = max((total for rest in subsets if (total := lengths[0] + sum(rest)) <= budget), default=lengths[0])
+    assert row[0] == 0 and sum(lengths[i] for i in row) == best
+
+
+def test_best_fit_decreasing_chooses_the_fullest_row() -> None:
+    lengths = [
+        70,
+        60,
+        35,
+        5,
+    ]  # the 35 into the 60's row, which is then the fuller one; first-fit gives the 5 to the 70's
+    assert best_fit(lengths, 100) == [[0], [1, 2, 3]]
 
 
 @given(GROUPS, BUDGET)
@@ -111,7 +145,7 @@ def test_hands_are_even(costs: list[float], hands: int) -> None:
 
 @given(st.lists(ONE, min_size=1, max_size=40), st.integers(1, 9), BUDGET)
 def test_rows_spread_over_ranks(groups: list[GroupSize], ranks: int, budget: int) -> None:
-    rows = best_fit([group.tokens for group in groups], budget)
+    rows = pack([group.tokens for group in groups], budget)
     shares = spread(rows, groups, ranks, budget)
     assert shares == spread([list(row) for row in rows], list(groups), ranks, budget)
     assert sorted(i for share in shares for row in share for i in row) == list(range(len(groups)))
@@ -129,7 +163,7 @@ def test_ranks_of_a_usual_step_wait_little() -> None:
     for _ in range(20):
         images = rng.integers(1, 7, 24)
         groups = [GroupSize(int(391 * n + 150), (150,), int(1564 * n)) for n in images]
-        rows = best_fit([group.tokens for group in groups], 16384)
+        rows = pack([group.tokens for group in groups], 16384)
         for ranks, bound in ((2, 1.03), (4, 1.08), (8, 1.35)):
             shares = spread(rows, groups, ranks, 16384)
             assert len({len(share) for share in shares}) == 1
@@ -152,3 +186,26 @@ def test_cost_is_that_of_its_parts(groups: list[GroupSize], extra: int) -> None:
     assume(len(group.responses) > 1)
     parts = split(0, group, group.tokens - 1)
     assert sum(part.size.prompt for part in parts) == len(parts) * group.prompt
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: draw.name)
+def test_rows_of_a_window_are_full_for_the_benchmarks_images(draw: Draw) -> None:
+    """MIG-Bench's numbers of images; 21 steps of 24 samples, the whole steps of the default window."""
+    pack_config = PackConfig()
+    assert pack_config.window == 512
+    random = np.random.default_rng(7)
+    found = samples(draw, random)
+    assert np.mean([size.patches for size in samples(DRAWS[0], random)]) / 2048 == pytest.approx(3.777, abs=0.02)
+    for seed in range(5):
+        sizes = [found[i] for i in random.permutation(len(found))[:504]]
+        steps = plan_window(sizes, 21, pack_config.budget_tokens, [seed, 0])
+        rows = sum(len(step) for step in steps)
+        assert sum(size.tokens for size in sizes) >= 0.97 * rows * pack_config.budget_tokens
+        assert all(18 <= sum(map(len, step)) <= 32 for step in steps)
+
+
+@pytest.mark.parametrize(("low", "high", "mean"), [(2, 2, 2.0), (3, 5, 4.19), (2, 6, 4.0)])
+def test_the_assumed_distribution_has_the_known_mean(low: int, high: int, mean: float) -> None:
+    values, chances = flattest(low, high, mean)
+    assert (values[0], values[-1]) == (low, high)
+    assert chances.sum() == pytest.approx(1) and (values * chances).sum() == pytest.approx(mean)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 # takes 13 GFLOP in the layers' products, a pair 4 x 3584 x 28 = 0.4 MFLOP, a patch 1.6 GFLOP in the tower.
 PAIR = 1 / 32768
 PATCH = 1 / 8
+LOOK_AHEAD = 64  # groups of which a row takes those that fill it best
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,42 @@ class Part(NamedTuple):
     size: GroupSize
 
 
-def best_fit(lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
-    """Indices of each row: best-fit decreasing, of at most `budget` tokens and `most` members, in O(n log n).
+def pack(lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
+    """Indices of each row, of at most `budget` tokens and `most` members; one that is longer has a row of its own.
 
-    Each goes into the fullest row that still has room (at most 11/9 of the optimal number of rows). One that alone
-    exceeds the budget has a row of its own.
+    `fullest`, whose rows are mixed and nearly full, unless `best_fit`, which has a bound, needs fewer rows.
     """
+    return min(fullest(lengths, budget, most), best_fit(lengths, budget, most), key=len)
+
+
+def fullest(lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
+    """Each row takes the first that is left, and of those behind it the ones that fill it best, in O(n).
+
+    Which sums can be reached is a bit set, so that the best of all subsets of the next LOOK_AHEAD costs as many shifts.
+    """
+    rows: list[list[int]] = []
+    coming = iter(range(len(lengths)))
+    left = list(islice(coming, LOOK_AHEAD))
+    while left:
+        row, room, mask = [left[0]], budget - lengths[left[0]], (2 << max(0, budget - lengths[left[0]])) - 1
+        reached, before = 1, []
+        for index in left[1:] if room > 0 else ():
+            before.append((index, reached))
+            reached |= (reached << lengths[index]) & mask
+        total = reached.bit_length() - 1
+        for index, without in reversed(before):
+            if not without >> total & 1:
+                row.append(index)
+                total -= lengths[index]
+        row = sorted(sorted(row, key=lambda i: -lengths[i])[:most] if most else row)
+        rows.append(row)
+        left = [index for index in left if index not in row]
+        left.extend(islice(coming, LOOK_AHEAD - len(left)))
+    return rows
+
+
+def best_fit(lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
+    """Best-fit decreasing, in O(n log n): at most 11/9 of the optimal number of rows, each of similar lengths."""
     rows: list[list[int]] = []
     rooms = 0  # bit r is set where rows with r tokens left are open
     with_room: dict[int, list[int]] = {}
@@ -86,7 +118,7 @@ def split(group: int, size: GroupSize, budget: int) -> list[Part]:
     if size.tokens <= budget or len(size.responses) < 2:
         return [Part(group, tuple(range(len(size.responses))), size)]
     room = max(budget - size.prompt, *size.responses)
-    parts = best_fit(size.responses, room)
+    parts = pack(size.responses, room)
     return [
         Part(group, tuple(part), GroupSize(size.prompt, tuple(size.responses[j] for j in part), size.patches))
         for part in parts
@@ -96,7 +128,7 @@ def split(group: int, size: GroupSize, budget: int) -> list[Part]:
 def plan_rows(sizes: Sequence[GroupSize], budget: int) -> list[list[Part]]:
     """Rows of whole groups, and of the parts of those that are too large for a row."""
     parts = [part for group, size in enumerate(sizes) for part in split(group, size, budget)]
-    return [[parts[i] for i in row] for row in best_fit([part.size.tokens for part in parts], budget)]
+    return [[parts[i] for i in row] for row in pack([part.size.tokens for part in parts], budget)]
 
 
 def plan_window(sizes: Sequence[GroupSize], steps: int, budget: int, seed: Sequence[int]) -> list[list[list[int]]]:
@@ -107,9 +139,9 @@ def plan_window(sizes: Sequence[GroupSize], steps: int, budget: int, seed: Seque
     """
     if steps == 1 or sum(size.tokens for size in sizes) <= steps * budget:
         shares = [range(len(sizes) * k // steps, len(sizes) * (k + 1) // steps) for k in range(steps)]
-        packed = [best_fit([sizes[i].tokens for i in share], budget) for share in shares]
+        packed = [pack([sizes[i].tokens for i in share], budget) for share in shares]
         return [[[share[i] for i in row] for row in rows] for share, rows in zip(shares, packed, strict=True)]
-    rows = best_fit([size.tokens for size in sizes], budget, most=max(1, len(sizes) // steps))
+    rows = pack([size.tokens for size in sizes], budget, most=max(1, len(sizes) // steps))
     random = np.random.default_rng(list(seed))
     rows = [rows[i] for i in random.permutation(len(rows))]
     dealt = deal([len(row) for row in rows], steps, even=False)
