@@ -23,7 +23,7 @@ Head = Callable[[torch.Tensor, torch.Tensor], Any]  # (hidden [N, H], lm_head we
 
 
 class PackedModel(nn.Module):
-    """A transformers vision-language model, driven by packed rows. `model` stays reachable and unchanged."""
+    """A transformers vision-language model, driven by packed rows; `model` can still be called as transformers' own."""
 
     model: Any  # a transformers model: its attributes are not known to a type checker
 
@@ -70,7 +70,7 @@ class PackedModel(nn.Module):
         more = {}
         if features is not None and features.levels:
             more = {"visual_pos_masks": row.image_positions, "deepstack_visual_embeds": features.levels}
-        return self._language(embeds, row.position_ids, layout or row.layout, **more)[0]
+        return self._language(embeds, row.position_ids, row.layout if layout is None else layout, **more)[0]
 
     def step(self, token_ids: torch.Tensor, position_ids: torch.Tensor, layout: Any) -> torch.Tensor:
         """One token of each of B sequences: [B] int64, [3, B, 1] int64 -> [B, H]. `layout` holds keys and values."""
