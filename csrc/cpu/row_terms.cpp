@@ -1,4 +1,4 @@
-// What responses are worth, spread over their rows: RowTerms of _rows.py without its entropy bonus.
+// What responses are worth, spread over their rows: RowTerms of _row_terms.py without its entropy bonus.
 #include "row_tensors.h"
 
 namespace univg {

@@ -16,7 +16,7 @@ import torch
 import univg_kernels as uk
 from torch import Tensor
 from univg_kernels._program import SCALARS, row_program
-from univg_kernels._rows import check_rows
+from univg_kernels._row_checks import check_rows
 from univg_kernels._softmax import softmax_spec
 
 HERE = Path(__file__).parent / "cuda"

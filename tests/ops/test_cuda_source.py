@@ -94,7 +94,7 @@ def test_which_calls_have_it(make_case) -> None:
 
 def call_face(case, config: uk.GrpoConfig, inplace: bool) -> tuple[uk.GrpoOutput, Tensor]:
     """cuda_impl on CPU tensors, where its ops are the C++ ones: the Python around the kernel."""
-    from univg_kernels._rows import check_rows
+    from univg_kernels._row_checks import check_rows
     from univg_kernels.grpo_loss import cuda_impl
 
     leaf = case.logits.detach().clone().requires_grad_()

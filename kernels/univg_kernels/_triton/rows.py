@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .._program import SCALARS, row_program
-from .._rows import PolicyRows, coupling, find_entropy_threshold, response_factors, segment_ids
+from .._row_terms import find_entropy_threshold, response_factors, segment_ids
+from .._rows import PolicyRows, coupling
 from ..config import GrpoConfig
 from ..group_advantage.triton_impl import group_advantage
 from .launch import vector

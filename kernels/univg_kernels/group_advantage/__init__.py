@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .._checks import FLOATS, check_offsets, check_tensor, values_at_hand
 from .._dispatch import Backend, face
-from .._rows import GroupAdvantage, math_dtype, settle_offsets
+from .._row_checks import settle_offsets
+from .._rows import GroupAdvantage, math_dtype
 from ..config import GrpoConfig, check_config
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from .._rows import GroupAdvantage, segment_ids
+from .._row_terms import segment_ids
+from .._rows import GroupAdvantage
 from ..config import GrpoConfig
 from ..difficulty_weight.cpp_impl import difficulty_weight
 

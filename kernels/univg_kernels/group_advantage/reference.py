@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._rows import GroupAdvantage, segment_ids
+from .._row_terms import segment_ids
+from .._rows import GroupAdvantage
 from ..config import GrpoConfig
 from ..difficulty_weight.reference import difficulty_weight
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .._checks import check_ids, check_logits
 from .._dispatch import Backend, face
-from .._rows import GrpoOutput, RowArguments, check_rows
+from .._row_checks import check_rows
+from .._rows import GrpoOutput, RowArguments
 from .._softmax import check_vocab
 from ..config import GrpoConfig, check_config, check_flag
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .._autograd import attach_gradients, needs_grad
 from .._program import row_program
-from .._rows import GrpoOutput, PolicyRows, coupling, response_factors
+from .._row_terms import response_factors
+from .._rows import GrpoOutput, PolicyRows, coupling
 from .._softmax import separate_rows, softmax_spec
 from .._triton.scale import scale_on_device
 from ..config import GrpoConfig

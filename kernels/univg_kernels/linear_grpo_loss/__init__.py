@@ -10,7 +10,8 @@ from .._autocast import no_autocast
 from .._checks import check_ids, check_linear, check_weight_grad
 from .._dispatch import Backend, face
 from .._linear_head import LinearPolicy, ReferenceHead
-from .._rows import GrpoOutput, RowArguments, check_rows
+from .._row_checks import check_rows
+from .._rows import GrpoOutput, RowArguments
 from .._softmax import check_vocab
 from ..config import GrpoConfig, check_config
 
@@ -35,12 +36,12 @@ def linear_grpo_loss(
     The gradients are made in the forward pass, chunk by chunk: three products, and rows without a gradient (masked,
     clipped, zero advantage without KL) are left out of the two backward ones: on the CPU, and in bf16 on CUDA devices
     of compute capability 9 and 10, where their number never comes to the host; other CUDA devices and dtypes multiply
-    all rows. On the CPU masked rows are not multiplied at all, and of rows whose advantage of zero is known beforehand
-    only the log-probabilities are made, by taller and so faster products. Where rows depend on the rest of their response, a chunk holds whole responses (cu_seqlens must be
-    readable by the host: on the CPU); where they depend on the whole batch, or the host does not know the lengths, the
-    logits are made twice: four products, unless all rows fit one chunk. No weight gradient is made for a weight that
-    does not require one, and none at all under torch.no_grad(). The first backward pass hands the gradients over; a
-    second one through the same result raises RuntimeError.
+    all rows. On the CPU masked rows are not multiplied at all, and rows whose advantages say beforehand that they will
+    have no gradient cost one product, a taller and so faster one. Where rows depend on the rest of their response, a
+    chunk holds whole responses (cu_seqlens must be readable by the host: on the CPU); where they depend on the whole
+    batch, or the host does not know the lengths, the logits are made twice: four products, unless all rows fit one
+    chunk. No weight gradient is made for a weight that does not require one, and none at all under torch.no_grad().
+    The first backward pass hands the gradients over; a second one through the same result raises RuntimeError.
 
     Args:
         hidden: [N, H] fp32|bf16|fp16|fp64, the final hidden states of the scored rows.

@@ -12,7 +12,8 @@ from .._linear_head import Head, LinearPolicy, Rows
 from .._linear_losses import linear_policy_loss
 from .._linear_sweeps import offsets_within, skipping_on_host
 from .._program import row_program
-from .._rows import GrpoOutput, PolicyRows, coupling, math_dtype, segment_ids
+from .._row_terms import segment_ids
+from .._rows import GrpoOutput, PolicyRows, coupling, math_dtype
 from .._softmax import softmax_spec
 from ..config import GrpoConfig
 from ..grpo_loss.cpp_impl import grpo_head_

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .._checks import FLOATS, check_tensor
 from .._dispatch import Backend, face
-from .._rows import GrpoOutput, RowArguments, check_rows
+from .._row_checks import check_rows
+from .._rows import GrpoOutput, RowArguments
 from ..config import GrpoConfig, check_config
 
 

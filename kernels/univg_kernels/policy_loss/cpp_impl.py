@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from .. import _library
 from .._autograd import needs_grad
 from .._program import Program, row_program
-from .._rows import GrpoOutput, PolicyRows, math_dtype, response_factors, row_terms, segment_ids
+from .._row_terms import response_factors, row_terms, segment_ids
+from .._rows import GrpoOutput, PolicyRows, math_dtype
 from ..config import GrpoConfig
 from ..group_advantage.cpp_impl import group_advantage
 from ..metrics import METRICS

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._rows import GrpoOutput, PolicyRows, math_dtype, response_factors, row_terms, segment_ids
+from .._row_terms import response_factors, row_terms, segment_ids
+from .._rows import GrpoOutput, PolicyRows, math_dtype
 from ..config import GrpoConfig
 from ..group_advantage.reference import group_advantage
 from .table import KLS, LOSSES, VESPO_LOWEST, RowState
