@@ -61,5 +61,5 @@ STABLE_TORCH_LIBRARY(univg_kernels, m) {
   m.def(
       "scan_boxes(Tensor text, Tensor offsets, Tensor options, int mode, int most) "
       "-> (Tensor facts, Tensor ends, Tensor boxes, Tensor images, Tensor labels)");
-  m.def("distinct_runs(Tensor text, Tensor offsets, int n) -> Tensor");
+  m.def("distinct_runs(Tensor text, Tensor offsets, Tensor unanswered, int n) -> Tensor");
 }

@@ -1,5 +1,6 @@
 // How many different runs of n words a text has. A word becomes a hash of 64 bits, a run the polynomial of its words',
 // which rolls on from word to word; the table that counts them is kept for the next text.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <vector>
@@ -33,63 +34,80 @@ inline size_t space(Text t, size_t at) {
   }
 }
 
-// The high bit of each byte that may begin white space: up to " " or beyond ASCII. The lowest is right, and the others
-// are not looked at.
-inline uint64_t breaks(uint64_t eight) {
+// The bytes of the next 64 that may begin white space: up to " " or beyond ASCII.
+inline uint64_t breaks(const char* bytes) {
   constexpr uint64_t kOnes = 0x0101010101010101ull, kHigh = 0x80 * kOnes;
-  return ((eight - 0x21 * kOnes) | eight) & kHigh;
+  uint64_t mask = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t eight;
+    std::memcpy(&eight, bytes + 8 * i, 8);
+    const uint64_t above = (eight & ~kHigh) + (0x80 - 0x21) * kOnes;
+    const uint64_t found = ((~above | eight) & kHigh) >> 7;
+    mask |= (found * 0x0102040810204080ull >> 56) << 8 * i;  // the eight low bits side by side
+  }
+  return mask;
 }
 
-// The hash of the word that begins at `at`, which moves behind it; eight bytes at a time.
-inline uint64_t word(Text t, size_t* at) {
-  uint64_t h = 0;
-  for (;;) {
-    uint64_t eight = 0;
-    if (*at + 8 <= t.size()) std::memcpy(&eight, t.data() + *at, 8);
-    else std::memcpy(&eight, t.data() + *at, t.size() - *at);  // and zeros, which are breaks
-    const uint64_t found = breaks(eight);
-    if (found == 0) {
-      h = mixed(h ^ eight), *at += 8;
-      continue;
+inline uint64_t hash(Text t, size_t begin, size_t end) {
+  uint64_t h = (end - begin) * kMix, eight;
+  for (; begin + 8 < end; begin += 8) std::memcpy(&eight, t.data() + begin, 8), h = mixed(h ^ eight);
+  eight = 0;
+  if (begin + 8 <= t.size()) {
+    std::memcpy(&eight, t.data() + begin, 8);
+    eight &= ~0ull >> 8 * (8 - (end - begin));
+  } else {
+    std::memcpy(&eight, t.data() + begin, end - begin);
+  }
+  return mixed(h ^ eight);
+}
+
+// The words' hashes into `words`, which grows and never shrinks; how many there are.
+size_t split(Text t, std::vector<uint64_t>* words) {
+  if (words->size() < t.size() / 2 + 1) words->resize(t.size() / 2 + 1);
+  uint64_t* next = words->data();
+  size_t begin = 0;
+  for (size_t block = 0; block < t.size(); block += 64) {
+    char rest[64] = {};
+    const bool whole = block + 64 <= t.size();
+    if (!whole) std::memcpy(rest, t.data() + block, t.size() - block);
+    uint64_t found = breaks(whole ? t.data() + block : rest);
+    if (!whole) found &= (1ull << (t.size() - block)) - 1;
+    for (; found != 0; found &= found - 1) {
+      const size_t at = block + static_cast<size_t>(std::countr_zero(found));
+      const size_t gap = at < begin ? 0 : space(t, at);  // a space of several bytes may have been passed already
+      if (gap == 0) continue;
+      if (at > begin) *next++ = hash(t, begin, at);
+      begin = at + gap;
     }
-    const auto sure = static_cast<uint64_t>(std::countr_zero(found)) / 8;
-    h = mixed(h ^ ((eight & ((1ull << 8 * sure) - 1)) | sure << 56));  // eight sure bytes have none so low up there
-    *at += sure;
-    if (*at >= t.size() || space(t, *at)) return h;
-    h = mixed(h ^ (static_cast<unsigned char>(t[*at]) | 9ull << 56)), ++*at;
   }
-}
-
-void split(Text t, std::vector<uint64_t>* words) {
-  words->clear();
-  for (size_t at = 0; at < t.size();) {
-    const size_t gap = space(t, at);
-    if (gap > 0) at += gap;
-    else words->push_back(word(t, &at));
-  }
+  if (begin < t.size()) *next++ = hash(t, begin, t.size());
+  return static_cast<size_t>(next - words->data());
 }
 
 // A set of hashes with room for eight times as many, so that few of them meet; 0 marks a free place.
-int64_t different(const std::vector<uint64_t>& runs, std::vector<uint64_t>* table) {
-  const size_t size = std::bit_ceil(8 * runs.size() + 1), shift = 64 - static_cast<size_t>(std::countr_zero(size));
-  table->assign(size, 0);
+int64_t different(const uint64_t* runs, size_t count, std::vector<uint64_t>* table) {
+  const size_t size = std::bit_ceil(8 * count + 2), shift = 64 - static_cast<size_t>(std::countr_zero(size));
+  if (table->size() < size) table->resize(size);
+  uint64_t* places = table->data();
+  std::fill_n(places, size, 0);
   int64_t found = 0;
-  for (uint64_t run : runs) {
-    size_t at = mixed(run) >> shift;
-    while ((*table)[at] != 0 && (*table)[at] != run) at = (at + 1) & (size - 1);
-    found += (*table)[at] == 0;
-    (*table)[at] = run;
+  for (size_t i = 0; i < count; ++i) {
+    size_t at = (runs[i] ^ runs[i] >> 32) * kBase >> shift;
+    while (places[at] != 0 && places[at] != runs[i]) at = (at + 1) & (size - 1);
+    found += places[at] == 0;
+    places[at] = runs[i];
   }
   return found;
 }
 
-// [B, 2]: different runs and all runs of n words of text i, the bytes offsets[i] : offsets[i+1].
-Tensor distinct_runs(const Tensor& text, const Tensor& offsets, int64_t n) {
+// [B, 2]: different runs and all runs of n words of text i, the bytes offsets[i] : offsets[i+1]; where unanswered[i], of
+// what stands before its last <answer>.
+Tensor distinct_runs(const Tensor& text, const Tensor& offsets, const Tensor& unanswered, int64_t n) {
   UNIVG_CHECK(text.is_cpu() && text.scalar_type() == ScalarType::Byte && text.is_contiguous(),
               "text: expected contiguous bytes on the CPU");
   UNIVG_CHECK(n >= 1, "n: expected 1 or more words, got ", n);
-  const int64_t texts = offsets.numel() - 1;
-  UNIVG_CHECK(texts >= 0, "offsets: expected at least one");
+  const int64_t texts = unanswered.numel();
+  const auto* cut = data<bool>(unanswered, texts, "unanswered");
   const auto* cu = data<int64_t>(offsets, texts + 1, "offsets");
   UNIVG_CHECK(cu[0] >= 0 && cu[texts] <= text.numel(), "offsets: expected them within 0 and ", text.numel());
   for (int64_t i = 0; i < texts; ++i) UNIVG_CHECK(cu[i] <= cu[i + 1], "offsets: expected them never to fall");
@@ -97,19 +115,23 @@ Tensor distinct_runs(const Tensor& text, const Tensor& offsets, int64_t n) {
   Tensor counts = make<int64_t>(offsets, {texts, 2});
   auto* count = static_cast<int64_t*>(counts.data_ptr());
   const auto length = static_cast<uint64_t>(n);
-  uint64_t last = 1;  // kBase^n, the factor of the word that leaves a run
-  for (uint64_t power = length, base = kBase; power > 0; power >>= 1, base *= base)
+  uint64_t last = 1;  // kBase^(n-1), the factor of a run's first word
+  for (uint64_t power = length - 1, base = kBase; power > 0; power >>= 1, base *= base)
     if (power & 1) last *= base;
-  std::vector<uint64_t> words, runs, table;
+  std::vector<uint64_t> words, table;
   for (int64_t i = 0; i < texts; ++i) {
-    split(Text(bytes + cu[i], static_cast<size_t>(cu[i + 1] - cu[i])), &words);
-    runs.clear();
+    Text t(bytes + cu[i], static_cast<size_t>(cu[i + 1] - cu[i]));
+    if (cut[i]) t = t.substr(0, t.rfind("<answer>"));
+    const size_t all = split(t, &words), runs = all >= length ? all - length + 1 : 0;
     uint64_t run = 0;
-    for (size_t j = 0; j < words.size(); ++j) {
-      run = run * kBase + words[j] - (j >= length ? words[j - length] * last : 0);
-      if (j + 1 >= length) runs.push_back(run == 0 ? 1 : run);
+    for (size_t j = 0; runs > 0 && j + 1 < length; ++j) run = run * kBase + words[j];
+    for (size_t j = 0; j < runs; ++j) {  // the run takes the place of its first word, which leaves it next
+      run = run * kBase + words[j + length - 1];
+      const uint64_t first = words[j];
+      words[j] = run == 0 ? 1 : run;
+      run -= first * last;
     }
-    count[2 * i] = different(runs, &table), count[2 * i + 1] = static_cast<int64_t>(runs.size());
+    count[2 * i] = different(words.data(), runs, &table), count[2 * i + 1] = static_cast<int64_t>(runs);
   }
   return counts;
 }

@@ -23,12 +23,20 @@ def test_faces_agree(n: int) -> None:
     texts += ["", " ", "a", *(f"x{space}y{space}{space}x" for space in SPACES)]
     found = distinct_runs(texts, n)
     assert torch.equal(found, distinct_runs(texts, n, backend="reference")) and found.dtype == torch.int64
-    assert torch.equal(found, distinct_runs(iter(texts), n))
+    tagged = [text + "<answer>" * draw.randrange(3) + text for text in texts]
+    cut = [draw.random() < 0.5 for _ in texts]
+    assert torch.equal(
+        distinct_runs(tagged, n, unanswered=cut), distinct_runs(tagged, n, unanswered=cut, backend="reference")
+    )
 
 
 def test_by_hand() -> None:
     assert distinct_runs(["a b a b c", "a", "", "a  a\ta"], 2).tolist() == [[3, 4], [0, 0], [0, 0], [1, 2]]
     assert distinct_runs([], 2).shape == (0, 2)
+    tagged = ["a a <answer> a a <answer>a a", "a a a"]
+    assert distinct_runs(tagged, 1, unanswered=[True, True]).tolist() == [[2, 5], [1, 3]]
+    with pytest.raises(ValueError, match="unanswered must have one entry for each of 2 texts, got 1"):
+        distinct_runs(tagged, 1, unanswered=[True])
     with pytest.raises(ValueError, match="distinct_runs: n must be 1 or more words, got 0"):
         distinct_runs(["a"], 0)
 

@@ -236,7 +236,7 @@ DIRECT = """
         "box_iou_ragged": [torch.rand(4, 4), torch.rand(4, 4), cu, cu, 8, False, False],
         "box_iou_ragged_backward": [torch.ones(8), torch.rand(4, 4), torch.rand(4, 4), cu, cu, False, False],
         "scan_boxes": [torch.arange(40, 80).byte(), cu, torch.tensor([0, 4]), 2, 8],
-        "distinct_runs": [torch.arange(20, 60).byte(), cu, 2],
+        "distinct_runs": [torch.arange(20, 60).byte(), cu, torch.tensor([True, False]), 2],
         "matched_iou": [torch.rand(4, 4).double(), torch.rand(4, 4).double(), cu, cu, ids, ids, False],
     }
     far = 2**40

@@ -156,7 +156,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
         check("matched_iou", boxes.double(), boxes.double(), offsets, offsets, images, images, False)
     text = torch.tensor(list(b"<answer>(1,2),(3,4)</answer>(5,6)"), dtype=torch.uint8)
     check("scan_boxes", text, torch.tensor([0, 28, 33]), torch.tensor([0, 4]), 2, 8)
-    check("distinct_runs", text, torch.tensor([0, 28, 33]), 2)
+    check("distinct_runs", text, torch.tensor([0, 28, 33]), torch.tensor([True, False]), 2)
     import_module("univg_kernels.scan_boxes.cpp_impl")
     text = torch.frombuffer(bytearray(b"<answer>(1,2),(3,4)</answer>"), dtype=torch.uint8)
     check("scan_boxes", text, torch.tensor([0, 0, len(text)]), torch.tensor([0, 4]), 1, 512)

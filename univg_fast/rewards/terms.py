@@ -78,11 +78,9 @@ def repetition(answers: Answers) -> Array:
 
     An answer in the strict form does not count: JSON has the same words in every object.
     """
-    texts = (
-        text[: max(0, text.rfind("<answer>"))] if strict else text
-        for text, strict in zip(answers.texts, answers.found.strict.tolist(), strict=True)
-    )
-    different, runs = distinct_runs(texts, answers.settings.repetition_ngram).double().unbind(1)
+    strict = answers.found.strict.tolist()
+    counted = distinct_runs(answers.texts, answers.settings.repetition_ngram, unanswered=strict)
+    different, runs = counted.double().unbind(1)
     return (different / runs.clamp(min=1.0) - (runs > 0).double()).numpy()
 
 
