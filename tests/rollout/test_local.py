@@ -11,25 +11,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import VOCAB, random_sample, tiny_model
+from tiny import FAMILIES, VOCAB, random_sample, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerFast
 
 from univg_fast.data.tokenizer import build_tokenizer
-from univg_fast.model import ImageFeatures, PackedModel
-from univg_fast.model.attention import TEXT, VISION
+from univg_fast.model import ImageFeatures, PackedModel, load_model
+from univg_fast.model.patches import repeat_frames
 from univg_fast.packing import build_row
 from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.rollout.local import plan_batches
 from univg_fast.structs import Completion, Group, Sample
+from univg_fast.train.zero import weight_buckets
 
 NO_STOP = len(VOCAB) + 1  # never sampled: every completion runs to max_new_tokens
+LONG = Sampling(40, seed=2)
 
 
-@pytest.fixture(scope="module")
-def model() -> PackedModel:
-    return tiny_model()
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> PackedModel:
+    return tiny_model(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +39,41 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer(["any text"])
 
 
-@pytest.fixture
-def samples() -> list[Sample]:
+@pytest.fixture(scope="module")
+def samples(model: PackedModel) -> list[Sample]:
     rng = np.random.default_rng(0)
     grids = [[(8, 8), (4, 6)], [(6, 6)], [], [(4, 4), (8, 8), (6, 4)]]
-    return [random_sample(rng, grid, uid=f"u{i}") for i, grid in enumerate(grids)]
+    return [random_sample(rng, grid, f"u{i}", model.family.patch_size) for i, grid in enumerate(grids)]
 
 
-def hf_greedy(model: PackedModel, sample: Sample, length: int) -> np.ndarray:
+@pytest.fixture(scope="module")
+def free(model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]) -> list[list[Completion]]:
+    """Completions that nothing stops."""
+    return LocalEngine(model, tokenizer, NO_STOP).generate(samples, 5, LONG)
+
+
+@pytest.fixture(scope="module")
+def stop(free: list[list[Completion]]) -> int:
+    """The token that most completions have: as the end-of-turn token it ends many, at different places."""
+    return Counter(t for g in free for c in g for t in set(c.token_ids.tolist())).most_common(1)[0][0]
+
+
+def untouched(model: PackedModel) -> Any:
+    """transformers' own model; the weights come to it as they would to an external engine."""
+    hf: Any = load_model(f"{model.family.model_type}_tiny", vocab=VOCAB)
+    for bucket in weight_buckets(model, max_bytes=10**5):
+        assert not hf.load_state_dict(bucket, strict=False).unexpected_keys
+    return hf.eval().requires_grad_(False)
+
+
+def hf_greedy(hf: Any, model: PackedModel, sample: Sample, length: int) -> np.ndarray:
     """transformers' generate for one prompt, with the same bans and no early stop."""
-    hf = model.model
     hf.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
     ids = torch.from_numpy(sample.prompt_ids)[None]
     images = {}
     if len(sample.image_grid_thw):
         images = {
-            "pixel_values": torch.from_numpy(sample.pixel_values),
+            "pixel_values": repeat_frames(torch.from_numpy(sample.pixel_values), model.family.temporal_patch_size),
             "image_grid_thw": torch.from_numpy(sample.image_grid_thw),
         }
     out = hf.generate(
@@ -65,29 +86,27 @@ def hf_greedy(model: PackedModel, sample: Sample, length: int) -> np.ndarray:
         suppress_tokens=list(model.family.banned_token_ids),
         **images,
     )
-    hf.set_attn_implementation({"text_config": TEXT, "vision_config": VISION})
     hf.model.rope_deltas = None
     return out[0, ids.shape[1] :].numpy()
 
 
 def test_greedy_equals_generate(model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]) -> None:
-    engine = LocalEngine(model, tokenizer, stop_token_id=NO_STOP)
+    engine, hf = LocalEngine(model, tokenizer, NO_STOP), untouched(model)
     for sample, (completion,) in zip(samples, engine.generate(samples, 1, Sampling(24, temperature=0)), strict=True):
-        assert completion.token_ids.tolist() == hf_greedy(model, sample, 24).tolist()
+        assert completion.token_ids.tolist() == hf_greedy(hf, model, sample, 24).tolist()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("sampling", [LONG, Sampling(30, temperature=0.7, top_k=40, top_p=0.95, seed=3)])
 def test_logprobs_equal_the_training_pass(
-    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample], temperature: float
+    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample], stop: int, sampling: Sampling
 ) -> None:
-    sampling = Sampling(20, temperature=temperature, top_k=20, top_p=0.9, seed=3)
-    groups = LocalEngine(model, tokenizer, VOCAB["w3"]).generate(samples, 4, sampling)
+    groups = LocalEngine(model, tokenizer, stop).generate(samples, 4, sampling)
     row = build_row(
         [Group(s, tuple(c.token_ids for c in g)) for s, g in zip(samples, groups, strict=True)], model.family
     )
 
     def head(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        logp = (hidden @ weight.T / temperature).log_softmax(-1)
+        logp = (hidden @ weight.T / sampling.temperature).log_softmax(-1)
         return logp.gather(-1, row.target_ids[:, None])[:, 0]
 
     with torch.no_grad():
@@ -98,19 +117,17 @@ def test_logprobs_equal_the_training_pass(
 
 
 def test_a_completion_does_not_depend_on_its_batch(
-    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
+    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample], stop: int
 ) -> None:
-    engine, sampling = LocalEngine(model, tokenizer, VOCAB["w3"]), Sampling(16, seed=5)
+    engine, sampling = LocalEngine(model, tokenizer, stop), Sampling(16, seed=5)
     together = engine.generate(samples, 3, sampling)
     for sample, group in zip(samples, together, strict=True):
-        (alone,) = engine.generate([sample], 3, sampling)
-        assert [c.token_ids.tolist() for c in alone] == [c.token_ids.tolist() for c in group]
+        same(engine.generate([sample], 3, sampling), [group])
 
 
 def test_samples_differ_stop_and_never_hold_placeholders(
-    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
+    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample], stop: int
 ) -> None:
-    stop = VOCAB["w3"]
     groups = LocalEngine(model, tokenizer, stop).generate(samples, 8, Sampling(40, temperature=2.0, seed=1))
     completions: list[Completion] = [c for g in groups for c in g]
     assert len({tuple(c.token_ids.tolist()) for c in completions}) == len(completions)
@@ -128,21 +145,23 @@ def same(got: list[list[Completion]], want: list[list[Completion]]) -> None:
         assert np.abs(a.logprobs - b.logprobs).max() <= 1e-5
 
 
-def test_static_buffers_change_nothing(
-    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
+def test_rows_that_leave_and_static_buffers_change_nothing(
+    model: PackedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    samples: list[Sample],
+    free: list[list[Completion]],
+    stop: int,
 ) -> None:
-    """Nor does it matter when rows leave: here at every look, there only when half of them have finished."""
-    sampling = Sampling(40, seed=2)
-    free = LocalEngine(model, tokenizer, NO_STOP).generate(samples, 5, sampling)
-    stop = Counter(t for g in free for c in g for t in set(c.token_ids.tolist())).most_common(1)[0][0]
-    want = LocalEngine(model, tokenizer, stop).generate(samples, 5, sampling)
-    same(LocalEngine(model, tokenizer, stop, static=True).generate(samples, 5, sampling), want)
-    for a, b in zip((c for g in want for c in g), (c for g in free for c in g), strict=True):
+    """Rows leave at every look, with static buffers only when half of them have finished."""
+    got = LocalEngine(model, tokenizer, stop).generate(samples, 5, LONG)
+    same(LocalEngine(model, tokenizer, stop, static=True).generate(samples, 5, LONG), got)
+    for a, b in zip((c for g in got for c in g), (c for g in free for c in g), strict=True):
         n = len(a.token_ids)  # rows that stay do not notice others leave
         assert a.token_ids.tolist() == b.token_ids[:n].tolist()
-        assert (a.finish == "stop" and a.token_ids[-1] == stop) or n == 40
-    per_prompt = [sum(len(c.token_ids) < 20 for c in g) for g in want]
-    assert len(set(per_prompt)) > 1, "the test wants prompts with unequal numbers of rows left"
+        assert np.abs(a.logprobs - b.logprobs[:n]).max() <= 1e-5
+        assert n == 40 or a.token_ids[-1] == stop
+    left = [sum(len(c.token_ids) > 16 for c in g) for g in got]
+    assert len(set(left)) > 1, "the test wants prompts with unequal numbers of rows left"
 
 
 def test_a_static_step_asks_the_device_for_nothing_and_keeps_its_shapes(
@@ -178,13 +197,13 @@ class Recorder(TorchDispatchMode):
 def test_batches_that_fit_the_cache_change_nothing(
     model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
 ) -> None:
-    sampling = Sampling(12, seed=4)
-    features = encode(model, samples)
-    want = LocalEngine(model, tokenizer, VOCAB["w3"]).generate(samples, 3, sampling)
-    small = LocalEngine(model, tokenizer, VOCAB["w3"], cache_gib=1e-9)  # one prompt at a time
+    sampling, features = Sampling(12, seed=4), encode(model, samples)
+    engine = LocalEngine(model, tokenizer, NO_STOP)
+    want = engine.generate(samples, 3, sampling)
+    same(engine.generate(samples, 3, sampling, features), want)
+    small = LocalEngine(model, tokenizer, NO_STOP, cache_gib=1e-9)  # one prompt at a time
     same(small.generate(samples, 3, sampling), want)
     same(small.generate(samples, 3, sampling, features), want)
-    same(LocalEngine(model, tokenizer, VOCAB["w3"]).generate(samples, 3, sampling, features), want)
 
 
 @given(st.lists(st.integers(1, 100), max_size=20), st.integers(1, 4), st.integers(1, 20), st.integers(0, 600))
@@ -213,16 +232,21 @@ def test_stop_strings_end_a_completion_with_the_token_that_completes_them(
     assert stopped[0].finish == stopped[-1].finish == "stop"
 
 
-def test_adapters_are_part_of_the_policy(tokenizer: PreTrainedTokenizerFast, samples: list[Sample]) -> None:
-    """Under peft the engine decodes with the adapters on; with them off it is the base model again."""
-    model, sampling = tiny_model(), Sampling(16, temperature=0)
-    base = LocalEngine(model, tokenizer, NO_STOP).generate(samples, 2, sampling)
-    wrapped = add_adapters(model)
-    engine = LocalEngine(model, tokenizer, NO_STOP)
-    adapted = engine.generate(samples, 2, sampling)
+def test_adapters_are_part_of_the_policy(
+    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
+) -> None:
+    """Under peft the engine decodes with the adapters on; with them off it is the base model again.
+
+    An external engine, here transformers, gets them merged into the weights.
+    """
+    policy, sampling = tiny_model(model.family.model_type), Sampling(16, temperature=0)
+    engine = LocalEngine(policy, tokenizer, NO_STOP)
+    base = engine.generate(samples, 2, sampling)
+    wrapped = add_adapters(policy)
+    adapted, hf = engine.generate(samples, 2, sampling), untouched(policy)
     assert [c.token_ids.tolist() for g in adapted for c in g] != [c.token_ids.tolist() for g in base for c in g]
     for sample, (completion, _) in zip(samples, adapted, strict=True):
-        assert completion.token_ids.tolist() == hf_greedy(model, sample, 16).tolist()
+        assert completion.token_ids.tolist() == hf_greedy(hf, model, sample, 16).tolist()
     with wrapped.disable_adapter():
         same(engine.generate(samples, 2, sampling), base)
 
