@@ -1,20 +1,24 @@
-"""Completions parsed and scored as a step of stage 2 does it: UniVG-R1's reward of `rows` answers of about 256 tokens
-(960 characters), against a loop over texts with regular expressions. On the CPU, where texts are."""
+"""Completions parsed and scored as a step of stage 2 does it: `rows` answers of about 256 tokens (960 characters), on
+the CPU, where texts are. UniVG-R1's reward against a loop over texts with regular expressions; every recipe and every
+term by itself, whose first groups are proved against the same scored one completion at a time."""
 
 from __future__ import annotations
 
 import re
 
+import numpy as np
 import torch
 import univg_kernels as uk
 
-from univg_fast.rewards import score
+from univg_fast.config.reward_recipes import RECIPES
+from univg_fast.rewards import TERMS, Settings, score
 from univg_fast.structs import Record, Target
 
 from ..device import Device
 from ..shapes import Shape, Shapes
 from ..work import Case, Judge, Outcome, Variant, Work
 
+PROVED = 64  # completions that are scored one at a time, too
 PAIR = r"\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)"
 FORM = re.compile(rf"<think>.*?</think>\s*<answer>{PAIR}</answer>$", re.DOTALL)
 ANSWER, BOX = re.compile(r"<answer>(.*?)</answer>", re.DOTALL), re.compile(PAIR)
@@ -24,20 +28,11 @@ SENTENCE = (
 
 
 def cases(shapes: Shapes) -> list[Case]:
-    return [Case("completions", d, s, "", build, share=0.3) for s in shapes.get("completions", ()) for d in s.dtypes]
+    return [Case("completions", d, s, "", build, share=0.6) for s in shapes.get("completions", ()) for d in s.dtypes]
 
 
 def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
-    """A group of eight to a record; every seventh completion has no right form."""
-    think = (SENTENCE * 9)[: 4 * shape.length - 110]
-    texts, records = [], []
-    for i in range(shape.rows):
-        if i % 8 == 0:
-            x = i % 900
-            record = Record(str(i), f"f:{i}", ("a", "b"), "q", (Target((x, 200, x + 100, 400), 1),))
-        end = "" if i % 7 else " done"
-        texts.append(f"<think>{think}</think>\n<answer>({x + i % 50},210),({x + 100},{400 + i % 9})</answer>{end}")
-        records.append(record)
+    texts, records = answers(shape, "")
 
     def loop() -> Outcome:
         rewards = []
@@ -51,9 +46,42 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
     def ours() -> Outcome:
         return {"reward": torch.from_numpy(score(texts, records, {"iou": 1.0, "format": 1.0}).total)}
 
-    judge = Judge(lambda: loop, lambda: loop)
-    own = Variant(lambda: ours, judge, own=True)
-    return Work({"python loop": Variant(lambda: loop, judge), f"univg {uk.resolve('cpu')}": own})
+    judge, face = Judge(lambda: loop, lambda: loop), f"univg {uk.resolve('cpu')}"
+    variants = {"python loop": Variant(lambda: loop, judge), face: Variant(lambda: ours, judge, own=True)}
+    rewards = {name: (recipe["terms"], recipe["parser"]) for name, recipe in RECIPES.items()}
+    rewards |= {f"term {name}": ({name: 1.0}, "strict") for name in TERMS}
+    named = answers(shape, "Image-2: ")
+    return Work(variants | {f"{face}, {name}": _scored(*named, *reward) for name, reward in rewards.items()})
+
+
+def answers(shape: Shape, image: str) -> tuple[list[str], list[Record]]:
+    """A group of eight to a record; every seventh completion has no right form."""
+    think = (SENTENCE * 9)[: 4 * shape.length - 110]
+    texts, records = [], []
+    for i in range(shape.rows):
+        if i % 8 == 0:
+            x = i % 900
+            record = Record(str(i), f"f:{i}", ("a", "b"), "q", (Target((x, 200, x + 100, 400), 1),))
+        end = "" if i % 7 else " done"
+        box = f"({x + i % 50},210),({x + 100},{400 + i % 9})"
+        texts.append(f"<think>{think}</think>\n<answer>{image}{box}</answer>{end}")
+        records.append(record)
+    return texts, records
+
+
+def _scored(texts: list[str], records: list[Record], terms: dict[str, float], parser: str) -> Variant:
+    settings, lengths = Settings(parser), [200 + i % 100 for i in range(len(texts))]
+
+    def alone() -> Outcome:
+        each = [
+            score([texts[i]], [records[i]], terms, settings, [lengths[i]]).total for i in range(len(texts[:PROVED]))
+        ]
+        return {"reward": torch.from_numpy(np.concatenate(each)).double()}
+
+    def together() -> Outcome:
+        return {"reward": torch.from_numpy(score(texts, records, terms, settings, lengths).total[:PROVED])}
+
+    return Variant(lambda: together, Judge(lambda: alone, lambda: alone), own=True)
 
 
 def _iou(p: list[int], q: list[int]) -> float:
