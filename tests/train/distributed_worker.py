@@ -43,6 +43,15 @@ def everybody() -> None:
     raise ValueError("all of us refuse this")
 
 
+def plans() -> None:
+    """Ranks that read different headers would each train something else, and say nothing."""
+    from univg_fast.train.rows import reduce_step
+
+    rank = distributed.rank()
+    assert reduce_step({"x": 1.0}, digest=7, maxima={"m": rank}) == {"x": 2.0, "m": 1.0}
+    reduce_step({"x": 1.0}, digest=7 + rank)
+
+
 def hang() -> None:
     if distributed.rank() == 1:
         time.sleep(60)
@@ -57,6 +66,7 @@ def main() -> None:
         "mistake": lambda: one_rank_raises(ValueError("wrong number of images: expected 2, got 3")),
         "together": together,
         "everybody": everybody,
+        "plans": plans,
         "hang": hang,
     }
     modes[sys.argv[1]]()

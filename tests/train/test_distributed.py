@@ -21,6 +21,12 @@ def test_collectives_on_two_ranks(launch: Any) -> None:
         ("mistake", "error: wrong number of images: expected 2, got 3", False),
         ("together", "error: winding the tape failed on rank 1: OSError: no such tape", False),
         ("everybody", "error: all of us refuse this", False),
+        (
+            "plans",
+            "error: data: the ranks planned different steps from the headers and texts of the same records; "
+            "do all of them see the same image files?",
+            False,
+        ),
     ],
 )
 def test_failure_ends_both_ranks_and_names_the_culprit(

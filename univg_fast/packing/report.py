@@ -30,14 +30,18 @@ def tally(
 
 def figures(total: Mapping[str, float], dearest: float, ranks: int) -> dict[str, float]:
     """Metrics from the sums of all ranks; `dearest`: the largest "cost" of any of them."""
-    packed = total["packed_tokens"]
+    packed, spare = total["packed_tokens"], total["spare_tokens"]
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole else 0.0
+
     return {
-        "pack/fill": packed / max(total["room"], 1.0),
+        "pack/fill": share(packed, total["room"]),
         # of the tokens of one sequence per response: each with its own copy of the prompt, and padded to the longest
-        "pack/shared": 1 - packed / max(total["separate_tokens"], packed, 1.0),
-        "pack/saved": 1 - packed / max(total["padded_tokens"], packed, 1.0),
-        "pack/padding": total["spare_tokens"] / max(packed + total["spare_tokens"], 1.0),
-        "pack/imbalance": dearest * ranks / total["cost"] - 1 if total["cost"] else 0.0,
+        "pack/shared": share(total["separate_tokens"] - packed, total["separate_tokens"]),
+        "pack/saved": share(total["padded_tokens"] - packed, total["padded_tokens"]),
+        "pack/padding": share(spare, packed + spare),
+        "pack/imbalance": share(dearest * ranks - total["cost"], total["cost"]),
         "pack/rows": total["rows"],
         "pack/over_budget": total["over_budget"],
     }

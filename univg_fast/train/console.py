@@ -64,6 +64,8 @@ def numbers(metrics: Mapping[str, float]) -> str:
         speed.append(f"{rate / 1000:.1f}k tok/s" if rate >= 1000 else f"{rate:.0f} tok/s")
     if "pack/fill" in metrics:
         speed.append(f"fill {metrics['pack/fill']:.0%}")
+    if metrics.get("pack/imbalance", 0.0) >= 0.005:
+        speed.append(f"wait {metrics['pack/imbalance']:.0%}")
     if "memory_gb" in metrics:
         speed.append(f"{metrics['memory_gb']:.0f} GB")
     if metrics.get("bad_records"):

@@ -34,24 +34,24 @@ class Builder:
 
     family: Family
     attention: str  # the face that will attend
-    pin: bool  # in page-locked memory: a copy to the device then does not wait
+    device: torch.device
 
     @classmethod
     def of(cls, model: PackedModel) -> Builder:
-        return cls(model.family, model.attention.face, pin=model.device.type == "cuda")
+        return cls(model.family, model.attention.face, model.device)
 
     def sft_row(self, samples: Sequence[Sample]) -> Row:
         """A row of stage-1 samples."""
         return self.row([sft_group(sample) for sample in samples])
 
     def row(self, groups: Sequence[Group], indices: Sequence[int] = ()) -> Row:
-        row = build_row(groups, self.family, indices, self.attention)
-        return pinned(row) if self.pin else row
+        row: Row = self._pinned(build_row(groups, self.family, indices, self.attention))
+        return row
 
     def images(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, VisionInputs]:
         """(patches of all images, how the tower reads them)."""
-        stacked = stack_images(samples, self.family)
-        return pinned(stacked) if self.pin else stacked
+        stacked: tuple[torch.Tensor, VisionInputs] = self._pinned(stack_images(samples, self.family))
+        return stacked
 
     def rows(self, groups: Sequence[Group], plan: Sequence[Sequence[Part]], pool: ThreadPoolExecutor) -> Iterator[Row]:
         """The planned rows in order, made in the pool's threads from now on; `Row.groups` are indices into `groups`."""
@@ -62,6 +62,13 @@ class Builder:
             return self.row(cut, [part.group for part in parts])
 
         return pool.map(make, plan)
+
+    def _pinned(self, item: Any) -> Any:
+        """Where the device is a GPU, in page-locked memory: the copy to the device then does not wait."""
+        if self.device.type != "cuda":
+            return item
+        with torch.cuda.device(self.device):  # a new thread's device is the first one, whatever the rank
+            return pinned(item)
 
 
 def sft_group(sample: Sample) -> Group:
