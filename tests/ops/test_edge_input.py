@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import univg_kernels as uk
-from ops.test_errors import LOSSES, B, H, N, V, good
+from ops.faults import LOSSES, B, H, N, V, good
 from torch import Tensor
-from univg_kernels import _checks, _rows
+from univg_kernels import _checks, _row_checks
 
 door_of_groups = sys.modules["univg_kernels.group_advantage"]
 
@@ -190,7 +190,7 @@ def test_offsets_that_nobody_looks_at(
     offsets: list[int], coupling: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU their values are not at hand: wrong ones make the loss NaN; nothing leaves its tensor, nothing waits."""
-    for module in (_rows, _checks, door_of_groups):
+    for module in (_row_checks, _checks, door_of_groups):
         monkeypatch.setattr(module, "values_at_hand", lambda x: False)
     cu, right = torch.tensor(offsets), torch.tensor([0, 2, 6])
     for op in LOSSES:
