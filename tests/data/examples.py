@@ -95,3 +95,64 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             {"box": [0, 0, 500, 250], "image": 0, "label": "dog"}, {"box": [1, 2, 3, 4], "image": 1}]},
     ],
 }  # fmt: skip
+
+
+def talk(*texts: str) -> list:
+    return turns(*texts, keys=("role", "content"), names=("user", "assistant"))
+
+
+# Records that not every format can hold; c.png has 100x80 px.
+HARD: dict[str, list[dict[str, Any]]] = {
+    "unknown image": [{"question": "<image><image>Where?", "answer": [0, 0, 500, 250], "images": ["a.png", "c.png"]}],
+    "several targets": [
+        {"images": ["a.png", "b.png"], "question": "Both?", "targets": [
+            {"box": [0, 0, 500, 250], "image": 1, "label": "dog"}, {"box": [1, 2, 3, 4], "image": 0}]},
+    ],
+    "several targets with a response": [
+        {"images": ["a.png", "c.png"], "question": "Both?", "cot": False, "response": "(0,0),(500,250) (1,2),(3,4)",
+         "targets": [{"box": [0, 0, 500, 250], "image": 1}, {"box": [1, 2, 3, 4], "image": 0}]},
+    ],
+    "swift targets": [
+        {"images": ["a.png", "c.png"], "messages": talk("<image><image>Both <ref-object>?", "<bbox><bbox>"),
+         "objects": {"ref": ["dogs"], "bbox": [[0, 0, 30, 10], [10, 8, 20, 16]], "image_id": [0, 1]}},
+    ],
+    "several answers": [
+        {"id": 3, "images": ["a.png", "c.png"], "conversations": turns(
+            "<image>Where?", "(0,0),(500,250)", "<image>And in the second?", "Image-2: (1,2),(3,4)")},
+        {"images": ["a.png", "c.png"], "conversations": turns(
+            "<image><image>In the second?", "Image-2: (0,0),(500,250)", "And in the first?", "Image-1: (1,2),(3,4)")},
+    ],
+    "swift turns": [
+        {"images": ["a.png", "c.png"], "messages": talk(
+            "<image><image>Where is the <ref-object>?", "<bbox>", "And the <ref-object>?", "In image 2: <bbox>"),
+         "objects": {"ref": ["dog", "cat"], "bbox": [[0, 0, 30, 10], [10, 8, 50, 40]], "image_id": [0, 1]}},
+        {"images": ["a.png", "c.png"], "messages": talk("<image>Where?", "<bbox>", "<image>Now?", "In image 2: <bbox>"),
+         "objects": {"ref": [], "bbox": [[0, 0, 30, 10], [10, 8, 50, 40]], "image_id": [0, 1]}},
+        {"id": "s", "images": ["a.png"], "messages": talk("<image>Where?", "<bbox>", "Not <bbox>. What else is there?"),
+         "objects": {"ref": [], "bbox": [[0, 0, 30, 10], [1, 2, 30, 40], [5, 5, 9, 9]]}},
+    ],
+    "label": [
+        {"images": ["a.png", "b.png"], "question": "Where?", "targets": [
+            {"box": [0, 0, 500, 250], "image": 1, "label": "a \"dog\""}]},
+    ],
+    "keys of its own": [
+        {"images": ["a.png"], "conversations": turns("<image>Where?", THINK), "answer": 5, "mine": {"a": [1, None]}},
+    ],
+    "pixels": [
+        {"image": ["a.png", "c.png"], "target_image": 1,
+         "conversations": turns("<image><image>Where?", "[0, 0, 50, 20]")},
+        {"image": "c.png", "conversations": turns("<image>Where?", "[10, 20, 50, 40]")},
+    ],
+    "tiny": [{"question": "<image>Where?", "answer": [0, 0, 1, 1], "images": ["a.png"]}],
+    "style": [
+        {"images": ["a.png"], "question": "Where?", "answer_style": "bbox_2d", "cot": False, "id": "x", "task": "y",
+         "targets": [{"box": [0, 0, 500, 250]}]},
+    ],
+    "resized": [
+        {"images": ["c.png"], "question": "Where?", "coordinates": "resized", "targets": [{"box": [0, 0, 56, 28]}]},
+    ],
+    "no reasoning": [
+        {"images": ["a.png"], "conversations": turns("<image>Where?", "<answer>(0,0),(500,250)</answer>")},
+        {"images": ["a.png"], "conversations": turns("<image>Where?", "(0,0),(500,250)"), "cot": False},
+    ],
+}  # fmt: skip

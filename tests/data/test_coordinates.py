@@ -1,19 +1,13 @@
 """Conversion both ways to one unit, the resize of transformers, and numbers that contradict their system."""
 
 import json
-import re
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from univg_fast.data.boxtext import boxes_in
 from univg_fast.data.coordinates import SYSTEMS, from_norm1000, smart_resize, to_norm1000
-from univg_fast.data.modeltext import from_model, to_model
-from univg_fast.data.records import read_records
-from univg_fast.data.samples import make_processor, make_sample
 from univg_fast.data.scan import scan
 
 sides = st.integers(28, 4000)
@@ -95,38 +89,6 @@ def test_the_resize_is_that_of_transformers(size, limits):
         return
     height, width = theirs(size[1], size[0], 28, *limits)
     assert smart_resize(size, 28, *limits) == (width, height)
-
-
-@pytest.mark.parametrize("size", [(60, 40), (700, 500), (1999, 333)])
-def test_a_pixel_familys_texts_refer_to_the_patches_that_are_made(folder, tokenizer, size):
-    """Question and target of a sample in pixels of the resized image, equal to the grid's; read back to 0-1000."""
-    Image.new("RGB", size).save(folder.path / "b.png")
-    question = "<image><image>Not in the second image <|box_start|>(100,200),(300,400)<|box_end|> but (1,2),(3,4)?"
-    row = folder.stage1(question, "It is in image 2. <|box_start|>(0,0),(500,250)<|box_end|>")
-    (record,), _ = read_records(folder.jsonl(row))
-    processor = make_processor(tokenizer, coordinates="resized")
-    sample = make_sample(record, processor, with_response=True)
-    assert sample.resized[1] == smart_resize(size) == tuple(14 * int(n) for n in sample.image_grid_thw[1][:0:-1])
-    width, height = sample.resized[1]
-    prompt, response = tokenizer.decode(sample.prompt_ids), tokenizer.decode(sample.response_ids)
-    asked, kept = boxes_in(prompt, 2)[:2]
-    assert kept.numbers == (1, 2, 3, 4)
-    assert np.allclose(asked.numbers, [0.1 * width, 0.2 * height, 0.3 * width, 0.4 * height], atol=0.5)
-    there = from_model(response, "resized", sample.sizes, sample.resized)
-    assert np.allclose(boxes_in(there, 2)[0].numbers, record.box, atol=max(1, 1000 / min(sample.resized[1])))
-    assert re.sub(r"\d+", "", there) == re.sub(r"\d+", "", response)
-    plain = make_sample(record, make_processor(tokenizer), with_response=True)
-    assert "(100,200),(300,400)" in tokenizer.decode(plain.prompt_ids)
-
-
-def test_only_the_numbers_of_boxes_change():
-    """White space decides whether a strict format is right; what is no box is left to the parser."""
-    sizes, resized = [(60, 40)], [(84, 56)]
-    text = "It is at 3. <answer>( 42 , 14),(84,\n56)</answer> [ 0,0,42, 28.0] (9999,1),(1,1) (84,56),(42,14)"
-    expected = "It is at 3. <answer>( 500 , 250),(1000,\n1000)</answer> [ 0,0,500, 500] (9999,1),(1,1) (84,56),(42,14)"
-    assert from_model(text, "resized", sizes, resized) == expected
-    assert from_model(text, "norm1000", sizes, resized) == text
-    assert to_model("(500,250),(1000,1000)", "resized", sizes, resized) == "(42,14),(84,56)"
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,8 @@ class Frame:
         resized = [smart_resize(size, factor, low, high) for size in shapes]
 
         def said(text: str, only_tokens: bool) -> str:
-            return to_model(text, processor.coordinates, shapes, resized, only_tokens)
+            targets = () if only_tokens else record.targets
+            return to_model(text, processor.coordinates, shapes, resized, only_tokens, targets)
 
         prompt = said(prompt_text(record, processor.prompt_template), only_tokens=True)
         response = said(response_text(record), only_tokens=False) if record.response is not None else ""

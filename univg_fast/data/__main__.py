@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             bad = list(report.bad)
         else:
             done = convert(entry, given.out, given.to)
-            print(f"{done.written} rows of {given.to} in {given.out}, {len(done.bad)} entries left out")
+            print(f"{done.written} rows of {given.to} in {given.out}, {done.summary()}")
             bad = done.bad
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for entry_left in bad[:SHOWN]:

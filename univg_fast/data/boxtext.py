@@ -1,36 +1,27 @@
 """Boxes written in text: where they stand, which image and label they name, and putting other numbers in their place.
 
-Read are `(x1,y1),(x2,y2)` (with or without `<|box_start|>`) and `[x1, y1, x2, y2]` (with or without `"bbox_2d":`). The
-image is the one named by the JSON object that holds the box, else by the last words before it ("Image-2", "the second
-image"); the label that of the object, or the last `<|object_ref_start|>…<|object_ref_end|>`. Every search is bounded:
-the time is linear in the text.
+The grammar is that of the lenient parser (`univg_kernels.scan_boxes`), so that files, prompts and rewards mean the same
+boxes: `(x1,y1),(x2,y2)`, `[x1, y1, x2, y2]`, `(x1,y1,x2,y2)`, `<box>…</box>`. The image is the one named by the JSON
+object that holds the box, else by the last words before it ("Image-2", "the second picture"); the label that of the
+object, or the last `<|object_ref_start|>…<|object_ref_end|>`. What is said before an answer begins names no image of
+its boxes. The time is linear in the text.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-NUMBER = r"(-?\d{1,9}(?:\.\d{1,9})?)"
-GAP = r"\s{0,4}"
-COMMA = f"{GAP},{GAP}"
-PAIRS = rf"\({GAP}{NUMBER}{COMMA}{NUMBER}{GAP}\){COMMA}\({GAP}{NUMBER}{COMMA}{NUMBER}{GAP}\)"
-LIST = rf"\[{GAP}{NUMBER}{COMMA}{NUMBER}{COMMA}{NUMBER}{COMMA}{NUMBER}{GAP}\]"
-BOX = re.compile(f"{PAIRS}|{LIST}")
+from univg_kernels.scan_boxes.pieces import N, number
+from univg_kernels.scan_boxes.search import ANY, ORDINALS
+from univg_kernels.scan_boxes.search import MENTION as MENTIONED
+
+NUMBER = re.compile(N)
+MENTION = re.compile(MENTIONED)
+ANSWER = re.compile(r"</think>|<answer>")  # what comes before is no part of the answer
 TOKEN_BOX = re.compile(r"<\|box_start\|>[^<]{0,80}<\|box_end\|>")
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-MENTION = re.compile(
-    rf"\bimage[ \-_#]?(\d{{1,3}})\b|\b({'|'.join(ORDINALS)}|\d{{1,3}}(?:st|nd|rd|th)) (?:image|picture|photo|frame)\b",
-    re.IGNORECASE,
-)
-JSON_IMAGE = re.compile(
-    r'"(?:image|image_id|image_index|img_idx|image_idx)"\s{0,4}:\s{0,4}"?(?:image[ \-]?)?(\d{1,3})', re.I
-)
-JSON_LABEL = re.compile(r'"label"\s{0,4}:\s{0,4}("(?:[^"\\]|\\.){0,200}")')
-REF = re.compile(r"<\|object_ref_start\|>([^<]{0,200})<\|object_ref_end\|>")
-REACH = 400  # characters of a JSON object on either side of its box
 
 
 @dataclass(frozen=True)
@@ -46,69 +37,104 @@ class TextBox:
 
 def boxes_in(text: str, num_images: int) -> list[TextBox]:
     """All boxes of a text, in order."""
-    found, named, label, at = [], None, None, 0
-    for match in BOX.finditer(text):
-        before = text[at : match.start()]
-        named = last_image(before, num_images, named)
-        label = next((ref[1] for ref in reversed(list(REF.finditer(before)))), label)
-        image, its_label = _from_object(text, match, num_images)
-        x1, y1, x2, y2 = (_number(group) for group in match.groups() if group is not None)
-        its_image = image if image is not None else named
-        found.append(TextBox(match.start(), match.end(), (x1, y1, x2, y2), its_image, its_label or label))
-        at = match.end()
+    found: list[TextBox] = []
+    begins = [*(match.end() for match in ANSWER.finditer(text)), len(text) + 1]
+    answer = 0
+    named = label = opened = its_image = its_label = (
+        None  # what was last said; the first box of the object that is open
+    )
+    for match in ANY.finditer(text):
+        while begins[answer] <= match.start():
+            named, answer = None, answer + 1
+        kind = match.lastgroup
+        if kind is None:
+            x1, y1, x2, y2 = (_number(written) for written in NUMBER.findall(match[0]))
+            found.append(TextBox(match.start(), match.end(), (x1, y1, x2, y2), named, label))
+        elif kind == "ref":
+            label = match["ref"] or None
+        elif kind == "image":
+            its_image = _index(int(match["image"]), num_images)
+        elif kind == "label":
+            its_label = _label(match["label"])
+        elif kind == "open":
+            opened, its_image, its_label = len(found), None, None
+        elif kind == "close":
+            for i in range(len(found) if opened is None else opened, len(found)):
+                told = found[i].image if its_image is None else its_image
+                found[i] = replace(found[i], image=told, label=found[i].label if its_label is None else its_label)
+            opened = None
+        else:
+            named = _mentioned(match, num_images, named)
     return found
 
 
 def last_image(text: str, num_images: int, default: int | None = None) -> int | None:
     """The 0-based index of the image that a text names last; `default` where it names none that exists."""
     for match in MENTION.finditer(text):
-        word = (match[1] or match[2]).lower()
-        number = ORDINALS.index(word) + 1 if word in ORDINALS else int(re.sub(r"\D", "", word))
-        default = number - 1 if 1 <= number <= num_images else default
+        default = _mentioned(match, num_images, default)
     return default
 
 
-def rewrite(text: str, convert: Callable[[TextBox, str], str], num_images: int, only_tokens: bool = False) -> str:
-    """The text with each box replaced by `convert(box, text)`; `only_tokens`: each of those between box tokens."""
-    spans = [match.span() for match in TOKEN_BOX.finditer(text)] if only_tokens else []
-    parts, at, span = [], 0, 0
-    for box in boxes_in(text, num_images):
-        while span < len(spans) and spans[span][1] <= box.start:
-            span += 1
-        if only_tokens and not (span < len(spans) and spans[span][0] <= box.start):
-            continue
-        parts += [text[at : box.start], convert(box, text)]
-        at = box.end
+def placed(text: str, num_images: int, images: Sequence[int | None] = ()) -> list[TextBox]:
+    """All boxes of a text, each with an image: where it names none, the n-th of the answer has `images[n]`.
+
+    So the boxes of a completion have those of the record's targets, in their order; what is left belongs to the first
+    one's image, or where that is not known to image 0.
+    """
+    boxes, (first, *_) = boxes_in(text, num_images), (*images, None)
+    begins = max((match.end() for match in ANSWER.finditer(text)), default=0)
+    before = sum(box.start < begins for box in boxes)
+    out = []
+    for i, box in enumerate(boxes):
+        other = images[i - before] if 0 <= i - before < len(images) else None
+        out.append(replace(box, image=next((k for k in (box.image, other, first) if k is not None), 0)))
+    return out
+
+
+def in_tokens(text: str, boxes: Sequence[TextBox]) -> list[TextBox]:
+    """Those of the boxes that stand between box tokens."""
+    spans, at, out = [match.span() for match in TOKEN_BOX.finditer(text)], 0, []
+    for box in boxes:
+        while at < len(spans) and spans[at][1] <= box.start:
+            at += 1
+        if at < len(spans) and spans[at][0] <= box.start:
+            out.append(box)
+    return out
+
+
+def rewrite(text: str, boxes: Sequence[TextBox], convert: Callable[[TextBox], Sequence[float]]) -> str:
+    """The text with other numbers in its boxes; brackets, commas and spaces stay."""
+    parts, at = [], 0
+    for box in boxes:
+        parts.append(text[at : box.start])
+        at = box.start
+        new = convert(box)
+        for match, value in zip(NUMBER.finditer(text, box.start, box.end), new, strict=True):
+            parts += [text[at : match.start()], str(value)]
+            at = match.end()
     return "".join([*parts, text[at:]])
 
 
-def spelled(box: TextBox, text: str, numbers: tuple[float, ...]) -> str:
-    """Other numbers in the spelling that `box` has in `text`: brackets, commas and spaces stay."""
-    new = (f"{number:g}" if isinstance(number, float) else str(number) for number in numbers)
-    return re.sub(NUMBER, lambda match: next(new), text[box.start : box.end])
+def _mentioned(match: re.Match[str], num_images: int, default: int | None) -> int | None:
+    """The image that a match of `MENTION` names; `default` for one that there is not."""
+    word, nth = match["word"], match["nth"] or match["number"]
+    named = _index(ORDINALS.index(word.lower()) + 1 if word else int(nth), num_images)
+    return default if named is None else named
 
 
-def _from_object(text: str, match: re.Match[str], num_images: int) -> tuple[int | None, str | None]:
-    """Image and label of the JSON object around a box."""
-    start = text.rfind("{", max(0, match.start() - REACH), match.start())
-    if start < 0 or "}" in text[start : match.start()]:
-        return None, None
-    end = text.find("}", match.end(), match.end() + REACH)
-    inside = text[start : end if end >= 0 else match.end() + REACH]
-    image, label = JSON_IMAGE.search(inside), JSON_LABEL.search(inside)
-    number = int(image[1]) if image else 0
-    return (number - 1 if 1 <= number <= num_images else None), (_label(label[1]) if label else None)
+def _index(told: int, num_images: int) -> int | None:
+    return told - 1 if 1 <= told <= num_images else None
 
 
-def _label(quoted: str) -> str | None:
+def _label(escaped: str) -> str | None:
     """A JSON string's text; None where it is none, or holds half a surrogate pair."""
     try:
-        label = json.loads(quoted, strict=False)
+        label = json.loads(f'"{escaped}"', strict=False)
         label.encode()
     except ValueError:
         return None
-    return label
+    return str(label)
 
 
 def _number(text: str) -> float:
-    return float(text) if "." in text else int(text)
+    return number(text) if "." in text else int(number(text))

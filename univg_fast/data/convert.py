@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,11 @@ from univg_fast.structs import BadRecord
 
 from .errors import Refused
 from .files import DataFile, data_files
-from .formats import FORMATS, RawRecord, RawTarget, conversations, own, read_row, write_row
+from .fitting import TALKS, Fitting
+from .formats import FORMATS, RawRecord, read_row
 from .index import place
 from .jsonfile import Row, read_rows
 from .parquet import write_parquet
-from .records import Reading, fill_raw, make_record
-
-KEEPS_SYSTEM = (*own.NAMES, "ms_swift")  # formats that say in which system their boxes are
 
 
 @dataclass
@@ -27,25 +26,37 @@ class Converted:
 
     written: int = 0
     bad: list[BadRecord] = field(default_factory=list)
+    responses: int = 0  # that rows were written without, since their format has none
+
+    def summary(self) -> str:
+        """What was left out, and why, in a line."""
+        reasons = Counter(bad.message.removeprefix(f"{bad.source}: ") for bad in self.bad)
+        named = [f"{count}: {reason}" for reason, count in reasons.most_common(3)]
+        said = f"{len(self.bad)} entries left out" + (f" ({'; '.join(named)})" if named else "")
+        return said + (f", {self.responses} responses left out (the format has none)" if self.responses else "")
 
 
 def convert(entry: Any, out: str | Path, to: str) -> Converted:
     """Write a data entry (a path, or a mapping with `path`) as format `to`: JSONL, `.json` a list, `.parquet` parquet.
 
-    Image paths stay as they are. A row of the format it came from is restored; one of another format has its boxes
-    counted 0-1000 of their images, whose headers are then read. Rows that do not fit the format are left out and named.
-    ValueError for an unknown format or a missing file.
+    A row of the format it came from is restored; one of another format has its boxes counted 0-1000 of their images,
+    whose headers are then read. Each row is read again before it is written: one that would not say the same is left
+    out and named. Relative image paths are those from OUT's folder. ValueError for an unknown format or a missing file
+    or folder.
     """
     if to not in FORMATS:
         raise ValueError(f"--to: expected one of {', '.join(FORMATS)}, got {to!r}")
     done, out = Converted(), Path(out)
+    if not out.parent.is_dir():
+        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}")
     files = data_files([entry])
-    rows = (row for file in files for row in _rows(file, to, done))
+    home = files[0].root if out.suffix == ".parquet" else out.parent  # images of parquet lie inside
+    rows = (row for file in files for row in _rows(file, home, to, done))
     # Beside its place until it is whole: OUT may be one of the files that are read, and an error leaves it as it was.
     unfinished = out.with_name(f".{out.stem}.unfinished{out.suffix}")
     try:
         if out.suffix == ".parquet":
-            write_parquet(unfinished, rows, files[0].root)
+            write_parquet(unfinished, rows, home)
         else:
             _write_json(unfinished, rows)
         unfinished.replace(out)
@@ -63,54 +74,48 @@ def _write_json(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         written.write("\n]\n" if path.suffix == ".json" else "")
 
 
-def _rows(file: DataFile, to: str, done: Converted) -> Iterator[dict[str, Any]]:
+def _rows(file: DataFile, home: Path, to: str, done: Converted) -> Iterator[dict[str, Any]]:
     """What is to be written, row by row."""
-    reading = Reading(root=file.root, coordinates=file.coordinates)
+    fitting = Fitting(file, home, to)
     for source, raws in _conversations(file, done):
-        try:
-            together = len(raws) > 1 and to in conversations.NAMES
-            groups: Iterable[Sequence[RawRecord]] = [raws] if together else [[raw] for raw in raws]
-            rows = [write_row([_fitting(raw, to, source, reading) for raw in group], to) for group in groups]
-        except Refused as error:
-            done.bad.append(error.bad_record(source))
-            continue
-        done.written += len(rows)
-        yield from rows
+        together = len(raws) > 1 and to in TALKS
+        groups: Iterable[Sequence[RawRecord]] = [raws] if together else [[raw] for raw in raws]
+        for group in groups:
+            where = source if together or len(raws) == 1 else f"{source}#{group[0].turn}"
+            try:
+                row, dropped = fitting.row(group, where)
+            except Refused as error:
+                done.bad.append(error.bad_record(where))
+                continue
+            done.written += 1
+            done.responses += dropped
+            yield row
 
 
 def _conversations(file: DataFile, done: Converted) -> Iterator[tuple[str, list[RawRecord]]]:
     """(source, the records of one conversation); in our own format they stand on lines of their own."""
     held: list[RawRecord] = []
+    source = file.name
     for row in read_rows(file.path, file.name):
         if isinstance(row, BadRecord):
             done.bad.append(row)
             continue
-        source = place(file, row, 0, 1)[0]
+        here = place(file, row, 0, 1)[0]
         try:
-            held += read_row(_value(file, row), file.root)
+            raws = read_row(_value(file, row), file.root)
         except Refused as error:
-            done.bad.append(error.bad_record(source))
+            done.bad.append(error.bad_record(here))
             continue
+        if held and raws[0].turn != held[-1].turn + 1:  # a conversation that has lost its end
+            yield source, held
+            held = []
+        source, held = here, held + raws
         if held[-1].turn + 1 >= held[-1].turns:
             yield source, held
             held = []
     if held:
-        yield f"{file.name}: the end", held
+        yield source, held
 
 
 def _value(file: DataFile, row: Row) -> Any:
     return row.value if file.columns is None else file.columns.apply(row.value)
-
-
-def _fitting(raw: RawRecord, to: str, source: str, reading: Reading) -> RawRecord:
-    """The record in words that format `to` holds: as it is, or with all its boxes in 0-1000."""
-    raw = raw if reading.coordinates is None else replace(raw, coordinates=reading.coordinates)
-    if to in KEEPS_SYSTEM or raw.format == to or (raw.coordinates == "norm1000" and not raw.placed and not raw.refs):
-        return raw
-    question, response = fill_raw(raw, reading)
-    record = make_record(raw, source, source, reading)
-    targets = tuple(RawTarget(target.box, target.image, target.label) for target in record.targets)
-    return replace(
-        raw, format=to if to in own.NAMES else "converted", question=question, response=response, targets=targets,
-        coordinates="norm1000", placed=(), refs=(), shape={},
-    )  # fmt: skip

@@ -66,12 +66,19 @@ def from_norm1000(
     box: Sequence[int], system: str, size: Size | None = None, resized: Size | None = None
 ) -> tuple[float, float, float, float]:
     """The numbers that `to_norm1000` reads as this box again, up to one unit; integers but for "norm1"."""
-    width, height = _extent(system, size, resized)
-    x1, y1, x2, y2 = (v * side / 1000 for v, side in zip(box, (width, height, width, height), strict=True))
+    extent = _extent(system, size, resized)
     if system == "norm1":
+        x1, y1, x2, y2 = (v / 1000 for v in box)
         return x1, y1, x2, y2
-    (left, right), (top, bottom) = _rounded(x1, x2, int(width)), _rounded(y1, y2, int(height))
-    return left, top, right, bottom
+    return _scaled(box, (1000, 1000), extent)
+
+
+def rescaled(box: Sequence[float], system: str, size: Size | None = None, resized: Size | None = None) -> Box:
+    """Numbers of a text in 0-1000, whatever box they make: none keeps its old unit.
+
+    What stands out of the image does so afterwards, and what is inverted or without area stays that.
+    """
+    return _scaled(box, _extent(system, size, resized), (1000, 1000))
 
 
 @dataclass
@@ -116,10 +123,24 @@ def _extent(system: str, size: Size | None, resized: Size | None) -> tuple[float
     return given
 
 
+def _scaled(box: Sequence[float], old: tuple[float, float], new: tuple[float, float]) -> Box:
+    """Four numbers of an extent (width, height) `old` as integers of the extent `new`."""
+    ends = []
+    for low, high, unit, to in zip(box[:2], box[2:], old, new, strict=True):
+        first, last = low * to / unit, high * to / unit
+        ends.append(_rounded(first, last, int(to)) if low < high else (_nearest(first), _nearest(last)))
+    (left, right), (top, bottom) = ends
+    return left, top, right, bottom
+
+
+def _nearest(value: float) -> int:
+    return math.floor(value + 0.5)
+
+
 def _rounded(low: float, high: float, limit: int) -> tuple[int, int]:
     """Two different ends within 0 to limit: the nearest ones, or where those are one, the next to the wider side."""
-    first, last = math.floor(low + 0.5), math.floor(high + 0.5)
+    first, last = _nearest(low), _nearest(high)
     if first < last:
         return first, last
-    down = first == limit or (first > 0 and low + high < 2 * first)
+    down = first >= limit or (first > 0 and low + high < 2 * first)
     return (first - 1, first) if down else (first, first + 1)

@@ -1,40 +1,49 @@
 """Texts between the project's 0-1000 and what a model family counts in (`Family.coordinates`), both ways.
 
-Only the numbers of boxes change: brackets, spaces and all other text stay as they are. A box that names no image is the
-first one's.
+Only the numbers of boxes change, and those of every box: also of one that leaves its image, is inverted or is spelled
+in another way than was asked for, since a number left in the old unit would be read as a box of the new one. A box that
+names no image has that of the record's target in its place (`boxtext.placed`); one of a prompt is the first image's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .boxtext import TextBox, rewrite, spelled
-from .coordinates import Size, from_norm1000, to_norm1000
+from univg_fast.structs import Target
+
+from .boxtext import TextBox, in_tokens, placed, rewrite
+from .coordinates import Size, from_norm1000, rescaled
 
 
-def to_model(text: str, system: str, sizes: Sequence[Size], resized: Sequence[Size], only_tokens: bool = False) -> str:
+def to_model(
+    text: str,
+    system: str,
+    sizes: Sequence[Size],
+    resized: Sequence[Size],
+    only_tokens: bool = False,
+    targets: Sequence[Target] = (),
+) -> str:
     """A prompt's (`only_tokens`: boxes between box tokens) or a target's text in the family's numbers."""
-    if system == "norm1000":
+    if system == "norm1000" or not sizes:
         return text
 
-    def convert(box: TextBox, text: str) -> str:
+    def convert(box: TextBox) -> Sequence[float]:
         at = box.image or 0
-        numbers = tuple(int(v) for v in box.numbers)
-        return spelled(box, text, from_norm1000(numbers, system, sizes[at], resized[at]))
+        return from_norm1000([int(v) for v in box.numbers], system, sizes[at], resized[at])
 
-    return rewrite(text, convert, len(sizes), only_tokens)
+    boxes = placed(text, len(sizes), [target.image for target in targets])
+    return rewrite(text, in_tokens(text, boxes) if only_tokens else boxes, convert)
 
 
-def from_model(text: str, system: str, sizes: Sequence[Size], resized: Sequence[Size]) -> str:
-    """A completion in 0-1000, for parsers and rewards; what is no box of its image stays as it is."""
-    if system == "norm1000":
+def from_model(
+    text: str, system: str, sizes: Sequence[Size], resized: Sequence[Size], targets: Sequence[Target] = ()
+) -> str:
+    """A completion in 0-1000, for parsers and rewards; `targets` are those of its record."""
+    if system == "norm1000" or not sizes:
         return text
 
-    def convert(box: TextBox, text: str) -> str:
+    def convert(box: TextBox) -> Sequence[float]:
         at = box.image or 0
-        try:
-            return spelled(box, text, to_norm1000(box.numbers, system, sizes[at], resized[at]))
-        except ValueError:
-            return text[box.start : box.end]
+        return rescaled(box.numbers, system, sizes[at], resized[at])
 
-    return rewrite(text, convert, len(sizes))
+    return rewrite(text, placed(text, len(sizes), [target.image for target in targets]), convert)

@@ -6,22 +6,27 @@ The formats themselves are read in univg_fast/data/formats; what is common to al
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from univg_kernels.scan_boxes.pieces import BOX
+
+from univg_fast.rewards import parse
 from univg_fast.structs import BadRecord, Record, Target
 
-from .boxtext import TextBox, boxes_in, rewrite, spelled
-from .coordinates import Size, smart_resize, to_norm1000
+from .boxtext import TOKEN_BOX, TextBox, boxes_in, in_tokens, placed, rewrite
+from .coordinates import Size, rescaled, smart_resize, to_norm1000
 from .errors import Refused
 from .formats import RawRecord, RawTarget, read_row
-from .formats.conversations import TAGS
 from .formats.ms_swift import BBOX, REF
 from .formats.raw import MARK
 from .images import Header, Headers
 from .prompts import answer_text, naming_images, split_instruction, with_answer
+
+OBJECT = re.compile('"bbox_2d"')
 
 
 @dataclass(frozen=True)
@@ -88,19 +93,19 @@ def make_record(raw: RawRecord, source: str, default_uid: str, reading: Reading)
     if not question:
         raise Refused("schema", "the question is empty")
     told = raw.cot if raw.cot is not None else told
-    thinks = response is None or any(tag in response for tag in TAGS[:2])
+    cot = (response is None or "<think>" in response) if told is None else told
     uid = default_uid if raw.uid is None else str(raw.uid)
-    style = reading.answer_style or raw.answer_style
+    style = reading.answer_style or raw.answer_style or style_of(response)
     record = Record(
         uid=f"{uid}.{raw.turn}" if raw.turns > 1 else uid,
         source=source,
         images=images,
         question=question,
         targets=targets,
-        response=styled(response, targets, style),
+        response=styled(response, targets, style, cot),
         task="unknown" if raw.task is None else str(raw.task),
-        cot=thinks if told is None else told,
-        answer_style=style or style_of(response) or "univg_r1",
+        cot=cot,
+        answer_style=style,
         extra=raw.extra,
     )
     return naming_images(record, reading.name_images)
@@ -114,17 +119,18 @@ def fill_raw(raw: RawRecord, reading: Reading) -> tuple[str, str | None]:
 def fill(raw: RawRecord, frame: _Frame) -> tuple[str, str | None]:
     """Question and response with names and boxes in the places kept for them, all boxes counted 0-1000."""
     texts = [raw.question] if raw.response is None else [raw.question, raw.response.strip()]
-    placed, refs = iter(raw.placed), iter(raw.refs)
+    bboxes, refs = iter(raw.placed), iter(raw.refs)
     done = []
     for text, only_tokens in zip(texts, (True, False), strict=False):
         if frame.system != "norm1000":
-            text = rewrite(text, frame.respelled, len(raw.images), only_tokens)
+            boxes = placed(text, len(raw.images), () if only_tokens else [t.image for t in raw.targets])
+            text = rewrite(text, in_tokens(text, boxes) if only_tokens else boxes, frame.respelled)
         if raw.refs and REF in text:
             first, *others = text.split(REF)
             text = first + "".join(_ref(next(refs, None)) + other for other in others)
         if raw.placed and BBOX in text:
             first, *others = text.split(BBOX)
-            text = first + "".join(_token_box(next(placed, None), frame) + other for other in others)
+            text = first + "".join(_token_box(next(bboxes, None), frame) + other for other in others)
         done.append(text)
     return done[0], done[1] if len(done) == 2 else None
 
@@ -142,12 +148,15 @@ class _Frame:
         size = self._size(image)
         return to_norm1000(box, self.system, size, self._resized(size))
 
-    def respelled(self, box: TextBox, text: str) -> str:
-        """A box of a text in 0-1000; what is no box of its image stays as it is."""
+    def respelled(self, box: TextBox) -> tuple[int, int, int, int]:
+        """A box of a text in 0-1000; one that is none of its image is out of it in 0-1000, too."""
         try:
-            return spelled(box, text, self.norm1000(box.numbers, box.image))
+            return self.norm1000(box.numbers, box.image)
+        except Refused:  # an image
+            raise
         except ValueError:
-            return text[box.start : box.end]
+            size = None if self.system in ("norm1", "norm1000") else self._size(box.image)
+            return rescaled(box.numbers, self.system, size, None if size is None else self._resized(size))
 
     def _size(self, image: int | None) -> Size:
         headers = [self.reading.headers[path] for path in (self.images if image is None else [self.images[image]])]
@@ -180,17 +189,32 @@ def _token_box(target: RawTarget | None, frame: _Frame) -> str:
     return f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
 
 
-def style_of(response: str | None) -> str | None:
-    """The style of a target's boxes; None where they have none of the three, or where there is no target."""
-    if response is None or '"bbox_2d"' in response:
-        return None if response is None else "bbox_2d"
-    if "<|box_start|>" in response and "<answer>(" not in response:
-        return "box_tokens"
-    return "univg_r1" if any(response[box.start] == "(" for box in boxes_in(response, 0)) else None
+def style_of(response: str | None) -> str:
+    """The style of a target's boxes; where it is none of the three, or there is no target, the nearest one."""
+    answer = _answer(response or "")
+    if OBJECT.search(answer) or "<|box_start|>" in answer:
+        return "bbox_2d" if OBJECT.search(answer) else "box_tokens"
+    lists = not BOX.search(answer) and any(answer[box.start] == "[" for box in boxes_in(answer, 0))
+    return "bbox_2d" if lists else "univg_r1"
 
 
-def styled(response: str | None, targets: tuple[Target, ...], style: str | None) -> str | None:
-    """The response with its answer written in the style that was asked for, so that prompt and target agree."""
-    if response is None or not targets or style in (None, style_of(response)):
+def styled(response: str | None, targets: tuple[Target, ...], style: str, cot: bool) -> str | None:
+    """The response with an answer in the form that the prompt asks for, so that both agree.
+
+    One box may stand in a sentence, as MGrounding has it; of several the answer is a list of nothing else.
+    """
+    if response is None or not targets:
         return response
-    return with_answer(response, answer_text(targets, str(style)))
+    if len(targets) == 1:
+        spelling = {"univg_r1": BOX, "bbox_2d": OBJECT, "box_tokens": TOKEN_BOX}[style]
+        right = style == style_of(response) and spelling.search(_answer(response)) is not None
+    else:
+        told = parse(response, style, "strict", cot).boxes
+        right = [box.box for box in told] == [target.box for target in targets] and all(
+            target.image in (None, box.image) for box, target in zip(told, targets, strict=True)
+        )
+    return response if right else with_answer(response, answer_text(targets, style))
+
+
+def _answer(response: str) -> str:
+    return response[max(0, response.find("<answer>")) :]

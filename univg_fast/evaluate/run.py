@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from univg_fast import distributed
-from univg_fast.config import EvaluateConfig
+from univg_fast.config import EvaluateConfig, RolloutConfig
 from univg_fast.data.modeltext import from_model
 from univg_fast.data.samples import Processor, SampleError, make_sample
 from univg_fast.evaluate.metrics import iou, summarize
@@ -24,6 +24,7 @@ def evaluate(
     processor: Processor,
     records: Sequence[Record],
     config: EvaluateConfig,
+    rollout: RolloutConfig,
     out: Path,
     progress: Any = None,
 ) -> dict[str, Any]:
@@ -35,15 +36,22 @@ def evaluate(
     started = time.perf_counter()
     chosen = list(records[: config.max_samples])
     share = chosen[distributed.rank() :: distributed.world_size()]
-    engine = LocalEngine(model, processor.tokenizer, processor.end_token_id)
+    engine = LocalEngine(
+        model,
+        processor.tokenizer,
+        processor.end_token_id,
+        cache_gib=rollout.cache_gib,
+        static=None if rollout.cuda_graphs else False,
+    )
+    sampling = Sampling(config.max_completion_length, temperature=0.0, stop=rollout.stop_strings)
     rows: list[dict[str, Any]] = []
     bad: list[BadRecord] = []
     for at in range(0, len(share), config.prompts_per_batch):
         samples, refused = decode(share[at : at + config.prompts_per_batch], processor)
         bad += refused
-        completions = engine.generate(samples, 1, Sampling(config.max_completion_length, temperature=0.0))
+        completions = engine.generate(samples, 1, sampling)
         rows += [
-            answer_row(s, from_model(c[0].text, processor.coordinates, s.sizes, s.resized), len(c[0].token_ids))
+            answer_row(s, _norm1000(c[0].text, s, processor), len(c[0].token_ids))
             for s, c in zip(samples, completions, strict=True)
         ]
         rows += [missing_row(r, chosen) for r in refused]
@@ -59,6 +67,7 @@ def evaluate(
         "parser": "answer_tag",
         "decoding": "greedy",
         "max_new_tokens": config.max_completion_length,
+        "stop_strings": list(rollout.stop_strings),
     }
     if distributed.is_main():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +75,10 @@ def evaluate(
         out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     distributed.barrier()
     return summary
+
+
+def _norm1000(text: str, sample: Sample, processor: Processor) -> str:
+    return from_model(text, processor.coordinates, sample.sizes, sample.resized, sample.record.targets)
 
 
 def decode(records: Sequence[Record], processor: Processor) -> tuple[list[Sample], list[BadRecord]]:

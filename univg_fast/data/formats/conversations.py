@@ -2,12 +2,14 @@
 
     {"id", "images": [paths], "conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, ...], "type"}
 
-`messages` with role and content is the same; VLM-R1 writes "image", a path or a list. A conversation with several
-answers gives a record for each: its question, and the images shown so far. Boxes stand in the answers' text.
+`messages` with role and content is the same; VLM-R1 writes "image", a path or a list, and its answers may be lists of
+numbers. A conversation with several answers gives a record for each: its question, and the images shown so far. Boxes
+stand in the answers' text.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from univg_fast.data.errors import Refused
 
 from .raw import (
     MARK,
+    TOLD,
     RawRecord,
     RawTarget,
     brief,
@@ -24,9 +27,12 @@ from .raw import (
     cot_of,
     images_key_of,
     images_of,
+    numbers_of,
     rest,
-    target_image,
     task_key,
+    told_by,
+    told_of_target,
+    with_told,
 )
 
 NAMES = ("univg_r1_stage1", "mgrounding", "vlm_r1", "sharegpt")
@@ -53,39 +59,38 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     """A record for each answer; Refused says what is wrong."""
     name = recognise(row) or "sharegpt"
     key = "conversations" if "conversations" in row else "messages"
-    head, said = _turns(row[key])
+    head, said, lists = _turns(row[key], name == "vlm_r1")
     images_key = images_key_of(row)
     images = images_of(row, images_key)
     check_marks([_text(turn) for turn in said[::2]], images, optional=name == "vlm_r1")
-    known = {key, images_key, "id", "cot", "target_image", task_key(row)}
+    known = {key, images_key, "id", "cot", *TOLD, task_key(row)}
     shape: dict[str, Any] = {"keys": [key, images_key, task_key(row)]}
     shape |= {"head": head} if head else {}
     shape |= {"one_image": True} if isinstance(row[images_key], str) else {}
-    told, where = cot_of(row), target_image(row.get("target_image"), len(images))
-    shape |= {"target_image": where} if where is not None else {}
+    cot, told = cot_of(row), told_of_target(row, len(images))
+    shape |= told
     records, shown = [], 0
     for turn, (human, model) in enumerate(zip(said[::2], said[1::2], strict=True)):
         question, response = _text(human), _text(model)
         shown = shown + question.count(MARK) or len(images)
         bare = [{k: v for k, v in said_by.items() if k not in ("value", "content")} for said_by in (human, model)]
-        targets = answered(response, told, shown)
-        if where is not None and targets:
-            targets = (RawTarget(targets[0].box, where, targets[0].label), *targets[1:])
         records.append(
             RawRecord(
                 format=name,
                 images=images[:shown],
                 question=question,
-                targets=targets,
+                targets=with_told(answered(response, cot, shown), told),
                 coordinates=_system(name, response),
                 response=response,
                 uid=row.get("id"),
                 task=row.get(task_key(row)),
-                cot=told,
+                cot=cot,
                 turn=turn,
                 turns=len(said) // 2,
                 extra=rest(row, known),
-                shape=shape | ({"turns": bare} if bare != PLAIN_TURNS else {}),
+                shape=shape
+                | ({"turns": bare} if bare != PLAIN_TURNS else {})
+                | ({"list": True} if lists[turn] else {}),
             )
         )
     return records
@@ -93,30 +98,31 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
 
 def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
     """The row of one conversation from the records of its answers."""
-    last, shape = records[-1], records[0].shape if records[0].format in NAMES else {}
+    last, shape, same = records[-1], records[0].shape, records[0].format == name
     turns_key, images_key, task = shape.get(
         "keys", ["conversations", "image" if name == "vlm_r1" else "images", "type"]
     )
-    turns = list(shape.get("head", ()))
+    turns, shown = list(shape.get("head", ())), 0
     for record in records:
         if record.response is None:
             raise Refused("schema", f"the format {name} needs a response, and the record has none")
-        human, model = record.shape.get("turns", PLAIN_TURNS) if record.format in NAMES else PLAIN_TURNS
-        question = record.question if record.format == name else marked(record)
-        for said_by, text in ((human, question), (model, record.response)):
-            turns.append({**said_by, "value" if "from" in said_by else "content": text})
-    single = shape.get("one_image", name == "vlm_r1" and not shape and len(last.images) == 1)
+        human, model = record.shape.get("turns", PLAIN_TURNS)
+        question = record.question if same else marked(record, shown)
+        answer = json.loads(record.response) if same and record.shape.get("list") else record.response
+        for said_by, said in ((human, question), (model, answer)):
+            turns.append({**said_by, "value" if "from" in said_by else "content": said})
+        shown = len(record.images)
+    single = shape.get("one_image") if same else name == "vlm_r1" and len(last.images) == 1
     row: dict[str, Any] = {**records[0].extra, turns_key: turns}
     row[images_key] = last.images[0] if single else list(last.images)
-    known = shape.get("target_image", None if shape or len(last.targets) != 1 else last.targets[0].image)
-    told = {"id": last.uid, task: last.task, "cot": last.cot, "target_image": known}
+    told = {"id": last.uid, task: last.task, "cot": last.cot}
+    told |= told_by(records[0], same) if same or len(records) == 1 else {}
     return row | {key: value for key, value in told.items() if value is not None}
 
 
-def marked(record: RawRecord) -> str:
-    """The question with its `<image>` marks; in front, where the file it came from needs none."""
-    bare = record.turn == 0 and MARK not in record.question
-    return MARK * len(record.images) + record.question if bare else record.question
+def marked(record: RawRecord, shown: int = 0) -> str:
+    """The question with an `<image>` mark for each image but those `shown` in turns before; what lacks, in front."""
+    return MARK * (len(record.images) - shown - record.question.count(MARK)) + record.question
 
 
 def answered(response: str, cot: bool | None, num_images: int) -> tuple[RawTarget, ...]:
@@ -144,8 +150,8 @@ def _system(name: str, response: str) -> str:
     return "pixel" if name == "vlm_r1" and not pairs else "norm1000"
 
 
-def _turns(turns: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(system turns, human and model turns in alternation)."""
+def _turns(turns: Any, lists: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[bool]]:
+    """(system turns, human and model turns in alternation, which answers are lists of numbers: these become text)."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise Refused("schema", f"conversations: expected a list of turns, got {brief(turns)}")
     start = next((i for i, turn in enumerate(turns) if _speaker(turn) != "system"), len(turns))
@@ -154,9 +160,16 @@ def _turns(turns: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     if not said or len(said) % 2 or not all(_speaks(t, side) for t, side in zip(said, sides, strict=True)):
         speakers = brief([_speaker(turn) for turn in said])
         raise Refused("schema", f"conversations: expected human and gpt turns, one after the other, got {speakers}")
+    listed = [lists and isinstance(_text(turn), list) for turn in said[1::2]]
+    for i, turn in enumerate(said[1::2]):
+        if listed[i]:
+            boxes = _text(turn)
+            for box in boxes if boxes and all(isinstance(box, list) for box in boxes) else [boxes]:
+                numbers_of(box, "conversations")
+            said[2 * i + 1] = turn | {"value" if "value" in turn else "content": json.dumps(boxes)}
     if not all(isinstance(_text(turn), str) and _text(turn).strip() for turn in said):
         raise Refused("schema", "conversations: expected non-empty texts")
-    return turns[:start], said
+    return turns[:start], said, listed
 
 
 def _speaker(turn: dict[str, Any]) -> Any:

@@ -76,7 +76,7 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
     """The row of one record."""
     (record,) = records
     images_key, question_key, boxes_key = KEYS[name]
-    if record.format != name:
+    if record.format != name or boxes_key not in record.shape:
         raise Refused("schema", f"the format {name} is written from {name} only, got a record of {record.format}")
     before, after = (VIDEO if name in ("reasonvos", "revos") else SINGLE).split("{}")
     asked = record.question.removeprefix(before).removesuffix(after)

@@ -5,8 +5,8 @@
      "image_id": [0-based index for each box]}}
 
 `<ref-object>` and `<bbox>` stand for the entries of "ref" and "bbox", in reading order. "bbox_type": real (pixels),
-norm1 or norm1000; "image_id": 0 where it is missing. Targets are the boxes of the answer; where there is none (files
-for GRPO), those that the question leaves.
+norm1 or norm1000; "image_id": 0 where it is missing. Each answer of several turns is a record. Targets are the boxes of
+the answer; where there is none (files for GRPO), those that the question leaves. An image may be {"path": …}.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from univg_fast.data.errors import Refused
 
 from .conversations import HUMAN, MODEL, answered, marked
 from .raw import (
+    MARK,
     RawRecord,
     RawTarget,
     brief,
@@ -41,84 +42,136 @@ def recognise(row: dict[str, Any]) -> str | None:
 
 
 def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
-    """One record of one question; Refused says what is wrong."""
-    images = images_of(row, "images")
-    head, question, response = _said(row["messages"])
-    check_marks([question], images, optional=True)
-    refs, placed, system = _objects(row["objects"], len(images))
-    if (question + (response or "")).count(BBOX) > len(placed):
-        raise Refused("count", f"objects: expected a bbox for each {BBOX}, got {len(placed)} of them")
-    in_question = question.count(BBOX)
-    targets = placed[in_question:]
-    if response is not None:
-        targets = placed[in_question : in_question + response.count(BBOX)] or answered(response, None, len(images))
+    """A record for each answer, or for the question that ends the row; Refused says what is wrong."""
+    images = _images(row)
+    head, said = _said(row["messages"])
+    check_marks([question for question, _ in said], images, optional=True)
+    refs, boxes, system = _objects(row["objects"], len(images))
+    if sum(_count(turn, BBOX) for turn in said) > len(boxes):
+        raise Refused("count", f"objects: expected a bbox for each {BBOX}, got {len(boxes)} of them")
     shape: dict[str, Any] = {"objects": row["objects"], "key": task_key(row)} | ({"head": head} if head else {})
-    shape |= {"one_image": True} if isinstance(row["images"], str) else {}
-    return [
-        RawRecord(
-            format="ms_swift",
-            images=images,
-            question=question,
-            targets=targets,
-            coordinates=system,
-            response=response,
-            uid=row.get("id"),
-            task=row.get(task_key(row)),
-            cot=cot_of(row),
-            placed=placed,
-            refs=refs,
-            extra=rest(row, {"messages", "images", "objects", "id", "cot", task_key(row)}),
-            shape=shape,
+    shape |= {"images": row["images"]} if row["images"] != list(images) else {}
+    told = len(images) == 1 or bool(row["objects"].get("image_id"))  # the file says which image a box belongs to
+    records, shown = [], 0
+    for turn, (question, response) in enumerate(said):
+        last = turn == len(said) - 1
+        shown = shown + question.count(MARK) or len(images)
+        asked, named = question.count(BBOX), _count((question, response), REF)
+        answer, used = _answer(response, boxes[asked:], shown, told)
+        used += asked
+        if any((target.image or 0) >= shown for target in answer):
+            raise Refused("schema", f"objects.image_id: the {shown} images shown so far do not hold the answer's boxes")
+        records.append(
+            RawRecord(
+                format="ms_swift",
+                images=images[:shown],
+                question=question,
+                targets=answer,
+                coordinates=system,
+                response=response,
+                uid=row.get("id"),
+                task=row.get(task_key(row)),
+                cot=cot_of(row),
+                turn=turn,
+                turns=len(said),
+                placed=boxes if last else boxes[:used],
+                refs=refs if last else refs[:named],
+                extra=rest(row, {"messages", "images", "objects", "id", "cot", task_key(row)}),
+                shape=shape,
+            )
         )
-    ]
+        boxes, refs = boxes[used:], refs[named:]
+    return records
 
 
 def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
-    """The row of one record; its boxes in the system that they have."""
-    (record,) = records
-    same = record.format == "ms_swift"
-    question = record.question if same else marked(record)
-    messages = [*(record.shape.get("head", ()) if same else ()), {"role": "user", "content": question}]
-    if record.response is not None:
-        messages.append({"role": "assistant", "content": record.response})
-    row = {**record.extra, "messages": messages, "images": list(record.images)}
-    row |= {"images": record.images[0]} if same and record.shape.get("one_image") else {}
-    row["objects"] = record.shape["objects"] if same else objects_of(record)
-    told = {"id": record.uid, record.shape.get("key", "task") if same else "task": record.task, "cot": record.cot}
+    """The row of one record, or of the turns of a conversation; boxes in the system that they have."""
+    first, last, same = records[0], records[-1], records[0].format == "ms_swift"
+    shape = first.shape if same else {}
+    messages, shown = [*shape.get("head", ())], 0
+    for record in records:
+        question = record.question if same else marked(record, shown)
+        messages.append({"role": "user", "content": question})
+        messages += [] if record.response is None else [{"role": "assistant", "content": record.response}]
+        shown = len(record.images)
+    row = {**first.extra, "messages": messages, "images": _spelled(shape.get("images"), last.images)}
+    row["objects"] = shape["objects"] if "objects" in shape else objects_of(records)
+    told = {"id": first.uid, shape.get("key", "task"): first.task, "cot": first.cot}
     return row | {key: value for key, value in told.items() if value is not None}
 
 
-def objects_of(record: RawRecord) -> dict[str, Any]:
-    """The "objects" of a record from another format."""
+def objects_of(records: Sequence[RawRecord]) -> dict[str, Any]:
+    """The "objects" of records from another format."""
     names = {system: name for name, system in SYSTEMS.items()}
-    if record.coordinates not in names:
-        raise Refused("schema", f"ms_swift: expected coordinates of {', '.join(names)}, got {record.coordinates}")
+    (system,) = {record.coordinates for record in records}
+    if system not in names:
+        raise Refused("schema", f"ms_swift: expected coordinates of {', '.join(names)}, got {system}")
+    targets = [target for record in records for target in record.targets]
     objects: dict[str, Any] = {
-        "ref": [target.label for target in record.targets if target.label is not None],
-        "bbox": [list(target.box) for target in record.targets],
-        "bbox_type": names[record.coordinates],
+        "ref": [target.label for target in targets if target.label is not None],
+        "bbox": [list(target.box) for target in targets],
+        "bbox_type": names[system],
     }
-    if all(target.image is not None for target in record.targets):
-        objects["image_id"] = [target.image for target in record.targets]
-    return objects
+    holders = [0 if len(record.images) == 1 else target.image for record in records for target in record.targets]
+    if None in holders:  # where nothing is said, ms-swift takes the first image
+        raise Refused("schema", "ms_swift needs the image of each box, and the record does not tell it")
+    return objects | {"image_id": holders}
 
 
-def _said(messages: Any) -> tuple[list[dict[str, Any]], str, str | None]:
-    """(system turns, question, response); files for GRPO end with the question."""
+def _count(turn: tuple[str, str | None], mark: str) -> int:
+    return sum(text.count(mark) for text in turn if text is not None)
+
+
+def _answer(
+    response: str | None, boxes: tuple[RawTarget, ...], num_images: int, told: bool
+) -> tuple[tuple[RawTarget, ...], int]:
+    """The boxes of an answer, and how many of those of the objects they are.
+
+    Boxes that stand in its text are the next of the objects, if these are the same and say (`told`) whose they are.
+    """
+    if response is None or BBOX in response:
+        given = boxes if response is None else boxes[: response.count(BBOX)]
+        return given, len(given)
+    written = answered(response, None, num_images)
+    given = boxes[: len(written)]
+    same = told and [target.box for target in given] == [target.box for target in written]
+    return (given, len(given)) if same else (written, 0)
+
+
+def _images(row: dict[str, Any]) -> tuple[str, ...]:
+    """The paths; an image that is a mapping has one, and no bytes."""
+    cells = row.get("images")
+    for cell in cells if isinstance(cells, list) else ():
+        if isinstance(cell, dict) and cell.get("bytes") is not None:
+            raise Refused("schema", "images: bytes of images are read from parquet, in JSON expected a path")
+    paths = [c.get("path") if isinstance(c, dict) else c for c in cells] if isinstance(cells, list) else cells
+    return images_of(row | {"images": paths}, "images")
+
+
+def _spelled(cells: Any, images: Sequence[str]) -> Any:
+    """The paths as the file had them: one alone, or in mappings."""
+    if isinstance(cells, list) and len(cells) == len(images):
+        return [
+            cell | {"path": path} if isinstance(cell, dict) else path for cell, path in zip(cells, images, strict=True)
+        ]
+    return images[0] if isinstance(cells, str) else list(images)
+
+
+def _said(messages: Any) -> tuple[list[dict[str, Any]], list[tuple[str, str | None]]]:
+    """(system turns, questions and responses); files for GRPO end with a question."""
     if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
         raise Refused("schema", f"messages: expected a list of turns, got {brief(messages)}")
-    head = [turn for turn in messages if turn.get("role") == "system"]
-    said = messages[len(head) :]
+    start = next((i for i, turn in enumerate(messages) if turn.get("role") != "system"), len(messages))
+    said = messages[start:]
     speakers = [turn.get("role") for turn in said]
-    good = len(said) in (1, 2) and speakers[0] in HUMAN and (len(said) == 1 or speakers[1] in MODEL)
-    if not good:
-        raise Refused(
-            "schema", f"messages: expected a user turn and at most one of the assistant, got {brief(speakers)}"
-        )
+    if not said or not all(who in (MODEL if i % 2 else HUMAN) for i, who in enumerate(speakers)):
+        problem = f"messages: expected turns of user and assistant, one after the other, got {brief(speakers)}"
+        raise Refused("schema", problem)
     texts = [turn.get("content") for turn in said]
     if not all(isinstance(text, str) and text.strip() for text in texts) or any(len(turn) != 2 for turn in said):
         raise Refused("schema", "messages: expected role and a non-empty text as content")
-    return head, texts[0], texts[1] if len(texts) == 2 else None
+    texts += [None] * (len(texts) % 2)
+    return messages[:start], list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def _objects(objects: Any, num_images: int) -> tuple[tuple[str, ...], tuple[RawTarget, ...], str]:

@@ -16,9 +16,12 @@ from typing import Any
 
 from univg_fast.data.boxtext import boxes_in
 from univg_fast.data.errors import Refused
+from univg_fast.data.prompts import answer_text
+from univg_fast.structs import Box, Target
 
 from .conversations import HUMAN, answered, marked
 from .raw import (
+    TOLD,
     RawRecord,
     RawTarget,
     brief,
@@ -29,9 +32,11 @@ from .raw import (
     need,
     numbers_of,
     rest,
-    target_image,
     task_key,
     text_of,
+    told_by,
+    told_of_target,
+    with_told,
 )
 
 NAMES = ("easy_r1", "verl", "alpaca")
@@ -52,10 +57,10 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     images = images_of(row, images_key)
     shape: dict[str, Any] = {"keys": [images_key, task_key(row)]}
     shape |= {"one_image": True} if isinstance(row[images_key], str) else {}
-    where = target_image(row.get("target_image"), len(images))
-    shape |= {"target_image": where} if where is not None else {}
+    told = told_of_target(row, len(images))
+    shape |= told
     response = None
-    known = {images_key, "id", "cot", "target_image", task_key(row)}
+    known = {images_key, "id", "cot", *TOLD, task_key(row)}
     if name == "alpaca":
         question, response = text_of(row, "instruction"), text_of(row, "output")
         known |= {"instruction", "output", "input"}
@@ -74,14 +79,12 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
         question, targets = text_of(row, "problem"), _targets(row[answer_key], len(images))
         known, shape = known | {"problem", answer_key}, shape | {"answer": {answer_key: row[answer_key]}}
     check_marks([question], images, optional=name != "alpaca")
-    if where is not None and targets:
-        targets = (RawTarget(targets[0].box, where, targets[0].label), *targets[1:])
     return [
         RawRecord(
             format=name,
             images=images,
             question=question,
-            targets=targets,
+            targets=with_told(targets, told),
             response=response,
             uid=row.get("id"),
             task=row.get(task_key(row)),
@@ -99,8 +102,6 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
     shape = record.shape if same else {}
     images_key, task = shape.get("keys", ["images", "task"])
     row = {**record.extra, images_key: record.images[0] if shape.get("one_image") else list(record.images)}
-    boxes: Any = [list(target.box) for target in record.targets]
-    boxes = boxes[0] if len(boxes) == 1 else boxes
     if name == "alpaca":
         if record.response is None:
             raise Refused("schema", "the format alpaca needs a response, and the record has none")
@@ -108,12 +109,11 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
         row |= {"input": shape["input"]} if "input" in shape else {}
     elif name == "verl":
         row["prompt"] = shape.get("prompt", [{"role": "user", "content": marked(record)}])
-        row["reward_model"] = shape.get("reward_model", {"style": "rule", "ground_truth": boxes})
+        row["reward_model"] = shape.get("reward_model") or {"style": "rule", "ground_truth": _answer(record)}
     else:
-        row |= {"problem": record.question if same else marked(record), **shape.get("answer", {"answer": boxes})}
-    one = record.targets[0].image if len(record.targets) == 1 else None
-    told = {"id": record.uid, task: record.task, "cot": record.cot}
-    told["target_image"] = shape.get("target_image") if same else one
+        row |= {"problem": record.question if same else marked(record)}
+        row |= shape.get("answer") or {"answer": _answer(record)}
+    told = {"id": record.uid, task: record.task, "cot": record.cot} | told_by(record, same)
     return row | {key: value for key, value in told.items() if value is not None}
 
 
@@ -124,6 +124,20 @@ def _prompt(prompt: Any) -> str:
     if len(texts) != 1 or not isinstance(texts[0], str):
         raise Refused("schema", f"prompt: expected turns with one text of the user, got {brief(prompt)}")
     return texts[0]
+
+
+def _answer(record: RawRecord) -> Any:
+    """Four numbers; of several boxes a JSON text that names each one's label and image."""
+    if not record.targets:
+        raise Refused("box", "expected a box to be the answer, and the record has none")
+    if len(record.targets) == 1:
+        return list(record.targets[0].box)
+    return answer_text([Target(_integers(t.box), t.image, t.label) for t in record.targets], "bbox_2d")
+
+
+def _integers(box: tuple[float, ...]) -> Box:
+    x1, y1, x2, y2 = map(int, box)
+    return x1, y1, x2, y2
 
 
 def _targets(answer: Any, num_images: int) -> tuple[RawTarget, ...]:

@@ -15,6 +15,7 @@ from univg_fast.data.errors import Refused
 
 from .conversations import marked
 from .raw import (
+    TOLD,
     RawRecord,
     RawTarget,
     check_marks,
@@ -24,9 +25,11 @@ from .raw import (
     need,
     numbers_of,
     rest,
-    target_image,
     task_key,
     text_of,
+    told_by,
+    told_of_target,
+    with_told,
 )
 
 NAMES = ("univg_r1_stage2", "mig_bench")
@@ -55,20 +58,19 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     images, question = images_of(row, images_key), text_of(row, "question")
     box = numbers_of(need(row, "answer"), "answer")
     check_marks([question], images, optional=benchmark)
-    where = target_image(row.get("target_image"), len(images))
-    if benchmark and where is None:
-        where = holder(row, question, len(images))
+    told = told_of_target(row, len(images))
+    where = holder(row, question, len(images)) if benchmark else None
     fraction = benchmark and any(v != int(v) for v in box if abs(v) < 1e9) or benchmark and max(box) <= 1
     shape: dict[str, Any] = {"keys": [images_key, task_key(row)]}
     shape |= {"one_image": True} if isinstance(row[images_key], str) else {}
-    shape |= {"target_image": row["target_image"]} if row.get("target_image") is not None else {}
-    known = {images_key, "question", "answer", "id", "cot", "target_image", task_key(row)}
+    shape |= told
+    known = {images_key, "question", "answer", "id", "cot", *TOLD, task_key(row)}
     return [
         RawRecord(
             format=name,
             images=images,
             question=question,
-            targets=(RawTarget(box, where),),
+            targets=with_told((RawTarget(box, where),), told),
             coordinates="norm1" if fraction else "norm1000",
             uid=row.get("id"),
             task=row.get(task_key(row)),
@@ -102,6 +104,5 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
     row[images_key] = record.images[0] if same and record.shape.get("one_image") else list(record.images)
     if name == "mig_bench" and not same:
         row = {"additional_info": "", "need_format": True} | row
-    where = record.shape.get("target_image") if same else record.targets[0].image
-    told = {"id": record.uid, task: record.task, "cot": record.cot, "target_image": where}
+    told = {"id": record.uid, task: record.task, "cot": record.cot} | told_by(record, same)
     return row | {key: value for key, value in told.items() if value is not None}

@@ -9,6 +9,7 @@ from typing import Any
 from univg_fast.data.errors import Refused
 
 MARK = "<image>"
+TOLD = ("target_image", "target_label")
 LARGEST = 10**15  # beyond it an int of JSON need not fit a float
 
 
@@ -96,6 +97,31 @@ def target_image(value: Any, number: int, name: str = "target_image") -> int | N
     if value is not None and not (is_int(value) and 0 <= value < number):
         raise Refused("schema", f"{name}: expected an index from 0 to {number - 1}, got {brief(value)}")
     return value
+
+
+def told_of_target(row: dict[str, Any], num_images: int) -> dict[str, Any]:
+    """Image and label of the first box, under keys of ours beside the format's: `target_image` and `target_label`."""
+    label = row.get("target_label")
+    if label is not None and not isinstance(label, str):
+        raise Refused("schema", f"target_label: expected a text, got {brief(label)}")
+    told = {"target_image": target_image(row.get("target_image"), num_images), "target_label": label}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def with_told(targets: tuple[RawTarget, ...], told: dict[str, Any]) -> tuple[RawTarget, ...]:
+    """Targets of which the first has the image and the label that were told."""
+    if not targets or not told:
+        return targets
+    box, image, label = targets[0].box, targets[0].image, targets[0].label
+    return RawTarget(box, told.get("target_image", image), told.get("target_label", label)), *targets[1:]
+
+
+def told_by(record: RawRecord, same: bool) -> dict[str, Any]:
+    """Those keys again: the row's own if it comes from this format, else what its one box says of itself."""
+    if same or len(record.targets) != 1:
+        return {key: record.shape[key] for key in TOLD if key in record.shape}
+    (target,) = record.targets
+    return {"target_image": target.image, "target_label": target.label}
 
 
 def task_key(row: dict[str, Any]) -> str:
