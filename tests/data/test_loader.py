@@ -81,6 +81,26 @@ def test_a_step_without_a_window_has_the_records_in_order(records, processor):
         assert rows(loader.batch(2)) == [[records[i].uid for i in expected]]
 
 
+def test_windows_are_measured_as_they_come(records, processor, monkeypatch):
+    """A million records are not looked at before the first step."""
+    import univg_fast.data.windows as module
+
+    measured = []
+
+    def counting(record, *rest):
+        measured.append((record.uid, threading.current_thread().name))
+        return original(record, *rest)
+
+    original = module.measure
+    monkeypatch.setattr(module, "measure", counting)
+    with loader_of(records, processor, planning=Planning(200, 16), prefetch=0) as loader:
+        for step in range(4):
+            loader.batch(step)
+            loader.share(step + 2)  # waits for the window ahead
+            assert len(measured) <= 16 * (step // 2 + 3) <= 80
+    assert {name.rpartition("_")[0] for _, name in measured} == {"plans"}
+
+
 def test_rows_are_built_in_threads_from_their_samples(records, processor):
     here = threading.current_thread().name
 

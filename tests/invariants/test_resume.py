@@ -1,4 +1,7 @@
-"""A run that was stopped and started again ends with the numbers and weights of one that was not."""
+"""A run that was stopped and started again ends with the numbers and weights of one that was not.
+
+Stage 1 stops in the middle of a window: its 16 records, an epoch, are two steps of 8 whose rows are planned together.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from univg_fast.config import PackConfig
+from univg_fast.data.windows import window_steps
+
 NUMBERS = ("loss", "grad_norm", "learning_rate", "reward", "kl", "completions/mean_length")
 
 
@@ -20,6 +26,7 @@ def test_stopped_and_resumed_equals_uninterrupted(trainer: Callable[..., Any], w
     trainer(tmp_path / "parts", **settings, run__max_steps="1")  # stops in stage 1
     middle = trainer(tmp_path / "parts", **settings, run__max_steps="2")  # ends stage 1, stops in stage 2
     parts = trainer(tmp_path / "parts", **settings)
+    assert window_steps(PackConfig().window, 8, 16) == 2
     assert "resumed sft at step 1" in middle.output and "resumed grpo at step 2" in parts.output
     for stage in ("sft", "grpo"):
         got, want = parts.metrics(stage), whole.metrics(stage)
