@@ -112,7 +112,7 @@ def eager_loss(logp: torch.Tensor, ref_logp: torch.Tensor, advantages: torch.Ten
 
 def update(p: Problem, levers: Levers) -> torch.Tensor:
     """One pass of the reference and one of the policy, forward and backward. Returns the loss."""
-    owners = range(len(p.groups))
+    owners = list(range(len(p.groups)))
     groups, advantages = p.groups, list(p.advantages)
     if not levers.prompt_shared:
         owners = [i for i, g in enumerate(p.groups) for _ in g.responses]
@@ -163,7 +163,7 @@ def _loss(
     if not on.fused_loss:
         lengths = row.cu_seqlens.diff()
         spread = [x.repeat_interleave(lengths) for x in (advantages, 1 / (p.responses * lengths))]
-        return eager_loss(_eager_logp(p.model, row, features, on), ref_logp, *spread)  # type: ignore[no-any-return]
+        return eager_loss(_eager_logp(p.model, row, features, on), ref_logp, *spread)
     if not on.target_rows:
         logits = F.linear(p.model.states(row, features), p.model.model.lm_head.weight)[row.target_rows]
         more: dict[str, Any] = {"advantages": advantages, "ref_logp": ref_logp, "denominator": p.responses}
