@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import FAMILIES, random_group, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from univg_fast.model.attention import shared_prefix_attention
 from univg_fast.model.attention.paths import gather_paths
+from univg_fast.packing import build_row
 from univg_fast.packing.layout import Span, build_layout
 from univg_fast.packing.paths import build_paths
 
@@ -224,3 +227,20 @@ def test_a_cache_attends_by_itself_and_no_layout_is_an_error() -> None:
 def test_an_unknown_face_is_named() -> None:
     with pytest.raises(ValueError, match=r"expected face to be one of grouped, dense, .*got 'eager'"):
         build_layout([(0, 2, [])], "eager")
+
+
+@pytest.mark.parametrize("face", ["paths", "dense", "triton"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_the_same_by_every_face(family: str, face: str) -> None:
+    """Hidden states and gradients of a whole model, whose rows differ in their layout only."""
+    model, rng = tiny_model(family), np.random.default_rng(0)
+    shapes: list[tuple[list[tuple[int, int]], list[int]]] = [([(4, 4)], [3, 5, 1]), ([], [2]), ([(4, 6)], [4, 4])]
+    groups = [random_group(rng, grids, lengths, model.family.patch_size) for grids, lengths in shapes]
+    found = []
+    for name in ("grouped", face):
+        model.zero_grad()
+        hidden = model.hidden(build_row(groups, model.family, attention=name))
+        hidden.square().sum().backward()
+        found.append([hidden.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for want, got in zip(*found, strict=True):
+        assert (got - want).norm() <= 1e-5 * want.norm()
