@@ -101,7 +101,7 @@ int64_t different(const uint64_t* runs, size_t count, std::vector<uint64_t>* tab
 }
 
 // [B, 2]: different runs and all runs of n words of text i, the bytes offsets[i] : offsets[i+1]; where unanswered[i], of
-// what stands before its last <answer>.
+// what stands before its last <answer>, and of nothing where it has none.
 Tensor distinct_runs(const Tensor& text, const Tensor& offsets, const Tensor& unanswered, int64_t n) {
   UNIVG_CHECK(text.is_cpu() && text.scalar_type() == ScalarType::Byte && text.is_contiguous(),
               "text: expected contiguous bytes on the CPU");
@@ -121,7 +121,10 @@ Tensor distinct_runs(const Tensor& text, const Tensor& offsets, const Tensor& un
   std::vector<uint64_t> words, table;
   for (int64_t i = 0; i < texts; ++i) {
     Text t(bytes + cu[i], static_cast<size_t>(cu[i + 1] - cu[i]));
-    if (cut[i]) t = t.substr(0, t.rfind("<answer>"));
+    if (cut[i]) {
+      const size_t answer = t.rfind("<answer>");
+      t = t.substr(0, answer == kNowhere ? 0 : answer);
+    }
     const size_t all = split(t, &words), runs = all >= length ? all - length + 1 : 0;
     uint64_t run = 0;
     for (size_t j = 0; runs > 0 && j + 1 < length; ++j) run = run * kBase + words[j];

@@ -19,7 +19,8 @@ def distinct_runs(
 
     Args:
         texts: B strings. n: words of a run, 1 or more.
-        unanswered: of each text, whether its last "<answer>" and what follows is left out (default: of none).
+        unanswered: of each text, whether the answer is left out (default: of none): its last "<answer>" and what
+            follows; without one, all of it.
     Returns: [B, 2] int64 on the CPU; (0, 0) for a text of fewer than n words.
     Raises: ValueError for n below 1, or another number of flags than texts.
     """

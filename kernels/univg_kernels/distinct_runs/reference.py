@@ -11,7 +11,7 @@ from torch import Tensor
 def distinct_runs(texts: Sequence[str], n: int, unanswered: Sequence[bool]) -> Tensor:
     counts = []
     for text, cut in zip(texts, unanswered, strict=True):
-        words = (text.rpartition("<answer>")[0] if cut and "<answer>" in text else text).split()
+        words = (text.rpartition("<answer>")[0] if cut else text).split()
         runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
         counts.append((len(set(runs)), len(runs)))
     return torch.tensor(counts, dtype=torch.int64).view(-1, 2)
