@@ -61,13 +61,13 @@ def to_yaml(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Of what decides a run's numbers: all but the folder, resuming, stopping early, saving, logging and caching."""
+    """Of what decides a run's numbers: all but the folder, resuming, stopping early, saving, logging and memory."""
     values = asdict(config)
     for key in ("save", "log"):
         del values[key]
     for key in ("dir", "resume", "max_steps"):
         del values["run"][key]
-    del values["data"]["cache_dir"]
+    del values["data"]["cache_dir"], values["rollout"]["cache_gib"], values["rollout"]["cuda_graphs"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

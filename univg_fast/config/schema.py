@@ -141,6 +141,13 @@ REWARD_DEFAULTS: dict[str, Any] = {"terms": {"iou": 1.0, "format": 1.0}, "parser
 
 
 @dataclass(frozen=True)
+class RolloutConfig:
+    stop_strings: tuple[str, ...] = ()  # text that ends a completion, such as </answer>, beside its end-of-turn token
+    cache_gib: float = num(8.0, gt=0)  # of keys and values at once, on one rank; what needs more goes in turns
+    cuda_graphs: bool = True  # on a GPU, replay a decode step instead of launching each of its kernels
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     max_completion_length: int = num(256, gt=0)  # tokens, greedy
     prompts_per_batch: int = num(16, gt=0)  # on one rank
@@ -178,6 +185,7 @@ class Config:
     sft: SftConfig = field(default_factory=SftConfig)
     grpo: GrpoStageConfig = field(default_factory=GrpoStageConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
@@ -200,6 +208,8 @@ def check(config: Config) -> None:
                 check_entry(entry)
             except ValueError as error:
                 raise ValueError(f"data.{use}: {error}") from None
+    if "" in config.rollout.stop_strings:
+        raise ValueError("rollout.stop_strings: expected texts of at least one character, got an empty one")
     if config.data.min_pixels > config.data.max_pixels:
         limit, got = config.data.max_pixels, config.data.min_pixels
         raise ValueError(f"data.min_pixels: expected at most data.max_pixels ({limit}), got {got}")

@@ -27,7 +27,7 @@ from univg_fast.packing.plan import Part, plan_rows
 from univg_fast.packing.report import tally
 from univg_fast.packing.vision import VisionInputs
 from univg_fast.rewards import Scores, Settings, score
-from univg_fast.rollout import LocalEngine, Sampling
+from univg_fast.rollout import RolloutEngine, Sampling, check_rollout
 from univg_fast.structs import BadRecord, Completion, Group, Sample
 from univg_fast.train.engine import StepResult, train_step
 from univg_fast.train.grpo_log import reduce_metrics, rollout_rows
@@ -90,28 +90,44 @@ def reward_settings(config: Config) -> Settings:
 
 
 class GrpoStep:
-    """Call it with a step's number: (metrics, equal on all ranks; this rank's rollout lines; its bad records)."""
+    """Call it with a step's number: (metrics, equal on all ranks; this rank's rollout lines; its bad records).
+
+    `plain`: the policy in one piece (`plain_copy`), whose vision tower any rank may run at any time.
+    """
 
     def __init__(
         self,
         config: Config,
         engine: Any,
         loader: SampleLoader[Images],
-        rollout: LocalEngine,
+        rollout: RolloutEngine,
+        plain: PackedModel,
         reference: PackedModel | None,
         spare: Sample,
         phases: Phases,
     ) -> None:
         self.config, self.engine, self.loader = config, engine, loader
-        self.rollout, self.reference, self.phases = rollout, reference, phases
+        self.rollout, self.plain, self.reference, self.phases = rollout, plain, reference, phases
         self.model: PackedModel = engine.module
         self.loss = loss_config(config)
         self.build = Builder.of(self.model)
         self.over_budget = OverBudget(config.pack.budget_tokens)
-        stop = np.array([rollout.stop], np.int64)
+        stop = np.array([loader.processor.end_token_id], np.int64)
         self.spare = self.build.row([Group(spare, (stop,))]).to(self.model.device)
         encoded = self._encode([spare], self.build.images([spare]))
         self.spare_features = encoded[0] if encoded else None
+
+    def check(self, sample: Sample) -> str:
+        """Before the first step: `check_rollout` against this step's own training pass. Collective."""
+        temperature = self.config.grpo.temperature
+
+        def logprobs(group: Group) -> np.ndarray:
+            row = self.build.row([group]).to(self.model.device)
+            with torch.no_grad():
+                return self.engine(row, logprob_head(row, temperature)).float().cpu().numpy()
+
+        self.rollout.sync_weights(weight_buckets(self.model))
+        return check_rollout(self.rollout, sample, temperature, logprobs, self.model.model.dtype)
 
     def __call__(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]], list[BadRecord]]:
         with self.phases("data"):
@@ -165,6 +181,7 @@ class GrpoStep:
             top_k=config.top_k,
             top_p=config.top_p,
             seed=self.config.run.seed * 1_000_003 + step,
+            stop=self.config.rollout.stop_strings,
         )
         images = next((row.built for row in batch.rows), None)
         features = self._encode(samples, images)
@@ -208,7 +225,7 @@ class GrpoStep:
         pixels, vision = images
         device = self.model.device
         with torch.no_grad():
-            features = self.rollout.model.encode_images(pixels.to(device, non_blocking=True), vision.to(device))
+            features = self.plain.encode_images(pixels.to(device, non_blocking=True), vision.to(device))
         tokens = iter(vision.image_tokens)
         return features.split([sum(next(tokens) for _ in s.image_grid_thw) for s in samples])
 

@@ -54,7 +54,7 @@ def held_out(name: str, path: str, config: Config, inputs: Inputs, run_dir: Path
         return
     model = load_policy(config, inputs.processor, path, device).eval()
     with eval_progress(name) as progress:
-        evaluate(model, inputs.processor, inputs.records["eval"], config.evaluate, out, progress)
+        evaluate(model, inputs.processor, inputs.records["eval"], config.evaluate, config.rollout, out, progress)
 
 
 def finish(config: Config, run_dir: Path) -> None:

@@ -44,7 +44,7 @@ def run_stage(
     model = load_policy(config, inputs.processor, start, device).train()
     if distributed.is_main():
         print(*model.lines, sep="\n", flush=True)
-    sampler = plain_copy(model, config.deepspeed.zero_stage) if stage == "grpo" else model
+    plain = plain_copy(model, config.deepspeed.zero_stage) if stage == "grpo" else model
     updates = 1 if stage == "sft" else config.grpo.num_iterations  # optimizer steps of one step of the loader
     engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total * updates)
     declare_head(model, config.deepspeed.zero_stage)
@@ -54,7 +54,7 @@ def run_stage(
         MetricsLogger(run_dir, stage, total, first, config.log) as logger,
         make_loader(stage, config, inputs, model) as loader,
     ):
-        step = make_step(stage, config, inputs, start, device, engine, sampler, loader, logger.phase)
+        step = make_step(stage, config, inputs, start, device, engine, plain, loader, logger.phase)
         for number in range(first + 1, last + 1):
             metrics, rows, refused = step(number - 1)
             bad.tell(refused)
@@ -103,7 +103,7 @@ def make_step(
     start: str,
     device: torch.device,
     engine: Any,
-    sampler: PackedModel,
+    plain: PackedModel,
     loader: SampleLoader,
     phases: Phases,
 ) -> SftStep | GrpoStep:
@@ -116,9 +116,19 @@ def make_step(
     if config.grpo.beta > 0:  # the stage's first weights, for good
         reference = load_policy(config, processor, start, device)
         reference.eval().requires_grad_(False)
-    own = sampler is not engine.module
-    rollout = LocalEngine(sampler, processor.tokenizer, processor.end_token_id, own_weights=own)
-    return GrpoStep(config, engine, loader, rollout, reference, spare, phases)
+    rollout = LocalEngine(
+        plain,
+        processor.tokenizer,
+        processor.end_token_id,
+        cache_gib=config.rollout.cache_gib,
+        static=None if config.rollout.cuda_graphs else False,
+        own_weights=plain is not engine.module,
+    )
+    step = GrpoStep(config, engine, loader, rollout, plain, reference, spare, phases)
+    found = step.check(spare)
+    if distributed.is_main():
+        print(found, flush=True)
+    return step
 
 
 def batch_size(stage: str, config: Config) -> int:
