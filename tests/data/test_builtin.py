@@ -1,7 +1,5 @@
-"""The built-in data: equal configs give equal bytes, and every answer can be verified from the pixels."""
+"""The built-in data: every answer can be verified from the pixels."""
 
-import hashlib
-import json
 import re
 from dataclasses import replace
 
@@ -9,18 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from univg_fast.data.builtin import TASKS, BuiltinConfig, pictures, write_builtin
+from univg_fast.data.builtin import TASKS, BuiltinConfig, pictures
 from univg_fast.data.builtin.pictures import make_crops
 from univg_fast.data.builtin.shapes import COLOURS, SHAPES, Object, draw, mask
 from univg_fast.data.builtin.write import drafts
 
 CONFIG = BuiltinConfig(seed=11, image_size=56, images_per_sample=(2, 4), crops=26, num_sft=80, num_grpo=20, num_eval=40)
 NAMED = re.compile(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
-
-
-def digest(folder):
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def pixels(image, box):
@@ -49,30 +42,12 @@ def of_task(task, **changes):
     return [draft for _, draft in drafts(config, "sft")]
 
 
-def test_same_config_same_bytes_other_seed_other_bytes(tmp_path):
-    config = replace(CONFIG, tasks=TASKS, num_sft=10, num_grpo=5, num_eval=5)
-    write_builtin(tmp_path / "a", config)
-    write_builtin(tmp_path / "b", config)
-    write_builtin(tmp_path / "c", replace(config, seed=12))
-    assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    assert digest(tmp_path / "a") != digest(tmp_path / "c")
-
-
 def test_a_longer_file_begins_with_the_shorter_one():
     short = list(drafts(replace(CONFIG, num_sft=6), "sft"))
     long = list(drafts(replace(CONFIG, num_sft=12), "sft"))[:6]
     for (_, one), (_, other) in zip(short, long, strict=True):
         assert one.question == other.question and one.box == other.box
         assert all(np.array_equal(a, b) for a, b in zip(one.images, other.images, strict=True))
-
-
-def test_eval_shares_no_image_with_training(tmp_path):
-    write_builtin(tmp_path, replace(CONFIG, tasks=TASKS))
-    found = {"sft": set(), "grpo": set(), "eval": set()}
-    for name, value in digest(tmp_path / "images").items():
-        found[name.split("_")[0]].add(value)
-    assert len(found["eval"]) > 60
-    assert not found["eval"] & (found["sft"] | found["grpo"])
 
 
 def test_a_lattice_that_does_not_divide_1000_is_rounded():
@@ -227,38 +202,3 @@ def test_object_tracking_follows_one_object():
         assert bounding_box(of_colour(draft.images[0], colour)) == given
         assert bounding_box(of_colour(draft.images[-1], colour)) == draft.box
         assert given != draft.box and draft.target_image == len(draft.images) - 1
-
-
-def test_written_rows_are_in_univg_r1s_formats(builtin_files):
-    stage1 = json.loads(builtin_files["sft"].read_text())
-    stage2 = json.loads(builtin_files["grpo"].read_text())
-    assert [row["type"] for row in stage1[:5]] == list(TASKS)
-    for row in stage1:
-        human, gpt = row["conversations"]
-        assert human["from"] == "human" and human["value"].count("<image>") == len(row["images"])
-        assert re.fullmatch(r"<think>.+</think><answer>\(\d+,\d+\),\(\d+,\d+\)</answer>", gpt["value"])
-    for row in stage2:
-        assert row["question"].startswith("<image>" * len(row["images"]))
-        assert all(isinstance(v, int) for v in row["answer"])
-    picture = Image.open(builtin_files["sft"].parent / stage1[0]["images"][0])
-    assert picture.size == (56, 56) and picture.mode == "RGB"
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"lattice": 0}, "data.builtin.lattice: expected at least 1, got 0"),
-        ({"frame": 15}, "data.builtin.frame: expected 0 to image_size / 8, got 15"),
-        ({"image_size": 110}, "data.builtin.image_size: expected a multiple of lattice=4"),
-        (
-            {"object_cells": [4]},
-            "data.builtin.object_cells: expected sizes from 1 to lattice - max_shift = 3",
-        ),
-        ({"tasks": ["tracking"]}, "data.builtin.tasks: expected some of group_grounding"),
-        ({"num_colours": 9}, "data.builtin.num_colours: expected 2 to 6, got 9"),
-        ({"crops": 2}, "data.builtin.crops: expected at least 3"),
-    ],
-)
-def test_a_knob_out_of_range_is_named(changes, expected):
-    with pytest.raises(ValueError, match=re.escape(expected)):
-        BuiltinConfig(**changes)

@@ -2,25 +2,19 @@
 
 import hashlib
 import json
-import os
 import pickle
-import subprocess
-import sys
 import tracemalloc
 from collections import Counter
-from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from univg_fast.data.convert import convert
 from univg_fast.data.index import Records
 from univg_fast.data.mix import Mix
 from univg_fast.data.scan import scan
 from univg_fast.data.windows import places
 
-from .examples import ROWS, THINK, turns
+from .examples import THINK, turns
 
 BOX = (0, 0, 500, 250)
 
@@ -71,76 +65,6 @@ def test_dataset_info_that_cannot_be_followed(info, change, message):
         scan([info])
     with pytest.raises(ValueError, match="expected some of plain, tagged, alpaca, got other"):
         scan([f"{info}#other"])
-
-
-def picture(colour, form="PNG"):
-    out = BytesIO()
-    Image.new("RGB", (60, 40), colour).save(out, form)
-    return out.getvalue()
-
-
-@pytest.fixture
-def parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet  # noqa: F811
-
-    def write(rows, name="data.parquet"):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
-        return tmp_path / name
-
-    return write
-
-
-def parquet_rows():
-    images = [{"bytes": picture("teal"), "path": "x/one.png"}, {"bytes": picture("gold", "JPEG"), "path": None}]
-    return {
-        "easy_r1": {"problem": "<image><image>Where?", "answer": "[0, 0, 500, 250]", "images": images},
-        "verl": ROWS["verl"][0] | {"images": images[:1]},
-        "vlm_r1": {k: v for k, v in ROWS["vlm_r1"][0].items() if k != "image"} | {"image": images[0]},
-    }
-
-
-@pytest.mark.parametrize("name", ["easy_r1", "verl"])
-def test_parquet_with_images_inside(parquet, tmp_path, name):
-    row = parquet_rows()[name]
-    path, cache = parquet([row] * 3), tmp_path / "cache"
-    records, report = scan([path], cache_dir=str(cache))
-    assert not report.bad and report.formats == {str(path): {name: 3}}
-    assert [record.source for record in records] == [f"{path}:{line}" for line in (1, 2, 3)]
-    assert records[0].box == BOX and len(records[0].images) == len(row["images"])
-    assert Image.open(records[0].images[0]).getpixel((0, 0)) == (0, 128, 128)
-    again, _ = scan([path], cache_dir=str(cache))
-    assert again == records and len(os.listdir(cache)) == 1
-
-
-@pytest.mark.parametrize("name", ["easy_r1", "verl", "vlm_r1"])
-def test_parquet_there_and_back_without_loss(parquet, tmp_path, name, monkeypatch):
-    pyarrow = pytest.importorskip("pyarrow")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    row = parquet_rows()[name]
-    assert convert(parquet([row]), tmp_path / "own.jsonl", "univg_fast").bad == []
-    assert convert(tmp_path / "own.jsonl", tmp_path / "back.parquet", name).bad == []
-    assert pyarrow.parquet.read_table(tmp_path / "back.parquet").to_pylist() == [row]
-
-
-def test_damaged_parquet_and_parquet_without_pyarrow(parquet, tmp_path, monkeypatch):
-    path = parquet([parquet_rows()["verl"]])
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="not readable as parquet"):
-        scan([path], cache_dir=str(tmp_path / "cache"))
-    assert os.listdir(tmp_path / "cache") == [], "what is half done is not left behind"
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ValueError, match="pip install pyarrow"):
-        scan([path], cache_dir=str(tmp_path / "cache"))
-
-
-def test_rows_that_make_no_parquet(folder, tmp_path):
-    pytest.importorskip("pyarrow")
-    gone = folder.write("gone.jsonl", json.dumps(folder.stage2(images=["a.png", "gone.png"])))
-    mixed = folder.jsonl(folder.stage2(mine=3), folder.stage2(mine="text"))
-    for path, message in ((gone, "No such file"), (mixed, "cannot be written")):
-        with pytest.raises(ValueError, match=message):
-            convert(path, tmp_path / "out.parquet", "univg_r1_stage2")
 
 
 def test_entries_with_settings_of_their_own(folder, tmp_path_factory):
@@ -265,12 +189,3 @@ def test_a_digest_tells_files_apart(folder):
     more, _ = scan([path])
     assert records.digest() != more.digest()
     assert isinstance(more, Records) and len(hashlib.new("sha256", more.digest().encode()).digest()) == 32
-
-
-def test_two_processes_unpack_one_parquet_file(parquet, tmp_path):
-    path = parquet([parquet_rows()["verl"]] * 20)
-    read = f"scan([{str(path)!r}], cache_dir={str(tmp_path / 'c')!r})"
-    code = f"from univg_fast.data.scan import scan; print(len({read}[0]))"
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].strip() for process in both] == ["20", "20"]
-    assert len(os.listdir(tmp_path / "c")) == 1

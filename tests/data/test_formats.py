@@ -9,7 +9,7 @@ from univg_fast.data.convert import convert
 from univg_fast.data.formats import FORMATS, recognise
 from univg_fast.data.scan import scan
 
-from .examples import ROWS
+from .examples import HARD, ROWS
 
 BOX = (0, 0, 500, 250)
 
@@ -19,6 +19,7 @@ def disk(folder):
     (folder.path / "video").mkdir()
     for name in ("3.jpg", "1.jpg", "2.jpg"):
         Image.new("RGB", (60, 40)).save(folder.path / "video" / name)
+    Image.new("RGB", (100, 80)).save(folder.path / "c.png")
     return folder
 
 
@@ -145,3 +146,31 @@ def test_a_broken_row_is_named(disk, name, changes, kind):
     _, report = scan([path])
     assert [(bad.kind, bad.source) for bad in report.bad] == [(kind, f"{path}:2")]
     assert report.bad[0].message.startswith(f"{path}:2: ")
+
+
+def test_each_answer_of_an_ms_swift_conversation_is_a_record(disk):
+    records, _ = records_of(disk, *HARD["swift turns"])
+    first, second = records[:2]
+    assert [t.image for r in records[:4] for t in r.targets] == [0, 1, 0, 1]
+    assert [t.label for r in records[:2] for t in r.targets] == ["dog", "cat"]
+    assert first.question == "Where is the <|object_ref_start|>dog<|object_ref_end|>?" and first.box == BOX
+    assert second.question == "And the <|object_ref_start|>cat<|object_ref_end|>?" and second.box == (
+        100,
+        100,
+        500,
+        500,
+    )
+    assert len(records[2].images) == 1 and len(records[3].images) == 2
+    assert records[5].response is None and "<|box_start|>(17,50),(500,1000)<|box_end|>" in records[5].question
+    assert records[5].uid == "s.1" and records[5].source.endswith(":3#1") and records[5].box == (83, 125, 150, 225)
+
+
+def test_an_image_of_ms_swift_may_be_a_mapping(disk):
+    row = ROWS["ms_swift"][0] | {"images": [{"path": "a.png", "bytes": None}, {"path": "b.png"}]}
+    (record,), _ = records_of(disk, row)
+    assert record.images == (str(disk.path / "a.png"), str(disk.path / "b.png"))
+    convert(disk.path / "data.jsonl", disk.path / "own.jsonl", "univg_fast")
+    convert(disk.path / "own.jsonl", disk.path / "back.jsonl", "ms_swift")
+    assert json.loads((disk.path / "back.jsonl").read_text()) == row
+    _, report = scan([disk.jsonl(row | {"images": [{"bytes": "aGk=", "path": None}, "b.png"]})])
+    assert "images: bytes of images are read from parquet" in report.bad[0].message
