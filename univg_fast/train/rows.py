@@ -83,7 +83,8 @@ def pinned(item: Any) -> Any:
     if is_dataclass(item) and not isinstance(item, type):
         return replace(item, **{field.name: pinned(getattr(item, field.name)) for field in fields(item)})
     if isinstance(item, tuple):
-        return tuple(pinned(part) for part in item)
+        parts = tuple(pinned(part) for part in item)
+        return type(item)(*parts) if hasattr(item, "_fields") else parts
     return {key: pinned(part) for key, part in item.items()} if isinstance(item, dict) else item
 
 
