@@ -26,7 +26,7 @@ SETTINGS = {
 def test_a_small_budget_gives_the_same_run(trainer: Callable[..., Any], warm: Path, tmp_path: Path) -> None:
     settings = SETTINGS | {"model__path": str(warm)}
     wide = trainer(tmp_path / "wide", **settings, pack__budget_tokens="4096")
-    narrow = trainer(tmp_path / "narrow", ranks=2, **settings, pack__budget_tokens="90", deepspeed__zero_stage="2")
+    narrow = trainer(tmp_path / "narrow", ranks=2, **settings, pack__budget_tokens="80", deepspeed__zero_stage="2")
     for stage, keys in COMPARED.items():
         got, want = narrow.metrics(stage), wide.metrics(stage)
         assert len(got) == len(want) == 2
@@ -37,6 +37,6 @@ def test_a_small_budget_gives_the_same_run(trainer: Callable[..., Any], warm: Pa
             assert b["pack/rows"] == 1 and a["pack/rows"] > 4
     (step, *_), (other, *_) = narrow.metrics("grpo"), wide.metrics("grpo")
     assert step["packed_tokens"] > other["packed_tokens"]  # prompts in several rows
-    assert other["pack/shared"] > step["pack/shared"] > 0 and other["pack/over_budget"] == 0
-    assert step["pack/over_budget"] > 0 and "pack.budget_tokens=90" in narrow.output
-    assert step["dense_tokens"] == other["dense_tokens"]
+    assert other["pack/shared"] > step["pack/shared"] >= 0 and step["dense_tokens"] == other["dense_tokens"]
+    over = [row["pack/over_budget"] for run in (wide, narrow) for stage in COMPARED for row in run.metrics(stage)]
+    assert max(over[:4]) == 0 < max(over[4:]) and "more than pack.budget_tokens=80:" in narrow.output
