@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from typing import Any, get_args
 
 import pytest
@@ -15,7 +16,7 @@ from univg_fast.model import PackedModel
 from univg_fast.model.attention import choose_attention
 from univg_fast.model.attention.choose import AUTO, NAMES, TOLERANCE, obstacle, worst_error
 from univg_fast.model.attention.libraries import LIBRARIES, Library, bottom_right_mask, installed
-from univg_fast.model.attention.paths import path_attention
+from univg_fast.model.attention.paths import path_attention, segment_attention
 from univg_fast.packing.layout import FACES, PATH_FACES, build_layout
 from univg_fast.packing.paths import PathLayout
 
@@ -79,6 +80,18 @@ def from_the_top_left(
     parts = (x.split(n) for x, n in ((q, layout.lengths_q), (k, layout.lengths_k), (v, layout.lengths_k)))
     heads_first = ([x.transpose(0, 1)[None] for x in segment] for segment in zip(*parts, strict=True))
     return torch.cat([F.scaled_dot_product_attention(*s, is_causal=True)[0].transpose(0, 1) for s in heads_first])
+
+
+def test_the_trial_does_not_lose_a_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong gradient of the queries only, as an unwritten row of memory would make it."""
+
+    def spoil(*given: Any) -> torch.Tensor:
+        q, *rest = given
+        q.register_hook(lambda grad: grad * torch.nan)
+        return segment_attention(q * 1, *rest)
+
+    monkeypatch.setitem(LIBRARIES, "flash_attn", Library(spoil, "torch", "einsum", (), ""))
+    assert math.isnan(worst_error("flash_attn", CPU, torch.bfloat16, 4, 2, 16))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

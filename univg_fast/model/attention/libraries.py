@@ -97,7 +97,7 @@ LIBRARIES = {
         "flash_attn",
         "flash_attn_varlen_func",
         ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k", "softmax_scale", "causal", "deterministic"),
-        "run: pip install --no-build-isolation 'flash-attn>=2.1'",
+        "run: pip install --no-build-isolation 'flash-attn>=2.4.1'",
     ),
     "varlen": Library(
         _varlen,
