@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
-from univg_kernels import GrpoConfig, GrpoOutput, group_advantage
+from univg_kernels import GrpoOutput
 
 from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.data.loader import Batch, SampleLoader
-from univg_fast.data.modeltext import from_model
 from univg_fast.loss import grpo_head, logprob_head
 from univg_fast.loss.grpo import RowTargets
 from univg_fast.model import ImageFeatures, PackedModel
@@ -26,67 +24,15 @@ from univg_fast.packing import Row
 from univg_fast.packing.plan import Part, plan_rows
 from univg_fast.packing.report import tally
 from univg_fast.packing.vision import VisionInputs
-from univg_fast.rewards import Scores, Settings, score
 from univg_fast.rollout import RolloutEngine, Sampling, check_rollout
-from univg_fast.structs import BadRecord, Completion, Group, Sample
+from univg_fast.structs import BadRecord, Group, Sample
 from univg_fast.train.engine import StepResult, train_step
 from univg_fast.train.grpo_log import reduce_metrics, rollout_rows
 from univg_fast.train.rows import Builder, OverBudget, Phases, reduce_step, size_of
+from univg_fast.train.scoring import Sampled, Scored, loss_config, score_step
 from univg_fast.train.zero import weight_buckets
 
 Images = tuple[torch.Tensor, VisionInputs]  # patches of several samples' images, and how the tower reads them
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """This rank's part of a step: S prompts with G completions each, in order."""
-
-    samples: list[Sample]
-    completions: list[list[Completion]]
-    features: list[ImageFeatures] | None  # of each sample, where the tower is frozen
-
-    def groups(self) -> list[Group]:
-        """Their groups; the pixels are left behind where the features stand in for them."""
-        samples = self.samples
-        if self.features is not None:
-            samples = [replace(sample, pixel_values=sample.pixel_values[:0]) for sample in samples]
-        pairs = zip(samples, self.completions, strict=True)
-        return [Group(sample, tuple(c.token_ids for c in completions)) for sample, completions in pairs]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What the rewards say of them; B = S * G."""
-
-    samples: list[Sample]
-    completions: list[list[Completion]]
-    scores: Scores
-    advantages: torch.Tensor  # [B] fp32, CPU
-    phi: torch.Tensor  # [B]
-    miou: torch.Tensor  # [S]: the group means that phi was made of
-    reward_std: torch.Tensor  # [S]
-    bad: list[BadRecord]
-
-
-def loss_config(config: Config) -> GrpoConfig:
-    """The stage's settings as the loss kernels take them."""
-    grpo = config.grpo
-    return GrpoConfig(
-        loss_type=grpo.loss_type,
-        epsilon_low=grpo.epsilon_low,
-        epsilon_high=grpo.epsilon_high,
-        beta=grpo.beta,
-        temperature=grpo.temperature,
-        difficulty=grpo.difficulty,
-        scale_rewards="group" if grpo.scale_rewards else "none",
-    )
-
-
-def reward_settings(config: Config) -> Settings:
-    """The numbers of the reward terms."""
-    rewards, limit = config.rewards, config.rewards.length_limit or config.grpo.max_completion_length
-    same = {f.name: getattr(rewards, f.name) for f in fields(Settings) if f.name != "length_limit"}
-    return Settings(length_limit=limit, **same)
 
 
 class GrpoStep:
@@ -139,7 +85,7 @@ class GrpoStep:
             plan, sums = self._plan(groups)
             made = self.build.rows(groups, plan, pool)  # while the rewards are computed
             with self.phases("reward"):
-                scored = self._score(sampled, batch.bad)
+                scored = score_step(sampled, batch.bad, self.config, self.loader.processor.coordinates)
             with self.phases("data"):
                 rows = [row.to(self.model.device) for row in made]
                 count = {"responses": float(sum(len(group.responses) for group in groups))}
@@ -195,26 +141,6 @@ class GrpoStep:
         for part in (part for parts in plan for part in parts):
             self.over_budget.tell(groups[part.group].sample.record, part.size.tokens)
         return plan, tally(sizes, [[part.size for part in parts] for parts in plan], budget)
-
-    def _score(self, sampled: Sampled, bad: list[BadRecord]) -> Scored:
-        samples, completions, config = sampled.samples, sampled.completions, self.config.grpo
-        system = self.loader.processor.coordinates
-        texts = [
-            from_model(c.text, system, s.sizes, s.resized, s.record.targets)
-            for s, group in zip(samples, completions, strict=True)
-            for c in group
-        ]
-        records = [s.record for s in samples for _ in range(config.num_generations)]
-        lengths = [len(c.token_ids) for group in completions for c in group]
-        scores = score(texts, records, self.config.rewards.terms, reward_settings(self.config), lengths)
-        offsets = torch.arange(len(samples) + 1) * config.num_generations
-        stats = group_advantage(
-            torch.from_numpy(scores.total),
-            offsets,
-            accuracy=torch.from_numpy(scores.parts[self.config.rewards.difficulty_from]),
-            config=self.loss,
-        )
-        return Scored(samples, completions, scores, stats.advantages, stats.phi, stats.accuracy_mean, stats.std, bad)
 
     def _encode(self, samples: Sequence[Sample], images: Images | None) -> list[ImageFeatures] | None:
         """Each sample's image features, made once for rollout, reference and update; None where the tower trains."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,7 @@ from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.packing.plan import Part
 from univg_fast.packing.report import figures
-
-if TYPE_CHECKING:
-    from univg_fast.train.grpo import Scored
+from univg_fast.train.scoring import Scored
 
 
 def reduce_metrics(
