@@ -41,9 +41,10 @@ class PolicyKernels(Protocol):
     def at_once_(self, z: Tensor, part: Rows) -> Tensor:
         """All of it, for rows that do not depend on each other; returns which have a gradient, bool [m]."""
 
-    def foresee(self) -> tuple[Rows, Tensor | None]:
-        """(rows that may have a gradient, ascending; rows that count and will have none as far as one can tell before
-        their log-probabilities are known, None for no such rows). Whole responses, if rows depend on theirs."""
+    def foresee(self) -> tuple[Tensor | None, Tensor | None]:
+        """(rows that may have a gradient, ascending, None for all; rows that count and will have none as far as one can
+        tell before their log-probabilities are known, None for no such rows). Whole responses, if rows depend on
+        theirs."""
 
     def outcome(self) -> tuple[Tensor, Tensor, Tensor]:
         """(loss, metrics, logp) of the call."""
@@ -128,8 +129,7 @@ def linear_cross_entropy(
             return row_weight[part] != 0
 
         if any(needs):
-            every = slice(0, head.hidden.shape[0])
-            chunks = plan_chunks(head, every, "row", None)
+            chunks = plan_chunks(head, None, "row", None)
             assert chunks is not None  # rows do not depend on each other
             several = chunks.size < head.hidden.shape[0]
             sums = GradientSums(head, weight, bias, needs, several, weight_grad)

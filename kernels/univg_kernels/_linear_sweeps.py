@@ -22,20 +22,17 @@ Backward = Callable[[Tensor, Tensor], None]
 
 
 class Chunks(NamedTuple):
-    """rows: m of them, the others are left out. size: most rows of a chunk. ends: positions among `rows` that a chunk
-    may end at, ascending, from 0 to m; None: at any."""
+    """rows: the others are left out; None: all. length: how many they are. size: most rows of a chunk. ends: positions
+    among `rows` that a chunk may end at, ascending, from 0 to `length`; None: at any."""
 
-    rows: Rows
+    rows: Tensor | None
+    length: int
     size: int
     ends: list[int] | None
 
-    @property
-    def length(self) -> int:
-        return self.rows.stop if isinstance(self.rows, slice) else self.rows.numel()
-
     def part(self, start: int, stop: int) -> Rows:
         """The rows at positions [start, stop)."""
-        return slice(start, stop) if isinstance(self.rows, slice) else self.rows[start:stop]
+        return slice(start, stop) if self.rows is None else self.rows[start:stop]
 
     def stop(self, start: int, room: int) -> int:
         """The furthest end of a chunk of at most `room` rows; `start` where none fits."""
@@ -51,19 +48,19 @@ def offsets_within(cu_seqlens: Tensor, rows: Rows) -> Tensor:
     return torch.searchsorted(rows, cu_seqlens)
 
 
-def plan_chunks(head: Head, rows: Rows, coupling: str, host_seqlens: Tensor | None) -> Chunks | None:
+def plan_chunks(head: Head, rows: Tensor | None, coupling: str, host_seqlens: Tensor | None) -> Chunks | None:
     """Chunks in which every row that a row's gradient depends on is there, too; None: no chunk is large enough.
 
-    rows: all, or some on the host; whole responses, if rows depend on theirs. A chunk holds whole responses where the
-    host knows their lengths; one longer than the usual chunk makes a chunk of its own.
+    rows: None for all, or some on the host; whole responses, if rows depend on theirs. A chunk holds whole responses
+    where the host knows their lengths; one longer than the usual chunk makes a chunk of its own.
     """
-    chunks = Chunks(rows, chunk_rows(head), None)
-    if coupling == "row" or chunks.length <= chunks.size:
-        return chunks._replace(size=min(chunks.size, chunks.length))
+    length, size = head.hidden.shape[0] if rows is None else rows.numel(), chunk_rows(head)
+    if coupling == "row" or length <= size:
+        return Chunks(rows, length, size if rows is None else min(size, length), None)
     if coupling == "batch" or host_seqlens is None or torch.compiler.is_compiling():
         return None
-    ends = offsets_within(host_seqlens, rows).tolist()
-    return Chunks(rows, max(chunks.size, *(b - a for a, b in zip(ends, ends[1:], strict=False))), ends)
+    ends = (host_seqlens if rows is None else offsets_within(host_seqlens, rows)).tolist()
+    return Chunks(rows, length, max(size, *(b - a for a, b in zip(ends, ends[1:], strict=False))), ends)
 
 
 class Kept(NamedTuple):

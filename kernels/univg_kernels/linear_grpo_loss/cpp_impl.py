@@ -58,11 +58,11 @@ class _Kernels:
         self._add(*out[:2])
         self.a[part], self.b[part] = out[2:]
 
-    def foresee(self) -> tuple[Rows, Tensor | None]:
-        inputs, every = self.inputs, slice(0, self.logp.numel())
+    def foresee(self) -> tuple[Tensor | None, Tensor | None]:
+        inputs = self.inputs
         # torch.compile cannot follow shapes that depend on values.
         if inputs is None or torch.compiler.is_compiling():
-            return every, None
+            return None, None
         counts = inputs.weight != 0
         moves = counts & (inputs.advantage != 0) & (inputs.phi != 0)
         if self.rows.ref_logp is not None:
@@ -70,14 +70,14 @@ class _Kernels:
         if inputs.entropy_weight is not None:
             moves |= inputs.entropy_weight != 0
         if self.coupled == "response":
-            response = segment_ids(self.rows.cu_seqlens, every.stop)
+            response = segment_ids(self.rows.cu_seqlens, self.logp.numel())
             number = torch.zeros_like(self.rows.cu_seqlens).index_add_(
                 0, response, moves.to(self.rows.cu_seqlens.dtype)
             )
             moves = counts & (number[response] != 0)
         others = ~moves if self.rows.mask is None else ~moves & self.rows.mask
         quiet = others.nonzero()[:, 0] if others.any() else None
-        return every if moves.all() else moves.nonzero()[:, 0], quiet
+        return None if moves.all() else moves.nonzero()[:, 0], quiet
 
     def _add(self, loss: Tensor, metrics: Tensor) -> None:
         self.loss.add_(loss)

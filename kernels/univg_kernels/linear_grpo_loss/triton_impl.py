@@ -44,8 +44,8 @@ class _Kernels:
         mask = None if self.rows.mask is None else self.rows.mask[part]
         return triton_logprob(z, self.ids[part], self.scale, self.cap, None, mask)
 
-    def foresee(self) -> tuple[Rows, Tensor | None]:
-        return slice(0, self.logp.numel()), None  # what the advantages are, only the device knows
+    def foresee(self) -> tuple[Tensor | None, Tensor | None]:
+        return None, None  # what the advantages are, only the device knows
 
     def policy(self, part: Rows) -> None:
         assert isinstance(part, slice)  # foresee
