@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import peft
 import torch
 
 from univg_fast.model import PackedModel, load_model
@@ -53,3 +56,14 @@ def random_group(
 ) -> Group:
     sample = random_sample(rng, grids, patch_size=patch_size)
     return Group(sample, tuple(rng.choice(WORDS, n).astype(np.int64) for n in lengths))
+
+
+def add_adapters(model: PackedModel) -> Any:
+    """LoRA on the language model, with weights that matter. -> peft's wrapper; `model` has them from now on."""
+    names = r".*language_model\.layers\..*\.(q|k|v|o|gate|up|down)_proj"
+    wrapped = peft.get_peft_model(model.model, peft.LoraConfig(r=4, target_modules=names))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return wrapped

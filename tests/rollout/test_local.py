@@ -6,12 +6,11 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import FAMILIES, VOCAB, random_sample, tiny_model
+from tiny import FAMILIES, VOCAB, add_adapters, random_sample, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerFast
@@ -249,17 +248,6 @@ def test_adapters_are_part_of_the_policy(
         assert completion.token_ids.tolist() == hf_greedy(hf, model, sample, 16).tolist()
     with wrapped.disable_adapter():
         same(engine.generate(samples, 2, sampling), base)
-
-
-def add_adapters(model: PackedModel) -> Any:
-    """LoRA on the language model, with weights that matter."""
-    names = r".*language_model\.layers\..*\.(q|k|v|o|gate|up|down)_proj"
-    wrapped = peft.get_peft_model(model.model, peft.LoraConfig(r=4, target_modules=names))
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return wrapped
 
 
 def encode(model: PackedModel, samples: list[Sample]) -> ImageFeatures:

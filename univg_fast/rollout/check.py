@@ -52,6 +52,6 @@ def check_rollout(
             "(sync_weights), another temperature, other image features or sizes, or wrong mRoPE positions"
         )
     return (
-        f"rollout: {different} of {generations} samples differ; their log-probs are within {gap.max():.1e} "
+        f"rollout: {different} different samples of {generations}, log-probs within {gap.max():.1e} "
         f"(mean {gap.mean():.1e}) of training's"
     )

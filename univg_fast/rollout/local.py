@@ -118,6 +118,8 @@ class LocalEngine:
     ) -> Decoder:
         """All prompts in one packed row, and a decoder that goes on from there with `group` rows of each."""
         model, device = self.model, self.model.device
+        if features is not None:  # then nobody reads the pixels
+            samples = [replace(s, pixel_values=s.pixel_values[:0]) for s in samples]
         row = build_row([Group(s, ()) for s in samples], model.family, attention=model.attention.face)
         lengths = [len(s.prompt_ids) for s in samples]
         following = torch.stack([p.amax() for p in row.position_ids[:, 0].split(lengths, dim=1)]) + 1  # on the host
