@@ -46,6 +46,7 @@ CPU: Shapes = {
     "box_iou": (Shape(100_000, length=1, dtypes=FP32),),
     "matched_iou": (Shape(1000, length=8, dtypes=FP32),),  # pairs of sets
     "completions": (Shape(10_000, length=256, dtypes=FP32),),
+    "shared_prefix_attention": (Shape(512, length=64, width=512),),
 }
 SMALL_OPS: Shapes = {name: CPU[name] for name in ("policy_loss", "groups", "box_iou")}
 CUDA: Shapes = {
@@ -53,6 +54,7 @@ CUDA: Shapes = {
     "selective_logprob": (Shape(8192, QWEN2_7B, 256, dtypes=BF16),),
     "linear_grpo_loss": (Shape(8192, QWEN2_7B, 256, 3584, dtypes=BF16),),
     "linear_peers": (Shape(8192, QWEN2_7B, 256, 3584, dtypes=BF16), Shape(2048, QWEN2_7B, 256, 3584, dtypes=BF16)),
+    "shared_prefix_attention": (Shape(2048, length=256, width=3584, dtypes=BF16),),
     **SMALL_OPS,
 }
 TINY: Shapes = {  # for tests: the same code in a moment; a vocabulary that allows no wide loads
@@ -65,5 +67,6 @@ TINY: Shapes = {  # for tests: the same code in a moment; a vocabulary that allo
     "box_iou": (Shape(200, length=1, dtypes=FP32),),
     "matched_iou": (Shape(10, length=4, dtypes=FP32),),
     "completions": (Shape(20, length=256, dtypes=FP32),),
+    "shared_prefix_attention": (Shape(24, length=8, width=64),),
 }
 SIZES = {"cpu": CPU, "cuda": CUDA, "tiny": TINY}

@@ -15,11 +15,12 @@ from . import (
     matched_iou,
     policy_loss,
     selective_logprob,
+    shared_prefix_attention,
 )
 
 OPS = (
     grpo_loss, box_iou, matched_iou, completions, linear_grpo_loss, groups, policy_loss, selective_logprob,
-    linear_logprob, linear_ce,
+    linear_logprob, linear_ce, shared_prefix_attention,
 )  # fmt: skip
 
 

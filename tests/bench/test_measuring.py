@@ -46,7 +46,7 @@ def test_every_case_has_the_compiled_face_and_the_specification(rows: list[dict[
 
 def test_every_op_and_loss_type_has_a_case() -> None:
     doors = {n for n in uk.__all__ if callable(getattr(uk, n)) and hasattr(getattr(uk, n), "__kwdefaults__")}
-    doors -= {"resolve", "summarize", "combine_metrics", "pair_offsets"}  # which are no ops
+    doors -= {"resolve", "summarize", "combine_metrics", "pair_offsets", "shared_prefix"}  # which are no ops
     doors -= {"difficulty_weight", "scan_boxes", "distinct_runs"}  # inside group_advantage; text, in completions
     cases = all_cases("cpu")
     assert doors <= {c.op for c in cases}
