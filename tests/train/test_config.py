@@ -107,6 +107,7 @@ def test_published_values_of_the_recipes() -> None:
         ("sft:\n  learning_rate: .nan\n", ":2: sft.learning_rate: expected a number > 0, got nan"),
         ("grpo:\n  top_p: 1.5\n", ":2: grpo.top_p: expected a number > 0 and <= 1, got 1.5"),
         ("deepspeed:\n  zero_stage: 4\n", ":2: deepspeed.zero_stage: expected a number >= 0 and <= 3, got 4"),
+        ("pack:\n  window: -1\n", ":2: pack.window: expected a number >= 0, got -1"),
         ("data: {builtin: {lattice: 0}}\n", ":1: data.builtin.lattice: expected "),
         ("stages: []\n", ":1: stages: expected at least one of sft, grpo"),
         ("rewards: {difficulty_from: giou}\n", ":1: rewards.difficulty_from: expected one of "),
