@@ -109,6 +109,8 @@ def test_published_values_of_the_recipes() -> None:
         ("deepspeed:\n  zero_stage: 4\n", ":2: deepspeed.zero_stage: expected a number >= 0 and <= 3, got 4"),
         ("pack:\n  window: -1\n", ":2: pack.window: expected a number >= 0, got -1"),
         ("data: {builtin: {lattice: 0}}\n", ":1: data.builtin.lattice: expected "),
+        ('rollout: {stop_strings: [""]}\n', ":1: rollout.stop_strings: expected texts of at least one character"),
+        ("rollout:\n  cache_gib: 0\n", ":2: rollout.cache_gib: expected a number > 0, got 0"),
         ("stages: []\n", ":1: stages: expected at least one of sft, grpo"),
         ("rewards: {difficulty_from: giou}\n", ":1: rewards.difficulty_from: expected one of "),
         ("run:\n  seed: 1\n  seed: 2\n", ":3: run.seed stands twice"),
