@@ -59,7 +59,8 @@ def test_layout() -> None:
     }
     for door in doors:
         files = {p.name for p in (PACKAGE / door).glob("*.py")} - more.get(door, set())
-        triton = set() if door in ("matched_iou", "scan_boxes", "distinct_runs") else {"triton_impl.py"}  # these: on the CPU only
+        on_cpu_only = ("matched_iou", "scan_boxes", "distinct_runs")
+        triton = set() if door in on_cpu_only else {"triton_impl.py"}
         cpp = set() if door == "shared_prefix_attention" else {"cpp_impl.py"}  # the trainer's CPU face is torch's own
         assert files == {"__init__.py", "reference.py"} | cpp | triton, door
 

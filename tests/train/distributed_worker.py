@@ -20,7 +20,7 @@ def collectives() -> None:
     assert distributed.broadcast_object(f"from {rank}") == "from 0"
     assert distributed.all_or_none("counting", lambda: rank) == rank
     assert distributed.is_main() == (rank == 0)
-    sys.stdout.write(f"rank {rank} fine\n")  # one write: print may send text and line end apart, and ranks share the pipe
+    sys.stdout.write(f"rank {rank} fine\n")  # print may write text and line end apart, and ranks share the pipe
     sys.stdout.flush()
 
 
