@@ -116,8 +116,9 @@ def memory(stage: str, config: Config, shape: Shape, packing: Packing, gpus: int
             f"2 x {shape.layers} layers x {shape.kv} x {width} bytes x {tokens:,.0f} tokens "
             f"({prompts} prompts of {mean:,.0f} and {packing.generations} x {config.grpo.max_completion_length})"
         )
-        cache = 2 * shape.layers * shape.kv * width * tokens
-        lines.append(Line("rollout's keys and values", cache, formula + "; not there during the update"))
+        cache = min(2 * shape.layers * shape.kv * width * tokens, config.rollout.cache_gib * GIB)
+        formula += f", at most rollout.cache_gib={config.rollout.cache_gib:g}; not there during the update"
+        lines.append(Line("rollout's keys and values", cache, formula))
     total = sum(line.value for line in lines)
     lines.append(Line("reserve", total * RESERVE, f"{RESERVE:.0%}: workspace, communication, fragmentation"))
     lines.append(Line("sum", total * (1 + RESERVE), "of these; the logits are never held as a whole"))
