@@ -40,9 +40,9 @@ SMALL = {
     "grpo.max_steps": "3",
     "grpo.num_generations": "4",
     "grpo.prompts_per_step": "6",
-    "grpo.max_completion_length": "48",
+    "grpo.max_completion_length": "64",
     "grpo.learning_rate": "1e-4",
-    "evaluate.max_completion_length": "48",
+    "evaluate.max_completion_length": "64",
     "save.steps": "0",
 }
 
