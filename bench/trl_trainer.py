@@ -1,0 +1,189 @@
+"""TRL's side of `bench.trl_step`: its GRPOTrainer on a Qwen2-VL, watched, on a machine without torchvision."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import trl.trainer.utils
+from datasets import Dataset, Image
+from datasets import List as ListOf
+from transformers import (
+    PrinterCallback,
+    ProcessorMixin,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    TrainerCallback,
+)
+from trl import GRPOConfig, GRPOTrainer
+
+from univg_fast.data.samples import Processor
+from univg_fast.rewards import score
+from univg_fast.structs import Record
+
+from .device import Cpu, Sample
+from .rollout import Size
+from .trl_problem import TERMS
+
+NOISE = 0.3  # of a weight's standard deviation: how far the policy lies off the reference
+TEMPLATE = (  # `univg_fast/data/prompts.py`'s "short"; each image of a message stands before its text
+    "<|im_start|>{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}<|im_end|><|im_start|>"
+)
+
+
+class ImagesOnly(Qwen2VLProcessor):
+    """Qwen2-VL's processor without its video half, which cannot be imported without torchvision."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        ids = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
+        self.image_token_id, self.video_token_id = ids
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+class Clock:
+    """A sample of what happens between two calls, as `Cpu.sample` takes one of a function."""
+
+    def start(self) -> None:
+        gc.collect()
+        self.before = Cpu._reset_peak()
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def stop(self) -> Sample:
+        seconds, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        return Sample(seconds, cpu, Cpu._peak() - self.before)
+
+
+class WatchedTrainer(GRPOTrainer):
+    """GRPOTrainer, with a clock around its own methods; none of them does anything else than theirs."""
+
+    def watch(self) -> None:
+        self.clock, self.phases, self.captured, self.proof = Clock(), defaultdict(float), {}, {}
+        self.add_callback(_Update(self))
+        self.begin(compact=False)
+
+    def begin(self, compact: bool) -> None:
+        """A step begins. `compact`: its head makes the logits of the responses only."""
+        self.compact = compact
+        self.phases.clear()
+        self.clock.start()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.phases[name] += time.perf_counter() - began
+
+    def _generate_single_turn(self, *args: Any, **more: Any) -> Any:
+        with self.phase("rollout"):
+            return super()._generate_single_turn(*args, **more)
+
+    def _calculate_rewards(self, *args: Any, **more: Any) -> Any:
+        with self.phase("reward"):
+            return super()._calculate_rewards(*args, **more)
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **more: Any) -> Any:
+        with self.phase("ref" if model is self.ref_model else "forward"), choosing(self.compact):
+            return super()._get_per_token_logps_and_entropies(model, *args, **more)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
+        self.update_began = time.perf_counter()
+        if not self.captured:  # the first step, which is for the proof
+            self.captured = dict(inputs)
+            self.compact = True
+            with torch.no_grad():
+                self.proof["loss, head on responses"] = float(super().compute_loss(model, inputs, *args, **more))
+            self.compact = False
+        return super().compute_loss(model, inputs, *args, **more)
+
+    def training_step(self, *args: Any, **more: Any) -> Any:
+        loss = super().training_step(*args, **more)
+        if "loss" not in self.proof:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.proof |= {"loss": float(loss), "grad_norm": float(torch.nn.utils.get_total_norm(gradients))}
+            self.proof |= {name: self._metrics["train"][name][-1] for name in ("kl", "reward")}
+        return loss
+
+
+class _Update(TrainerCallback):
+    def __init__(self, trainer: WatchedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_optimizer_step(self, *args: Any, **more: Any) -> None:
+        self.trainer.phases["update"] = time.perf_counter() - self.trainer.update_began
+
+
+@contextmanager
+def choosing(compact: bool) -> Iterator[None]:
+    """TRL's head asks this one function whether to choose the positions that have a label; on a CPU it does not."""
+    with patch.object(trl.trainer.utils, "_use_triton", lambda device: compact):
+        yield
+
+
+def make_trainer(
+    size: Size, folder: Path, records: list[Record], processor: Processor, steps: int, out: Path
+) -> WatchedTrainer:
+    """Everything at once: one generation batch, one batch of the update. A larger batch is what TRL's guides advise;
+    its other defaults stay, but for what both sides share and what a CPU has no use for."""
+    torch.manual_seed(1)
+    model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)  # attends by sdpa
+    model.model.visual.requires_grad_(False)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad and p.ndim > 1):
+            parameter.add_(NOISE * parameter.std() * torch.randn_like(parameter))
+    config = GRPOConfig(
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=size.prompts * size.group,
+        num_generations=size.group,
+        max_completion_length=size.tokens,
+        # exactly that many, and of the tokens that ours may sample
+        generation_kwargs={"min_new_tokens": size.tokens, "suppress_tokens": list(range(7))},
+        loss_type="grpo",
+        beta=0.04,
+        use_bias_correction_kl=False,  # UniVG-R1's KL has no importance ratio
+        learning_rate=1e-6,
+        lr_scheduler_type="constant",
+        shuffle_dataset=False,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    rows = {
+        "prompt": [[{"role": "user", "content": r.question}] for r in records],
+        "images": [list(r.images) for r in records],
+        "number": list(range(len(records))),
+    }
+    trainer = WatchedTrainer(
+        model=model,
+        args=config,
+        processing_class=ImagesOnly(processor.image_processor, processor.tokenizer, chat_template=TEMPLATE),
+        reward_funcs=[rewards(records)],
+        train_dataset=Dataset.from_dict(rows).cast_column("images", ListOf(Image())),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.watch()
+    return trainer
+
+
+def rewards(records: list[Record]) -> Callable[..., list[float]]:
+    """This package's reward as a function for TRL."""
+
+    def reward(completions: list[Any], number: list[int], **columns: Any) -> list[float]:
+        texts = [messages[0]["content"] for messages in completions]
+        return score(texts, [records[i] for i in number], TERMS).total.tolist()
+
+    return reward
