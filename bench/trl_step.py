@@ -56,7 +56,9 @@ SIZES = {
 
 def prove(trainer: WatchedTrainer, ours: Ours) -> dict[str, float]:
     """Ours on what TRL sampled; SystemExit where anything differs."""
-    batch, by_prompt = trainer.captured, {s.prompt_ids.tobytes(): s for s in ours.samples}
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "pixel_values")
+    batch = {name: torch.cat([part[name] for part in trainer.captured]) for name in names}
+    by_prompt = {s.prompt_ids.tobytes(): s for s in ours.samples}
     patches = batch["pixel_values"].split([len(next(iter(by_prompt.values())).pixel_values)] * len(batch["prompt_ids"]))
     found: dict[bytes, list[np.ndarray]] = defaultdict(list)
     for ids, mask, response, pixels in zip(
@@ -73,7 +75,7 @@ def prove(trainer: WatchedTrainer, ours: Ours) -> dict[str, float]:
     errors = {}
     for name, value in theirs.items():
         got = metrics[name.split(",")[0]]
-        errors[name] = abs(got - value) / abs(value)
+        errors[name] = abs(got / value - 1)
         if not errors[name] <= TOLERANCE:
             raise SystemExit(f"{name}: expected TRL's {value:.8g} within {TOLERANCE:.0e} of it, got {got:.8g}")
     if not (metrics["frac_reward_zero_std"] < 1 and metrics["kl"] > 0):

@@ -67,7 +67,8 @@ class WatchedTrainer(GRPOTrainer):
     """GRPOTrainer, with a clock around its own methods; none of them does anything else than theirs."""
 
     def watch(self) -> None:
-        self.clock, self.phases, self.captured, self.proof = Clock(), defaultdict(float), {}, {}
+        self.clock, self.captured = Clock(), []
+        self.phases, self.proof = defaultdict(float), defaultdict(float)
         self.add_callback(_Update(self))
         self.begin(compact=False)
 
@@ -97,21 +98,30 @@ class WatchedTrainer(GRPOTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **more: Any) -> Any:
         self.update_began = time.perf_counter()
-        if not self.captured:  # the first step, which is for the proof
-            self.captured = dict(inputs)
+        if "grad_norm" not in self.proof:  # the first step, which is for the proof
+            self.captured.append(inputs)
             self.compact = True
             with torch.no_grad():
-                self.proof["loss, head on responses"] = float(super().compute_loss(model, inputs, *args, **more))
+                self.proof["loss, head on responses"] += float(super().compute_loss(model, inputs, *args, **more))
             self.compact = False
         return super().compute_loss(model, inputs, *args, **more)
 
     def training_step(self, *args: Any, **more: Any) -> Any:
         loss = super().training_step(*args, **more)
-        if "loss" not in self.proof:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self.proof |= {"loss": float(loss), "grad_norm": float(torch.nn.utils.get_total_norm(gradients))}
-            self.proof |= {name: self._metrics["train"][name][-1] for name in ("kl", "reward")}
+        self.add_update()
+        if "grad_norm" not in self.proof:
+            self.proof["loss"] += float(loss)
+            if self.accelerator.sync_gradients:  # it was the last batch of the step
+                gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+                self.proof["grad_norm"] = float(torch.nn.utils.get_total_norm(gradients))
+                metrics = self._metrics["train"]
+                self.proof |= {name: sum(metrics[name]) / len(metrics[name]) for name in ("kl", "reward")}
         return loss
+
+    def add_update(self) -> None:
+        now = time.perf_counter()
+        self.phases["update"] += now - self.update_began
+        self.update_began = now
 
 
 class _Update(TrainerCallback):
@@ -119,7 +129,7 @@ class _Update(TrainerCallback):
         self.trainer = trainer
 
     def on_optimizer_step(self, *args: Any, **more: Any) -> None:
-        self.trainer.phases["update"] = time.perf_counter() - self.trainer.update_began
+        self.trainer.add_update()
 
 
 @contextmanager
@@ -132,8 +142,8 @@ def choosing(compact: bool) -> Iterator[None]:
 def make_trainer(
     size: Size, folder: Path, records: list[Record], processor: Processor, steps: int, out: Path
 ) -> WatchedTrainer:
-    """Everything at once: one generation batch, one batch of the update. A larger batch is what TRL's guides advise;
-    its other defaults stay, but for what both sides share and what a CPU has no use for."""
+    """One generation batch of all prompts; reference and update a group at a time, which takes half of the memory of
+    everything at once and is no slower. Other defaults stay, but for what both sides share or a CPU has no use for."""
     torch.manual_seed(1)
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)  # attends by sdpa
     model.model.visual.requires_grad_(False)
@@ -143,7 +153,8 @@ def make_trainer(
     config = GRPOConfig(
         output_dir=str(out),
         max_steps=steps,
-        per_device_train_batch_size=size.prompts * size.group,
+        per_device_train_batch_size=size.group,
+        gradient_accumulation_steps=size.prompts,
         num_generations=size.group,
         max_completion_length=size.tokens,
         # exactly that many, and of the tokens that ours may sample
