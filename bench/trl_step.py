@@ -133,13 +133,17 @@ def run(size: Size, rounds: int, seconds: float) -> tuple[list[dict[str, Any]], 
         | {**summary, "prompts_per_second": size.prompts / summary["wall_p50_s"]}
         | {f"times_{clock}": least / summary[f"{clock}_p50_s"] for clock, least in fastest.items()}
         | {"errors": turns.errors}
-        | {"phases_s": median_phases(turns.phases[name]), "samples_s": [t.seconds for t in turns.timings[name]]}
+        | {"phases_s": median_phases(turns.timings[name], turns.phases[name])}
+        | {"samples_s": [round(t.seconds, 4) for t in turns.timings[name]]}
         for name, summary in found.items()
     ], ours.check
 
 
-def median_phases(steps: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.median([step.get(name, 0.0) for step in steps])) for name in PHASES}
+def median_phases(timings: list[Sample], phases: list[dict[str, float]]) -> dict[str, float]:
+    """Those of the step whose wall seconds `summarise` calls the median."""
+    order = sorted(range(len(timings)), key=lambda i: timings[i].seconds)
+    step = phases[order[round(0.5 * (len(order) - 1))]]
+    return {name: step[name] for name in PHASES}
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
