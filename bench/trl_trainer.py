@@ -6,7 +6,7 @@ import gc
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -132,11 +132,9 @@ class _Update(TrainerCallback):
         self.trainer.add_update()
 
 
-@contextmanager
-def choosing(compact: bool) -> Iterator[None]:
-    """TRL's head asks this one function whether to choose the positions that have a label; on a CPU it does not."""
-    with patch.object(trl.trainer.utils, "_use_triton", lambda device: compact):
-        yield
+def choosing(compact: bool) -> AbstractContextManager[Any]:
+    """TRL's head asks one function whether to choose the positions that have a label, which on a CPU says no."""
+    return patch.object(trl.trainer.utils, "_use_triton", lambda device: True) if compact else nullcontext()
 
 
 def make_trainer(
