@@ -20,7 +20,7 @@ from univg_fast.cot.filters import Candidate, score
 from univg_fast.cot.templates import image_name
 from univg_fast.data.coordinates import Size, smart_resize
 from univg_fast.data.images import load_images
-from univg_fast.data.prompts import answer_text, instruction
+from univg_fast.data.prompts import instruction, right_answer
 from univg_fast.structs import Record
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
@@ -142,7 +142,7 @@ def question_for(record: Record, thinks: bool, hint: bool = False) -> str:
     """What the teacher is asked: the record's question, the form of its answer, and how to reason."""
     form = instruction(replace(record, cot=thinks)) or " Output only the bounding box."
     text = record.question + form + MANNERS.format(form="" if "x1" in form else FORM) + (REASON if thinks else "")
-    answer = answer_text(record.targets, record.answer_style, record.names_images)
+    answer = right_answer(record)
     return text + (HINT.format(answer=answer) if hint else "")
 
 

@@ -25,6 +25,7 @@ class FileReport:
     bad: list[BadRecord] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
+    rewritten: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
     example: dict[str, str] | None = None
 
@@ -40,6 +41,7 @@ class Report:
     formats: dict[str, dict[str, int]] = field(default_factory=dict)  # path -> format -> good records
     warnings: tuple[str, ...] = ()
     examples: dict[str, dict[str, str]] = field(default_factory=dict)  # path -> source, prompt, target of one record
+    rewritten: dict[str, dict[str, int]] = field(default_factory=dict)  # path -> form -> responses brought into it
 
     @classmethod
     def of(cls, reports: Sequence[FileReport]) -> Report:
@@ -56,6 +58,7 @@ class Report:
             formats={report.name: dict(sorted(report.formats.items())) for report in reports},
             warnings=tuple(dict.fromkeys(warning for report in reports for warning in report.warnings)),
             examples={report.name: report.example for report in reports if report.example is not None},
+            rewritten={report.name: dict(sorted(report.rewritten.items())) for report in reports if report.rewritten},
         )
 
     @property
@@ -83,6 +86,8 @@ class Report:
         lines = []
         for name, formats in self.formats.items():
             lines.append(f"{name}: {', '.join(f'{kind} {number}' for kind, number in formats.items()) or 'no record'}")
+            rewritten = self.rewritten.get(name, {}).items()
+            lines += [f"  {number} response{'s' * (number > 1)} rewritten to {form}" for form, number in rewritten]
             if name in self.examples:
                 lines += [f"  {key}: {self.examples[name][key]!r}" for key in ("source", "prompt", "target")]
         return lines + [f"warning: {warning}" for warning in self.warnings]

@@ -6,43 +6,43 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from univg_fast.rewards import parse
 from univg_fast.structs import Record, Target
+
+from .answers import only_boxes
 
 THINK = " First output the thinking process in <think> </think> tags and then output "
 COT_SUFFIX = THINK + "the bounding box in <answer> </answer> tags."
 DIRECT_PREFIX = "This is a single image grounding task with simple reference. "
-LINES = "all bounding boxes{}, one on a line, as Image-1: (x1,y1),(x2,y2)."
-OBJECTS = (
-    'a JSON list{} with one object for each box: {{"bbox_2d": [x1, y1, x2, y2], "label": "name", "image": 1}},'
-    " where images count from 1."
-)
+LINES = "all bounding boxes{}, one on a line, as "
+NAMED, PLAIN, TOKEN = "Image-1: ", "(x1,y1),(x2,y2).", "<|box_start|>(x1,y1),(x2,y2)<|box_end|>."
 TAGGED = " in <answer> </answer> tags"
 TOKENS = " Format:<|box_start|>(x1,y1),(x2,y2)<|box_end|>. Don't generate addtional words."  # Migician's, to the letter
-TOKEN_LINES = "all bounding boxes{}, one on a line, as Image-1: <|box_start|>(x1,y1),(x2,y2)<|box_end|>."
-ONE_LINE = "the image and the bounding box{}, as Image-1: (x1,y1),(x2,y2)."
-ONE_TOKEN_LINE = "the image and the bounding box{}, as Image-1: <|box_start|>(x1,y1),(x2,y2)<|box_end|>."
+ONE_LINE = "the image and the bounding box{}, as Image-1: "
 
 
 def _asking(what: str) -> tuple[str, str]:
     return THINK + what.format(TAGGED), " Output " + what.format("")
 
 
-# (style, what is wanted: one box, one and its image, all boxes) -> what follows the question: with reasoning, without.
+def _objects(label: bool, image: bool) -> tuple[str, str]:
+    fields = ["[x1, y1, x2, y2]", *(['"label": "name"'] if label else []), *(['"image": 1'] if image else [])]
+    counted = ", where images count from 1." if image else "."
+    return _asking('a JSON list{} with one object for each box: {{"bbox_2d": ' + ", ".join(fields) + "}}" + counted)
+
+
+# (style, what is wanted: one box, one and its image, all boxes, all and their images) -> what follows the question:
+# with reasoning, without. Of JSON: (style, labels are wanted, images are wanted).
 INSTRUCTIONS = {
     ("univg_r1", "box"): (COT_SUFFIX, ""),
-    ("univg_r1", "image"): _asking(ONE_LINE),
-    ("univg_r1", "all"): _asking(LINES),
-    ("bbox_2d", "box"): _asking(OBJECTS),
-    ("bbox_2d", "image"): _asking(OBJECTS),
-    ("bbox_2d", "all"): _asking(OBJECTS),
-    ("box_tokens", "box"): (
-        THINK + "the bounding box in <answer> </answer> tags, as <|box_start|>(x1,y1),(x2,y2)<|box_end|>.",
-        TOKENS,
-    ),
-    ("box_tokens", "image"): _asking(ONE_TOKEN_LINE),
-    ("box_tokens", "all"): _asking(TOKEN_LINES),
-}
+    ("univg_r1", "image"): _asking(ONE_LINE + PLAIN),
+    ("univg_r1", "boxes"): _asking(LINES + PLAIN),
+    ("univg_r1", "all"): _asking(LINES + NAMED + PLAIN),
+    ("box_tokens", "box"): (THINK + "the bounding box in <answer> </answer> tags, as " + TOKEN, TOKENS),
+    ("box_tokens", "image"): _asking(ONE_LINE + TOKEN),
+    ("box_tokens", "boxes"): _asking(LINES + TOKEN),
+    ("box_tokens", "all"): _asking(LINES + NAMED + TOKEN),
+} | {("bbox_2d", label, image): _objects(label, image) for label in (True, False) for image in (True, False)}
+SENTENCE = (THINK + "the answer in <answer> </answer> tags.", "")  # what is learned is no list of boxes
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 END = "<|im_end|>"
 TEMPLATES = {
@@ -64,22 +64,37 @@ def prompt_text(record: Record, template: str = "qwen2_vl") -> str:
     before, after = TEMPLATES[template]
     question = record.question
     if template != "short":
-        alone = len(record.images) == 1 and _wanted(record) == "box"
-        notice = DIRECT_PREFIX if alone and record.answer_style == "univg_r1" and not record.cot else ""
-        question = notice + question + instruction(record)
+        asked = _instruction(record)
+        alone = len(record.images) == 1 and asked == INSTRUCTIONS["univg_r1", "box"]
+        question = (DIRECT_PREFIX if alone and not record.cot else "") + question + asked[0 if record.cot else 1]
     return before + IMAGE * len(record.images) + question + after
 
 
 def instruction(record: Record) -> str:
     """What follows the question: which form answer and reasoning shall have."""
-    thinking, direct = INSTRUCTIONS[record.answer_style, _wanted(record)]
-    return thinking if record.cot else direct
+    return _instruction(record)[0 if record.cot else 1]
 
 
-def _wanted(record: Record) -> str:
-    if len(record.targets) > 1:
-        return "all"
-    return "image" if record.names_images else "box"
+def _instruction(record: Record) -> tuple[str, str]:
+    if record.response is not None and not (record.targets and only_boxes(record.response)):
+        return SENTENCE
+    named, several = shows_images(record), len(record.targets) > 1
+    if record.answer_style == "bbox_2d":
+        return INSTRUCTIONS["bbox_2d", any(target.label is not None for target in record.targets), named]
+    wanted = ("all" if named else "boxes") if several else ("image" if named else "box")
+    return INSTRUCTIONS[record.answer_style, wanted]
+
+
+def knows_images(record: Record) -> bool:
+    """Whether there is an image to be named: the record has several, and tells those of all its targets."""
+    told = bool(record.targets) and all(target.image is not None for target in record.targets)
+    return told and len(record.images) > 1
+
+
+def shows_images(record: Record) -> bool:
+    """Whether the answer names the images of its boxes: in JSON and of several boxes wherever they are known."""
+    always = record.answer_style == "bbox_2d" or len(record.targets) > 1
+    return knows_images(record) and (always or record.names_images)
 
 
 def response_text(record: Record) -> str:
@@ -90,9 +105,9 @@ def response_text(record: Record) -> str:
 
 
 def answer_text(targets: Sequence[Target], style: str = "univg_r1", names_images: bool = False) -> str:
-    """The right answer in a style: boxes 0-1000, images counted from 1, no <answer>. KeyError for another style.
+    """Boxes in a style: 0-1000, images counted from 1, no <answer>. KeyError for another style.
 
-    The image of a single box is named where `names_images`, and by JSON.
+    Images that targets tell are named; the image of a single box where `names_images`, and by JSON.
     """
     if style == "bbox_2d":
         return json.dumps([_as_object(target) for target in targets], ensure_ascii=False)
@@ -106,43 +121,26 @@ def answer_text(targets: Sequence[Target], style: str = "univg_r1", names_images
     return "\n".join(lines)
 
 
+def right_answer(record: Record) -> str:
+    """The right answer in the form that the prompt asks for, without tags."""
+    if shows_images(record):
+        return answer_text(record.targets, record.answer_style, names_images=True)
+    return answer_text([replace(target, image=None) for target in record.targets], record.answer_style)
+
+
 def target_text(record: Record, think: str | None = None) -> str:
     """The text to learn: the record's response; or, with `think` or where it has none, one made from its targets."""
     if record.response is not None and think is None:
         return record.response
-    answer = answer_text(record.targets, record.answer_style, record.names_images)
+    answer = right_answer(record)
     reasoning = "" if think is None else f"<think>{think}</think>\n"
     return f"{reasoning}<answer>{answer}</answer>" if record.cot else answer
-
-
-def with_answer(response: str, answer: str) -> str:
-    """A response with another answer in its <answer>; without tags the answer is all of it."""
-    start, end = response.find("<answer>") + len("<answer>"), response.rfind("</answer>")
-    return response[:start] + answer + response[end:] if len("<answer>") <= start <= end else answer
-
-
-def naming_images(record: Record, asked: bool) -> Record:
-    """The record as one whose answers name images, where it has several and tells those of its targets; else as it is.
-
-    That is where it is `asked` for (by the rewards), and where its response does so by itself. A response that does not
-    name them gets the answer that does.
-    """
-    if len(record.images) < 2 or not record.targets or any(target.image is None for target in record.targets):
-        return record
-    response = record.response
-    if response is not None and (asked or "Image-" in response[max(0, response.rfind("<answer>")) :]):
-        boxes = parse(response, record.answer_style, "strict", record.cot).boxes
-        named = bool(boxes) and all(box.image is not None for box in boxes)
-        if asked and not named:
-            response = with_answer(response, answer_text(record.targets, record.answer_style, names_images=True))
-        asked = asked or named
-    return replace(record, response=response, names_images=True) if asked else record
 
 
 def split_instruction(text: str) -> tuple[str, bool | None]:
     """Take an instruction off a question: (question, cot), cot None where the text says neither."""
     text = text.strip()
-    for thinking, direct in INSTRUCTIONS.values():
+    for thinking, direct in (*INSTRUCTIONS.values(), SENTENCE):
         for suffix, cot in ((thinking.strip(), True), (direct.strip(), False)):
             if suffix and text.endswith(suffix):
                 return text.removesuffix(suffix).rstrip(), cot

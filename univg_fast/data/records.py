@@ -6,27 +6,23 @@ The formats themselves are read in univg_fast/data/formats; what is common to al
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from univg_kernels.scan_boxes.pieces import BOX
-
-from univg_fast.rewards import parse
 from univg_fast.structs import BadRecord, Record, Target
 
-from .boxtext import TOKEN_BOX, TextBox, boxes_in, in_tokens, placed, rewrite
+from .answers import style_of
+from .boxtext import TextBox, in_tokens, placed, rewrite
 from .coordinates import Size, rescaled, smart_resize, to_norm1000
 from .errors import Refused
 from .formats import RawRecord, RawTarget, read_row
 from .formats.ms_swift import BBOX, REF
 from .formats.raw import MARK
 from .images import Header, Headers
-from .prompts import answer_text, naming_images, split_instruction, with_answer
-
-OBJECT = re.compile('"bbox_2d"')
+from .prompts import split_instruction
+from .taught import taught
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,8 @@ class Reading:
     root: Path  # relative image paths start here
     coordinates: str | None = None
     answer_style: str | None = None
-    name_images: bool = False  # answers name the image of their box, where it is known (prompts.naming_images)
+    name_images: bool = False  # answers name the image of their box, where it is known (taught.py)
+    learned: bool = True  # responses are; else records have none
     exif: str = "ignore"
     min_pixels: int = 3136  # these three: for boxes in pixels of the resized image
     max_pixels: int = 401408
@@ -79,6 +76,11 @@ def image_paths(raw: RawRecord, root: Path) -> tuple[str, ...]:
 
 def make_record(raw: RawRecord, source: str, default_uid: str, reading: Reading) -> Record:
     """A raw record to a Record. Headers of images are read where its boxes are in pixels; Refused as for an entry."""
+    return read_record(raw, source, default_uid, reading)[0]
+
+
+def read_record(raw: RawRecord, source: str, default_uid: str, reading: Reading) -> tuple[Record, str | None]:
+    """The same, and to what form its response was rewritten, where it was."""
     images = image_paths(raw, reading.root)
     system = reading.coordinates or raw.coordinates
     frame = _Frame(images, system, reading)
@@ -102,13 +104,14 @@ def make_record(raw: RawRecord, source: str, default_uid: str, reading: Reading)
         images=images,
         question=question,
         targets=targets,
-        response=styled(response, targets, style, cot),
+        response=response,
         task="unknown" if raw.task is None else str(raw.task),
         cot=cot,
         answer_style=style,
         extra=raw.extra,
     )
-    return naming_images(record, reading.name_images)
+    record, form = taught(record, reading.name_images)
+    return (record, form) if reading.learned else (replace(record, response=None), None)
 
 
 def fill_raw(raw: RawRecord, reading: Reading) -> tuple[str, str | None]:
@@ -187,34 +190,3 @@ def _token_box(target: RawTarget | None, frame: _Frame) -> str:
     except ValueError as error:
         raise Refused("box", f"objects.bbox: {error}") from None
     return f"<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>"
-
-
-def style_of(response: str | None) -> str:
-    """The style of a target's boxes; where it is none of the three, or there is no target, the nearest one."""
-    answer = _answer(response or "")
-    if OBJECT.search(answer) or "<|box_start|>" in answer:
-        return "bbox_2d" if OBJECT.search(answer) else "box_tokens"
-    lists = not BOX.search(answer) and any(answer[box.start] == "[" for box in boxes_in(answer, 0))
-    return "bbox_2d" if lists else "univg_r1"
-
-
-def styled(response: str | None, targets: tuple[Target, ...], style: str, cot: bool) -> str | None:
-    """The response with an answer in the form that the prompt asks for, so that both agree.
-
-    One box may stand in a sentence, as MGrounding has it; of several the answer is a list of nothing else.
-    """
-    if response is None or not targets:
-        return response
-    if len(targets) == 1:
-        spelling = {"univg_r1": BOX, "bbox_2d": OBJECT, "box_tokens": TOKEN_BOX}[style]
-        right = style == style_of(response) and spelling.search(_answer(response)) is not None
-    else:
-        told = parse(response, style, "strict", cot).boxes
-        right = [box.box for box in told] == [target.box for target in targets] and all(
-            target.image in (None, box.image) for box, target in zip(told, targets, strict=True)
-        )
-    return response if right else with_answer(response, answer_text(targets, style))
-
-
-def _answer(response: str) -> str:
-    return response[max(0, response.find("<answer>")) :]

@@ -18,7 +18,7 @@ from .formats import RawRecord, read_row
 from .images import PROBE_THREADS, Header, Headers
 from .index import Records, place
 from .jsonfile import Row, read_rows
-from .records import Reading, image_paths, make_record, usable
+from .records import Reading, image_paths, read_record, usable
 
 __all__ = ["Report", "require", "scan", "write_report"]
 
@@ -38,7 +38,8 @@ def scan(
     """Read all files, of which only the records' places are kept. The same files give the same result on every rank.
 
     `paths`: data entries (files.py). A record without `needs` ("box" or "response") is bad here, and not at the step
-    that would use it, and so is one that `problem_of` says something about. Ids are unique: one that came before gets
+    that would use it, and so is one that `problem_of` says something about; responses are not read where boxes are
+    needed. Ids are unique: one that came before gets
     "@" and a number. `reading`: exif, min_pixels, max_pixels, factor, answer_style, name_images, as in Reading.
     `progress(file, bytes done, bytes in all)` hears how far it is.
     ValueError for a missing file only: `require` says whether the report is good enough to train on.
@@ -48,7 +49,7 @@ def scan(
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
         for file in data_files(paths, image_root, cache_dir):
             how = {key: value for key, value in reading.items() if value is not None}
-            told = {"coordinates": file.coordinates, "answer_style": file.answer_style}
+            told = {"coordinates": file.coordinates, "answer_style": file.answer_style, "learned": needs != "box"}
             how |= {key: value for key, value in told.items() if value is not None}
             scanner = _Scanner(file, Reading(root=file.root, headers=headers, **how), needs, problem_of, records, pool)
             reports.append(scanner.run(progress))
@@ -116,7 +117,7 @@ class _Scanner:
         system = self.reading.coordinates or raw.coordinates
         refused = None
         try:
-            record = self._made(raw, source, uid)
+            record, form = self._made(raw, source, uid)
         except Refused as error:
             refused = error
             self._refuse(error.bad_record(source))
@@ -128,21 +129,22 @@ class _Scanner:
         self.report.good += 1
         self.report.formats[raw.format] += 1
         self.report.tasks[record.task] += 1
+        self.report.rewritten.update([form] if form else [])
         if self.report.example is None:
             self.report.example = rendered(record)
 
-    def _made(self, raw: RawRecord, source: str, uid: str) -> Record:
-        """The record, if its images and all that the stage needs are there."""
+    def _made(self, raw: RawRecord, source: str, uid: str) -> tuple[Record, str | None]:
+        """The record, if its images and all that the stage needs are there; to what its response was rewritten."""
         headers = [self.reading.headers[path] for path in image_paths(raw, self.reading.root)]
         if refused := next((header for header in headers if isinstance(header, Refused)), None):
             raise refused
-        record = make_record(raw, source, uid, self.reading)
+        record, form = read_record(raw, source, uid, self.reading)
         if self.needs is not None and getattr(record, self.needs) is None:
             raise Refused("schema", f"expected a {self.needs}, which this stage needs; the record has none")
         if problem := self.problem_of(record):
             raise Refused("schema", problem)
         self.rotated += any(isinstance(header, Header) and header.orientation != 1 for header in headers)
-        return record
+        return record, form
 
     def _refuse(self, bad: BadRecord) -> None:
         self.report.bad.append(bad)

@@ -21,10 +21,14 @@ def ask_for_images(terms: Iterable[str]) -> bool:
 def unscorable(record: Record, terms: Iterable[str], parser: str) -> str | None:
     """Why these terms cannot score a record, or not give its right answer their most; None where they can."""
     several = len(record.images) > 1
-    untold = several and any(target.image is None for target in record.targets)
+    known = sum(target.image is not None for target in record.targets)
+    untold = several and known < len(record.targets)
     for term in terms:
         if term in COMPARE and untold:
             return f"reward {term} {UNTOLD}"
+        if term in NAMED and untold and known:  # prompts ask for all images or for none
+            told = f"the file tells the images of {known} of the {len(record.targets)} targets"
+            return f"reward {term}: {told}: write all of them into the file, or none"
         beyond = several and not untold and term in NAMED or len(record.targets) > 1 and term in SEVERAL
         if beyond and parser == "univg_r1" and record.answer_style == "univg_r1":
             return (

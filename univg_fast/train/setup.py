@@ -78,16 +78,16 @@ def files_to_read(config: Config, run_dir: Path) -> dict[str, list[Any]]:
 def scan_use(config: Config, use: str, entries: list[Any], progress: Any = None) -> tuple[Records, Report]:
     """The records of one use, read as the config says; `progress` as in `scan`.
 
-    What the rewards ask of answers, prompts and targets ask for, too; a record that they cannot score is bad.
+    What the rewards ask of answers, prompts and targets ask for, too, whatever the stages: stage 1 may be a run of its
+    own. A record that they cannot score is bad.
     """
     data, rewards = config.data, config.rewards
-    rewarded = "grpo" in config.stages
     return scan(
         entries,
         data.image_root,
         NEEDS[use],
         problem_of=lambda record: unscorable(record, rewards.terms, rewards.parser) if use == "grpo" else None,
-        name_images=rewarded and ask_for_images(rewards.terms),
+        name_images=ask_for_images(rewards.terms),
         cache_dir=data.cache_dir,
         progress=progress,
         exif=data.exif,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from univg_fast.data.answers import answer_span
 from univg_fast.data.boxtext import boxes_in
 from univg_fast.data.errors import Refused
 
@@ -126,16 +127,15 @@ def marked(record: RawRecord, shown: int = 0) -> str:
 
 
 def answered(response: str, cot: bool | None, num_images: int) -> tuple[RawTarget, ...]:
-    """The boxes of an answer: inside its first <answer>, or of the whole text where it has no tags.
+    """The boxes of an answer: in the <answer> behind its reasoning, or of the whole text where it has no tags.
 
-    Refused where there are tags and no box. `cot` False: the tags mean nothing.
+    Refused where there are tags and no box, or where they do not pair. `cot` False: the tags mean nothing.
     """
     tags = cot is not False and any(tag in response for tag in TAGS)
     text = response
     if tags:
-        start = response.find("<answer>")
-        end = response.find("</answer>", start)
-        text = response[start + len("<answer>") : end] if 0 <= start < end else ""
+        span = answer_span(response)
+        text = "" if span is None else response[slice(*span)]
     elif cot:  # reasoning was promised: a box outside of the tags is none
         return ()
     boxes = boxes_in(text, num_images)
