@@ -42,7 +42,7 @@ from .rollout import Size, make_model
 from .run import save
 from .trl_ours import Ours, Replay
 from .trl_problem import make_records, make_tokenizer
-from .trl_trainer import WatchedTrainer, make_trainer
+from .trl_trainer import Clock, WatchedTrainer, make_trainer
 
 TARGET, TOLERANCE = 4.0, 1e-4  # times faster; relative difference of loss, gradient norm, reward and KL
 FEWEST = 2  # rounds, whatever the budget says
@@ -87,7 +87,7 @@ class Turns(TrainerCallback):
     """TRL's loop drives: after each of its steps one of ours. The first proves, the next two warm up."""
 
     def __init__(self, trainer: WatchedTrainer, ours: Ours, seconds: float) -> None:
-        self.trainer, self.ours, self.device = trainer, ours, Cpu()
+        self.trainer, self.ours, self.clock = trainer, ours, Clock()
         self.timings: dict[str, list[Sample]] = defaultdict(list)
         self.phases: dict[str, list[dict[str, float]]] = defaultdict(list)
         self.errors: dict[str, float] = {}
@@ -99,7 +99,9 @@ class Turns(TrainerCallback):
             self.errors = prove(self.trainer, self.ours)
         else:
             self._keep(THEIRS[step % 2], timing, self.trainer.phases, step)
-            self._keep(OURS, self.device.sample(self.ours, "fresh"), self.ours.phases, step)
+            self.clock.start()
+            self.ours()
+            self._keep(OURS, self.clock.stop(), self.ours.phases, step)
             enough = len(self.timings[OURS]) >= len(THEIRS) * FEWEST and step % 2
             control.should_training_stop |= bool(enough and time.monotonic() > self.end)
         self.trainer.begin(compact=step % 2 == 0)

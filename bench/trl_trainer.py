@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections import defaultdict
@@ -55,6 +56,7 @@ class Clock:
 
     def start(self) -> None:
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # else a step's peak hides in what the other one freed
         self.before = Cpu._reset_peak()
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
