@@ -89,6 +89,10 @@ def test_a_parser_that_reads_no_images_is_refused_with_the_key(data: Data, tmp_p
     prepared(data, tmp_path, data.clean, *more[:1], "--rewards.parser=strict")
 
 
-def test_without_stage_2_nothing_is_asked(data: Data, untold: Path, tmp_path: Path) -> None:
+def test_stage_1_alone_teaches_what_a_configured_recipe_rewards(data: Data, tmp_path: Path) -> None:
+    """Its stage 2 may be another run; without a recipe that wants images, answers stay UniVG-R1's."""
     found = prepared(data, tmp_path, data.clean, "--rewards.recipe=mirg_rl", "--stages=[sft]").records
+    several = [record for record in found["sft"] if len(record.images) > 1]
+    assert several and all(record.names_images and "Image-" in str(record.response) for record in several)
+    found = prepared(data, tmp_path, data.clean, "--stages=[sft]").records
     assert not any(record.names_images for record in found["sft"])

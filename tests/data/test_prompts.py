@@ -1,6 +1,7 @@
 """The styles of answers: what is asked, what a right answer looks like, and that the one can be read as the other."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from univg_fast.data.formats.conversations import answered
 from univg_fast.data.prompts import (
     DIRECT_PREFIX,
     INSTRUCTIONS,
+    SENTENCE,
     answer_text,
     prompt_text,
     split_instruction,
@@ -74,17 +76,47 @@ def test_a_target_is_read_as_what_it_was_made_from(folder, style, targets, cot):
     assert again.answer_style == (style if style != "univg_r1" else "univg_r1")
 
 
-@pytest.mark.parametrize("wanted", ["box", "image", "all"])
+@pytest.mark.parametrize("wanted", ["box", "image", "boxes", "all"])
 @pytest.mark.parametrize("style", ["univg_r1", "bbox_2d", "box_tokens"])
 @pytest.mark.parametrize("cot", [True, False])
 def test_the_instruction_of_a_style_is_asked_and_taken_off_again(style, wanted, cot):
-    targets = SEVERAL if wanted == "all" else ONE
+    targets = SEVERAL if wanted in ("boxes", "all") else ONE
+    if wanted in ("box", "boxes"):
+        targets = tuple(replace(target, image=None) for target in targets)
     record = replace(RECORD, targets=targets, answer_style=style, cot=cot, names_images=wanted == "image")
-    question = asked(record)
-    nothing = not cot and (style, wanted) == ("univg_r1", "box")  # UniVG-R1's own, of several images
+    question, key = asked(record), (style, wanted)
+    nothing = not cot and key == ("univg_r1", "box")  # UniVG-R1's own, of several images
     assert split_instruction(question) == ("Where?", None if nothing else cot)
     assert ("<think>" in question) == cot
-    assert INSTRUCTIONS[style, wanted][0 if cot else 1] in question
+    key = (style, True, wanted in ("image", "all")) if style == "bbox_2d" else key
+    assert question == "Where?" + INSTRUCTIONS[key][0 if cot else 1]
+
+
+@pytest.mark.parametrize("images", [(1, 0, 1), (None, None, None), (1, None, 0)], ids=["known", "unknown", "partly"])
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("style", ["univg_r1", "bbox_2d", "box_tokens"])
+def test_what_the_prompt_asks_of_several_boxes_the_answer_says(style, number, images):
+    """Images where all of them are known and there are several; labels where there are any."""
+    told = [(None if image is None else min(image, number - 1)) for image in images]
+    targets = tuple(replace(target, image=image) for target, image in zip(SEVERAL, told, strict=True))
+    record = replace(RECORD, images=("a", "b")[:number], targets=targets, answer_style=style)
+    question, answer = asked(record), target_text(record)
+    named = number == 2 and None not in images
+    for text in (question, answer):
+        assert (re.search(r'Image-\d|"image": \d', text) is not None) == named
+        assert ('"label": ' in text) == (style == "bbox_2d")
+    bare = replace(record, targets=tuple(replace(target, label=None) for target in targets))
+    assert '"label"' not in asked(bare) + target_text(bare)
+
+
+@pytest.mark.parametrize("cot", [True, False])
+def test_a_sentence_is_asked_for_in_no_form(cot):
+    said = "It has 3 legs, as [1, 2, 30, 40] shows."
+    record = replace(RECORD, cot=cot, response=f"<think>a</think><answer>{said}</answer>" if cot else said)
+    suffix = SENTENCE[0] if cot else ""
+    assert asked(record) == "Where?" + suffix and "box" not in suffix
+    assert split_instruction(asked(record)) == ("Where?", True if cot else None)
+    assert asked(replace(record, images=("a",), targets=())) == "Where?" + suffix
 
 
 def asked(record):
@@ -122,12 +154,12 @@ def test_a_style_that_is_asked_for_is_that_of_the_target_too(folder, style):
     assert not bad and {record.answer_style for record in records} == {style}
     for record, row in zip(records, rows, strict=True):
         read = parse(record.response, style, "lenient", record.cot)
-        assert [t.box for t in read.boxes] == [(0, 0, 500, 250)] and read.strict == ("It's" not in record.response)
+        assert [t.box for t in read.boxes] == [(0, 0, 500, 250)] and read.strict and "It's" not in record.response
         assert record.cot == ("<think>Left.</think>" in record.response) == (row is not rows[2])
-    assert (
-        records[["univg_r1", "bbox_2d", "box_tokens"].index(style)].response
-        == (rows[["univg_r1", "bbox_2d", "box_tokens"].index(style)]["conversations"][1]["value"])
-    ), "what has the style already stays as it is"
+    own = {"univg_r1": rows[0]["conversations"][1]["value"], "bbox_2d": rows[1]["conversations"][1]["value"]}
+    own["box_tokens"] = "<|box_start|>(0,0),(500,250)<|box_end|>"  # MGrounding's words say where, as a label does
+    kept = records[list(own).index(style)].response
+    assert kept == own[style], "what has the style already stays as it is"
 
 
 def test_the_json_that_is_asked_for_is_json():

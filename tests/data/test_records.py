@@ -189,13 +189,54 @@ def test_a_bad_box(folder, box, expected):
     [
         "<think>Somewhere.</think>",
         "<think>There.</think><answer>in image 1</answer>",
-        "<think>There.</think><answer>(0,0),(500,250)",
         "<think>There.</think><answer>(500,250),(0,0)</answer>",
         "<think>There.</think><answer>(0,0),(5000,250)</answer>",
     ],
 )
 def test_a_target_without_a_usable_box(folder, response):
     only_bad(folder.jsonl(folder.stage1(response=response)), "box", 1)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "<think>There.</think><answer>(0,0),(500,250)",
+        "<think>There.</think>(0,0),(500,250)</answer>",
+        "<think>There. <answer>(0,0),(500,250)</answer>",
+        "There.</think><answer>(0,0),(500,250)</answer>",
+        "<answer>(0,0),(500,250)</answer><answer>(0,0),(500,250)</answer>",
+        "<think>A.</think><think><answer>(0,0),(500,250)</answer>",
+    ],
+)
+def test_tags_that_do_not_pair(folder, response):
+    message = only_bad(folder.jsonl(folder.stage1(), folder.stage1(response=response)), "schema", 2)
+    assert "do not pair" in message and response[-40:] in message
+
+
+@pytest.mark.parametrize(
+    ("images", "target", "response", "told"),
+    [
+        (2, {"image": 1}, "<think>A.</think><answer>Image-1: (0,0),(500,250)</answer>", "Image-1: (0,0),(500,250)"),
+        (2, {"image": 1}, '[{"bbox_2d": [0, 0, 500, 250], "image": 1}]', '[{"bbox_2d": [0, 0, 500, 250], "image": 1}]'),
+        (2, {"image": 0}, "It's in the second image. (0,0),(500,250)", "second image"),
+        (2, {"image": 0}, "Image-3: (0,0),(500,250)", "Image-3"),
+        (1, {}, "Image-2: (0,0),(500,250)", "Image-2"),
+        (2, {}, "Image-0: (0,0),(500,250)", "Image-0"),
+        (1, {}, "(0,0),(500,260)", "(0,0),(500,260)"),
+        (1, {}, "(0,0),(500,250)\n(0,0),(500,250)", "(0,0),(500,250)\n(0,0),(500,250)"),
+    ],
+)
+def test_a_response_that_contradicts_its_target_is_bad(folder, images, target, response, told):
+    row = {"images": ["a.png", "b.png"][:images], "question": "Where?", "response": response}
+    message = only_bad(folder.jsonl(row | {"targets": [{"box": [0, 0, 500, 250]} | target]}), "schema", 1)
+    named = f"Image-{target['image'] + 1}: " if target else ""
+    assert told in message and message.endswith(f"and the target is {named}(0,0),(500,250)")
+
+
+def test_what_was_rounded_is_no_contradiction(folder):
+    row = {"images": ["a.png"], "question": "Where?", "targets": [{"box": [0, 0, 500, 250]}]}
+    (record,), bad = read_records(folder.jsonl(row | {"response": "(0,0.4),(499.5,250)"}))
+    assert not bad and record.response == "(0,0),(500,250)"
 
 
 def test_no_such_file(tmp_path):

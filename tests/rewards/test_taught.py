@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,92 @@ def test_a_stage_1_target_without_its_image_is_given_one(tmp_path: Path, reward:
     assert target_text(record).startswith("<think>It stands in Image-2.</think>")
     scores = score([target_text(record)], [record], terms, Settings(parser=parser))
     assert scores.total[0] == pytest.approx(len(terms))
+
+
+def shapes(targets: list[dict[str, Any]]) -> dict[str, str]:
+    """The ways in which stage-1 files write the boxes of an answer."""
+    boxes = [tuple(target["box"]) for target in targets]
+    tokens = ["<|box_start|>({},{}),({},{})<|box_end|>".format(*box) for box in boxes]
+    images = [f"Image-{target.get('image', 0) + 1}" for target in targets]
+    return {
+        "lines": "\n".join("({},{}),({},{})".format(*box) for box in boxes),
+        "tokens": "".join(tokens),
+        "json": json.dumps([{"bbox_2d": box, "label": "x"} for box in boxes]),
+        "where": "It is " + " and ".join(tokens),
+        "mgrounding": " ".join(f"It's in {image}. {box}" for image, box in zip(images, tokens, strict=True)),
+        "images": "\n".join(
+            f"{image}: ({x1},{y1}),({x2},{y2})" for image, (x1, y1, x2, y2) in zip(images, boxes, strict=True)
+        ),
+    }
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("boxes", [1, 2])
+@pytest.mark.parametrize("style", [None, "univg_r1", "bbox_2d", "box_tokens"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_file_s_own_answer_scores_the_most(tmp_path: Path, recipe: str, style: str, boxes: int, images: int) -> None:
+    """However it is spelled, whether the file tells the images of all targets, of some, or of none."""
+    terms, parser = REWARDS[recipe]
+    rows = []
+    for known in range(boxes + 1):
+        targets: list[dict[str, Any]] = [{"box": box} for box in BOXES[:boxes]]
+        for i in range(known):
+            targets[i]["image"] = (images - 1 + i) % images
+        row = {"images": [f"{i}.png" for i in range(images)], "question": "Where?", "targets": targets}
+        for cot in (True, False):
+            for said in shapes(targets).values():
+                rows.append(
+                    row | {"cot": cot, "response": f"<think>hm</think>\n<answer>{said}</answer>" if cot else said}
+                )
+    for i in range(images):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{i}.png")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"path": str(tmp_path / "rows.jsonl")} | ({"answer_style": style} if style else {})
+    records, report = scan([entry], name_images=ask_for_images(terms))
+    assert not report.bad and len(records) == len(rows)
+    scored = [record for record in records if unscorable(record, terms, parser) is None]
+    if "format_tags" in terms:
+        scored = [record for record in scored if record.cot]  # it counts the tags of reasoning
+    assert scored
+    scores = score([target_text(r) for r in scored], scored, terms, Settings(parser=parser))
+    for record, total in zip(scored, scores.total.tolist(), strict=True):
+        assert total == len(terms), (rows[int(record.uid.split(":")[1]) - 1], record.response)
+        named = re.search(r'Image-\d|"image": \d', target_text(record))
+        asked = re.search(r'Image-\d|"image": \d', prompt_text(record))
+        assert (named is None) == (asked is None), (prompt_text(record), record.response)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_mgrounding_s_own_sentence(tmp_path: Path, recipe: str) -> None:
+    """Migician's prompt wants no additional words; the image is named where this is rewarded."""
+    terms, parser = REWARDS[recipe]
+    turns = [
+        ("human", "<image><image>Find it."),
+        ("gpt", "It's in the second image. <|box_start|>(1,2),(3,4)<|box_end|>"),
+    ]
+    row = {"images": ["0.png", "1.png"], "conversations": [{"from": who, "value": said} for who, said in turns]}
+    for i in range(2):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{i}.png")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (record,), report = scan([tmp_path / "rows.jsonl"], name_images=ask_for_images(terms))
+    named, box = ask_for_images(terms), "<|box_start|>(1,2),(3,4)<|box_end|>"
+    assert record.response == ("Image-2: " if named else "") + box and record.target_image == 1
+    assert ("the image and the bounding box" in prompt_text(record)) == named
+    assert ("Don't generate addtional words." in prompt_text(record)) != named
+    assert sum(report.rewritten[str(tmp_path / "rows.jsonl")].values()) == 1
+    parts = score([record.response], [record], terms, Settings(parser=parser)).parts
+    assert {name: float(part[0]) for name, part in parts.items()} == {n: float(n != "format_tags") for n in terms}
+
+
+def test_the_images_of_some_targets_are_not_asked_for(tmp_path: Path) -> None:
+    """Where a box must name its image, such a record cannot get the most, and says so before the first step."""
+    record = read(
+        tmp_path, 2, 2, targets=[{"box": BOXES[0], "image": 1}, {"box": BOXES[1]}], reading={"name_images": True}
+    )
+    assert "Image-" not in prompt_text(record) + target_text(record)
+    for term in ("matching_gated", "matching_dual"):
+        assert "tells the images of 1 of the 2 targets" in str(unscorable(record, {term: 1.0}, "strict"))
+    assert unscorable(record, {"matching": 1.0}, "strict") is None
 
 
 @pytest.mark.parametrize("response", [None, STAGE1])

@@ -13,16 +13,18 @@ from typing import Any
 
 from univg_fast.structs import BadRecord, Record, Target
 
-from .answers import style_of
+from .answers import only_boxes, style_of
 from .boxtext import TextBox, in_tokens, placed, rewrite
 from .coordinates import Size, rescaled, smart_resize, to_norm1000
 from .errors import Refused
-from .formats import RawRecord, RawTarget, read_row
+from .formats import RawRecord, RawTarget, conversations, read_row
 from .formats.ms_swift import BBOX, REF
 from .formats.raw import MARK
 from .images import Header, Headers
 from .prompts import split_instruction
 from .taught import taught
+
+TEXTS = (*conversations.NAMES, "alpaca")  # formats whose boxes are those of the answers' words
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,7 @@ def read_record(raw: RawRecord, source: str, default_uid: str, reading: Reading)
     images = image_paths(raw, reading.root)
     system = reading.coordinates or raw.coordinates
     frame = _Frame(images, system, reading)
-    try:
-        targets = tuple(Target(frame.norm1000(t.box, t.image), t.image, t.label) for t in raw.targets)
-    except Refused:  # an image
-        raise
-    except ValueError as error:
-        raise Refused("box", f"{'answer' if raw.response is None else 'the answer'}: {error}") from None
+    targets = _targets(raw, frame)
     text, response = fill(raw, frame)
     question, told = split_instruction(text.replace(MARK, ""))
     if not question:
@@ -112,6 +109,18 @@ def read_record(raw: RawRecord, source: str, default_uid: str, reading: Reading)
     )
     record, form = taught(record, reading.name_images)
     return (record, form) if reading.learned else (replace(record, response=None), None)
+
+
+def _targets(raw: RawRecord, frame: _Frame) -> tuple[Target, ...]:
+    """The boxes of a raw record, 0-1000; none where its answer is a sentence with numbers that are no box of it."""
+    try:
+        return tuple(Target(frame.norm1000(t.box, t.image), t.image, t.label) for t in raw.targets)
+    except Refused:  # an image
+        raise
+    except ValueError as error:
+        if raw.format in TEXTS and raw.response and "<answer>" not in raw.response and not only_boxes(raw.response):
+            return ()
+        raise Refused("box", f"{'answer' if raw.response is None else 'the answer'}: {error}") from None
 
 
 def fill_raw(raw: RawRecord, reading: Reading) -> tuple[str, str | None]:
