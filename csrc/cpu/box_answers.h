@@ -8,6 +8,7 @@
 namespace univg {
 
 inline constexpr Text kThink = "<think>", kThought = "</think>", kAnswer = "<answer>", kAnswered = "</answer>";
+inline constexpr Text kTags[] = {kThink, kThought, kAnswer, kAnswered};
 inline constexpr Text kRef = "<|object_ref_start|>", kRefEnd = "<|object_ref_end|>";
 inline constexpr Text kImageKeys[] = {"image", "image_id", "image_index", "image_idx", "img_idx", "img"};
 enum Style { kUnivg, kJson, kTokens };
@@ -49,11 +50,10 @@ struct Tags {
   int64_t in_order = 0;
 
   explicit Tags(Text t) {
-    const Text names[] = {kThink, kThought, kAnswer, kAnswered};
     size_t next = 0;
     for (int i = 0; i < 4; ++i) {
-      first[i] = find(t, names[i]);
-      single[i] = first[i] != kNowhere && find(t, names[i], first[i] + 1) == kNowhere;
+      first[i] = find(t, kTags[i]);
+      single[i] = first[i] != kNowhere && find(t, kTags[i], first[i] + 1) == kNowhere;
       if (single[i] && first[i] >= next) next = first[i] + 1, ++in_order;
     }
   }

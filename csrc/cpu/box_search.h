@@ -27,11 +27,15 @@ inline bool read_any(Reader& r, double* box) {
   return r.is("<box>") && r.spaces() && r.four(box, read, gap) && r.spaces() && r.is("</box>");
 }
 
-// "image": 2 and "label": "name"; `at` stands on the first quote.
+inline bool has_tag(Text t) {
+  return std::any_of(std::begin(kTags), std::end(kTags), [&](Text tag) { return find(t, tag) != kNowhere; });
+}
+
+// "image": 2 and "label": "name", which reaches over no tag; `at` stands on the first quote.
 inline bool read_key(Reader& r, int64_t* image, Text* label) {
   const Reader begin = r;
   ++r.at;
-  if (r.is("label\"")) return r.spaces() && r.is(':') && r.spaces() && r.is('"') && r.string(label);
+  if (r.is("label\"")) return r.spaces() && r.is(':') && r.spaces() && r.is('"') && r.string(label) && !has_tag(*label);
   for (Text key : kImageKeys) {
     r = begin;
     ++r.at;
@@ -69,8 +73,6 @@ inline void read_lenient(Text t, Boxes* out) {
     start = thought == kNowhere ? 0 : thought + kThought.size();
   }
   int64_t named = -1, image = -1;
-  for (size_t at = 0; at < start; ++at)
-    if (may_mention(t, at) && mention(t.substr(0, start), at, &image, &behind)) named = image, at = behind - 1;
   t = t.substr(0, end);
   Text label, its_label;
   int64_t its_image = -1;
@@ -83,6 +85,7 @@ inline void read_lenient(Text t, Boxes* out) {
       box.image = named, box.label = label, out->push_back(box), at = r.at - 1;
     } else if (c == '<') {
       r.at = at;
+      if (r.is(kThought)) named = -1;  // what was said before the answer begins
       if (!r.is(kRef)) continue;
       const size_t from = r.at;
       r.at = std::min(find(t, "<", from), end);

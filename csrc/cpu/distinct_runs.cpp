@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../common.h"
-#include "box_text.h"
+#include "unicode.h"
 
 namespace univg {
 namespace {
@@ -16,22 +16,6 @@ constexpr uint64_t kBase = 0x9E3779B97F4A7C15ull, kMix = 0xD6E8FEB86659FD93ull;
 inline uint64_t mixed(uint64_t x) {
   x = (x ^ (x >> 32)) * kMix;
   return (x ^ (x >> 29)) * kBase;
-}
-
-// Bytes of white space at `at`, as Python's str.split has it: 0 for none.
-inline size_t space(Text t, size_t at) {
-  const auto byte = [&](size_t i) { return at + i < t.size() ? static_cast<unsigned char>(t[at + i]) : 0; };
-  if (is_space(t[at])) return 1;
-  switch (byte(0)) {
-    case 0xC2: return byte(1) == 0x85 || byte(1) == 0xA0 ? 2 : 0;
-    case 0xE1: return byte(1) == 0x9A && byte(2) == 0x80 ? 3 : 0;
-    case 0xE2:
-      if (byte(1) == 0x81) return byte(2) == 0x9F ? 3 : 0;
-      if (byte(1) != 0x80) return 0;
-      return (byte(2) >= 0x80 && byte(2) <= 0x8A) || byte(2) == 0xA8 || byte(2) == 0xA9 || byte(2) == 0xAF ? 3 : 0;
-    case 0xE3: return byte(1) == 0x80 && byte(2) == 0x80 ? 3 : 0;
-    default: return 0;
-  }
 }
 
 // The bytes of the next 64 that may begin white space: up to " " or beyond ASCII.

@@ -4,6 +4,7 @@
 
 #include "../common.h"
 #include "box_search.h"
+#include "unicode.h"
 
 namespace univg {
 namespace {
@@ -29,9 +30,10 @@ Result scan_boxes(const Tensor& text, const Tensor& offsets, const Tensor& optio
   Tensor facts = make<int64_t>(options, {n, 4}), ends = make<int64_t>(options, {n + 1});
   auto *fact = static_cast<int64_t*>(facts.data_ptr()), *end = static_cast<int64_t*>(ends.data_ptr());
   Boxes kept, found, answer;
+  Plain plain;
   end[0] = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const Text t(bytes + cu[i], static_cast<size_t>(cu[i + 1] - cu[i]));
+    const Text t = plain.read({bytes + cu[i], static_cast<size_t>(cu[i + 1] - cu[i])});
     const auto style = static_cast<Style>(option[i] & 3);
     const bool cot = option[i] & 4;
     const Tags tags(t);
@@ -44,7 +46,8 @@ Result scan_boxes(const Tensor& text, const Tensor& offsets, const Tensor& optio
     const bool right = !(mode == kStrict || (mode == kReward && style != kUnivg) ? found : answer).empty();
     fact[4 * i] = has_format(t, cot), fact[4 * i + 1] = right && strict_form(t, tags, cot);
     fact[4 * i + 2] = tags.in_order, fact[4 * i + 3] = static_cast<int64_t>(found.size());
-    kept.insert(kept.end(), found.begin(), found.begin() + std::min<int64_t>(most, found.size()));
+    found.resize(std::min(static_cast<size_t>(most), found.size()));
+    for (Box& box : found) box.label = plain.original(box.label), kept.push_back(box);
     end[i + 1] = static_cast<int64_t>(kept.size());
   }
   const auto m = static_cast<int64_t>(kept.size());

@@ -13,9 +13,8 @@ CHUNK = 256  # texts that are copied at once: they stay in the cache
 
 def as_bytes(texts: Sequence[str]) -> tuple[bytes, Tensor, Tensor]:
     """(the bytes, the same as uint8, offsets [n+1] int64 of the texts in them)."""
-    run = "".join(texts)
-    if run.isascii():
-        lengths, code = list(map(len, texts)), run.encode("ascii")
+    if all(map(str.isascii, texts)):
+        lengths, code = list(map(len, texts)), "".join(texts).encode("ascii")
     else:
         codes = [text.encode("utf-8", "surrogatepass") for text in texts]
         lengths, code = list(map(len, codes)), b"".join(codes)

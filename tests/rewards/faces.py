@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from univg_kernels.scan_boxes import ScannedBoxes, plain, reference, scan_boxes
+from univg_kernels.scan_boxes import ScannedBoxes, scan_boxes
 
 
 def rows(found: ScannedBoxes) -> list[tuple[Any, ...]]:
@@ -18,15 +18,6 @@ def rows(found: ScannedBoxes) -> list[tuple[Any, ...]]:
 
 
 def differing(texts: Sequence[str], mode: str, styles: Sequence[str], cot: Sequence[bool]) -> list[tuple[Any, ...]]:
-    """(text, what C++ reads in it, what the reference does) where that differs; the reference behind the door, and by
-    itself on the text as it is."""
-    options = dict(mode=mode, styles=styles, cot=cot)
-    fast, behind = (rows(scan_boxes(texts, **options, backend=b)) for b in ("cpp", "reference"))  # type: ignore[arg-type]
-    bare = reference.scan_boxes(texts, mode, styles, cot)
-    alone = rows(bare._replace(labels=[label and plain(label) for label in bare.labels]))
-    return [
-        (t, a, other)
-        for t, a, *others in zip(texts, fast, behind, alone, strict=True)
-        for other in others
-        if a != other
-    ]
+    """(text, what C++ reads in it, what the reference does) where that differs."""
+    both = (rows(scan_boxes(texts, mode=mode, styles=styles, cot=cot, backend=b)) for b in ("cpp", "reference"))
+    return [(t, a, b) for t, a, b in zip(texts, *both, strict=True) if a != b]

@@ -112,7 +112,11 @@ def test_lenient_reads_what_people_write() -> None:
         ],
         "<think>(9,9),(9,9)</think> (1,2),(3,4)": [(1, 2, 3, 4, None, None)],
         "<answer>(9,9),(9,9)</answer> no: <answer>(1,2),(3,4)": [(1, 2, 3, 4, None, None)],
-        "<think>it is in Image-2</think><answer>(1,2),(3,4)</answer>": [(1, 2, 3, 4, 1, None)],
+        "It is in Image-2: <answer>(1,2),(3,4)</answer>": [(1, 2, 3, 4, None, None)],  # said before the answer begins
+        "<think>it is in Image-2</think> (1,2),(3,4)": [(1, 2, 3, 4, None, None)],
+        "<answer>Image-2</think> (1,2),(3,4)": [(1, 2, 3, 4, None, None)],
+        '"label": "a</think>(1,2),(3,4) "b"': [(1, 2, 3, 4, None, None)],  # a label reaches over no tag
+        '{"label": "a\\</b><c", "bbox_2d": [1, 2, 3, 4]}': [(1, 2, 3, 4, None, "a\\</b><c")],
         "image 0 (1,2),(3,4) images 2 and 12345 images": [(1, 2, 3, 4, None, None)],
     }  # fmt: skip
     for text, want in read.items():
@@ -170,24 +174,6 @@ def test_both_faces_read_the_same(mode: str) -> None:
         for cot in (True, False):
             wrong = differing(texts, mode, [style] * len(texts), [cot] * len(texts))
             assert not wrong, wrong[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "image"),
-    [
-        ("first image２[1,2,3,4]", 1),  # a digit of any script belongs to the word before it: image 2, not the first
-        ("２Image-1[1,2,3,4]", None),
-        ("Image-1２[1,2,3,4]", 11),
-        ("the ２nd image [1,2,3,4]", 1),
-        ("image\u00a02 [１,２,３,４]", 1),
-        ("中image 2[1,2,3,4]", 1),  # a letter beyond ASCII does not
-        ("²Image-1[1,2,3,4]", 0),  # is no digit to either
-        ('{"image": "２", "bbox_2d": [1,2,3,4]}', 1),
-    ],
-)
-def test_digits_and_spaces_of_all_scripts(text: str, image: int | None) -> None:
-    assert boxes(text, "lenient") == [(1, 2, 3, 4, image, None)]
-    assert not differing([text], "lenient", ["univg_r1"], [True])
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,9 @@ class TextBox:
 def boxes_in(text: str, num_images: int) -> list[TextBox]:
     """All boxes of a text, in order."""
     found: list[TextBox] = []
-    begins = [*(match.end() for match in ANSWER.finditer(text)), len(text) + 1]
-    answer = 0
-    named = label = opened = its_image = its_label = (
-        None  # what was last said; the first box of the object that is open
-    )
+    named = label = None  # what was last said
+    opened = its_image = its_label = None  # the first box of the object that is open, and what that says
     for match in ANY.finditer(text):
-        while begins[answer] <= match.start():
-            named, answer = None, answer + 1
         kind = match.lastgroup
         if kind is None:
             x1, y1, x2, y2 = (_number(written) for written in NUMBER.findall(match[0]))
@@ -63,6 +58,8 @@ def boxes_in(text: str, num_images: int) -> list[TextBox]:
                 told = found[i].image if its_image is None else its_image
                 found[i] = replace(found[i], image=told, label=found[i].label if its_label is None else its_label)
             opened = None
+        elif kind == "begins":
+            named = None
         else:
             named = _mentioned(match, num_images, named)
     return found
@@ -102,15 +99,24 @@ def in_tokens(text: str, boxes: Sequence[TextBox]) -> list[TextBox]:
     return out
 
 
-def rewrite(text: str, boxes: Sequence[TextBox], convert: Callable[[TextBox], Sequence[float]]) -> str:
-    """The text with other numbers in its boxes; brackets, commas and spaces stay."""
+def plainly(written: str, value: float) -> str:
+    return str(value)
+
+
+def rewrite(
+    text: str,
+    boxes: Sequence[TextBox],
+    convert: Callable[[TextBox], Sequence[float]],
+    spell: Callable[[str, float], str] = plainly,
+) -> str:
+    """The text with other numbers in its boxes, spelled by `spell(old, value)`; brackets, commas and spaces stay."""
     parts, at = [], 0
     for box in boxes:
         parts.append(text[at : box.start])
         at = box.start
         new = convert(box)
         for match, value in zip(NUMBER.finditer(text, box.start, box.end), new, strict=True):
-            parts += [text[at : match.start()], str(value)]
+            parts += [text[at : match.start()], spell(match[0], value)]
             at = match.end()
     return "".join([*parts, text[at:]])
 

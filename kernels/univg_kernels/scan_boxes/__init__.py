@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -49,13 +47,14 @@ def scan_boxes(
             text). It knows one style; texts of another one are read as by "strict".
         strict: what the only <answer>…</answer> holds (without cot: it, or the text), where that is nothing but boxes
             in the style asked for.
-        lenient: every box, in any spelling, of the last <answer>, or of what follows </think>, or of the text.
+        lenient: every box, in any spelling, of the last <answer>, or of what follows </think>, or of the text; what is
+            said before that, or before a </think>, names no image.
         univg_r1_eval, migician: the first box anywhere, as the two evaluation scripts find it. Where they go on with
             zeros there is no box here; Migician's fractions are given in thousandths.
     The forms: UniVG-R1's (`format`), the strict one (`strict`: <think>…</think>, <answer>boxes</answer>, nothing else,
     no tag twice), and how many of the four tags stand once and in their order (`tags`).
     Numbers of more than nine digits are read as 10^9; images count from 1 in texts. Digits and white space beyond ASCII
-    are read as those of ASCII, and labels have them so.
+    are read as those of ASCII; labels are as the text has them.
 
     Args:
         texts: B strings. styles, cot: of each text, or of all: "univg_r1", "bbox_2d" or "box_tokens"; whether
@@ -71,19 +70,4 @@ def scan_boxes(
             raise ValueError(f"{op}: {name} must have one entry for each of {len(texts)} texts, got {len(given)}")
     for style in set(each):
         check_choice(op, "styles", style, STYLES)
-    return face(op, torch.device("cpu"), backend).scan_boxes([plain(text) for text in texts], mode, each, thinks)
-
-
-def plain(text: str) -> str:
-    """The text with the digits 0-9 and ASCII white space for those beyond ASCII: the C++ face knows no others."""
-    return text if text.isascii() else _odd().sub(_plain, text)
-
-
-@cache
-def _odd() -> re.Pattern[str]:
-    """Digits and white space beyond ASCII, which `re` takes for digits and white space, too."""
-    return re.compile(f"[{''.join(c for c in map(chr, range(128, 0x110000)) if c.isdecimal() or c.isspace())}]")
-
-
-def _plain(match: re.Match[str]) -> str:
-    return " " if match[0].isspace() else str(int(match[0]))
+    return face(op, torch.device("cpu"), backend).scan_boxes(texts, mode, each, thinks)

@@ -30,13 +30,14 @@ MENTION = (
     rf"{START}(?:(?P<word>{_any_case(*ORDINALS)})|(?P<nth>\d{{1,3}}+)(?:st|nd|rd|th))[{SPACE}\-](?:{NOUN}){STOP}"
     rf"|{START}(?:{NOUN})[{SPACE}\-_#]?+(?P<number>\d{{1,3}}+){STOP}"
 )
+INSIDE = r'(?:[^"\\<]|\\[^<]|\\?+<(?!/?+(?:think|answer)>))'  # of a label in quotes, which reaches over no tag
 ANY = re.compile(
     rf"\(\s*+{N}\s*+,\s*+{N}\s*+(?:\)\s*+,?+\s*+\(\s*+{N}\s*+,\s*+{N}|,\s*+{N}\s*+,\s*+{N})\s*+\)"
     rf"|\[\s*+{N}\s*+,\s*+{N}\s*+,\s*+{N}\s*+,\s*+{N}\s*+\]"
     rf"|<box>\s*+{N}[\s,]++{N}[\s,]++{N}[\s,]++{N}\s*+</box>"
     rf"|<\|object_ref_start\|>(?P<ref>[^<]*+)<\|object_ref_end\|>"
     rf'|"(?:{"|".join(IMAGE_KEYS)})"\s*+:\s*+"?+(?:[Ii]mage[{SPACE}\-_#]?+)?+(?P<image>\d{{1,3}}+)(?!\d)'
-    rf'|"label"\s*+:\s*+"(?P<label>(?:[^"\\]|\\.)*+)"|(?P<open>\{{)|(?P<close>\}})|{MENTION}',
+    rf'|"label"\s*+:\s*+"(?P<label>{INSIDE}*+)"|(?P<open>\{{)|(?P<close>\}})|(?P<begins></think>|<answer>)|{MENTION}',
     re.DOTALL,
 )
 
@@ -51,8 +52,6 @@ def lenient(text: str, style: str, cot: bool) -> list[Found]:
         thought = text.rfind("</think>")
         start = thought + len("</think>") if thought >= 0 else 0
     named, label, opened = -1, None, None  # what was last said, and the first box of the object that is open
-    for match in re.compile(MENTION).finditer(text, 0, start):
-        named = _mentioned(match)
     found: list[Found] = []
     its_image, its_label = -1, None
     for match in ANY.finditer(text, start, end):
@@ -73,6 +72,8 @@ def lenient(text: str, style: str, cot: bool) -> list[Found]:
                 image = its_image if its_image != -1 else told.image
                 found[i] = told._replace(image=image, label=told.label if its_label is None else its_label)
             opened = None
+        elif kind == "begins":
+            named = -1
         elif kind in ("word", "nth", "number"):
             named = _mentioned(match)
     return found
