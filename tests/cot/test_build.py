@@ -79,6 +79,14 @@ def test_a_record_without_an_image_number_is_counted(tmp_path: Path) -> None:
     assert summary(tmp_path / "o.jsonl")["removed"] == {"unknown image": 1} and len(rows(tmp_path / "o.jsonl")) == 1
 
 
+def test_a_file_without_a_record_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_boxes(tmp_path / "data", 1)
+    forget_image(path, 0)
+    for _ in range(2):  # built, then found built
+        assert main(["build", "--data", str(path), "--out", str(tmp_path / "o.jsonl")]) == 1
+        assert f"error: {tmp_path / 'o.jsonl'} is empty: no record was kept" in capsys.readouterr().err
+
+
 def test_two_builds_of_one_file_are_refused(boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = tmp_path / "stage1.jsonl.journal"
     with journal.open("wb") as held:

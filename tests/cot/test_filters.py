@@ -73,6 +73,12 @@ def test_format_in_other_styles() -> None:
         "x=209px, y=251 px, x2=941px",
         "209px/251px/941px",
         "１６３, ３４８, ７３５",
+        "the centre (449,674), 572x651",  # centre, width and height
+        "it is 572 wide and 651 tall, centred at 449,674",
+        "x=.163 y=.348 w=.572 h=.651",  # a corner, width and height
+        "x 209 px, y 251 px, 732 px wide",
+        "163/1000, 348/1000, 735/1000",
+        "16/100 and 35/100 and 74/100",
     ],
 )
 def test_leak(leak: str) -> None:
@@ -85,7 +91,15 @@ def test_boxes_of_other_things_may_be_told() -> None:
     assert (
         verdict(f"I am 100% sure: 2 of 3 dogs, 16 cats and 50 % of 1.5 litres of milk, 0.2 of it cold. {THINK}") is None
     )
+    assert verdict(f"The dog, 572 by 651, is larger; it took 3/4 of the race on 16/7. {THINK}") is None
     assert verdict(f"It takes 35% of the picture, the dog 16 %, both lie at .5 of its height. {THINK}") is None
+
+
+def test_a_side_of_the_image_is_said_of_anything() -> None:
+    half = Record("u", "f:1", RECORD.images, "q", (Target((0, 0, 500, 1000), 2, "cat"),))
+    answer = "<answer>(0,0),(500,1000)</answer>"
+    assert verdict(f"I am 100% sure, and 50% of it is visible. {THINK}", answer, half) is None
+    assert verdict(f"It takes 50% of the width and 100% of the height. {THINK}", answer, half) == "leak"
 
 
 @pytest.mark.parametrize(

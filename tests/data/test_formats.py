@@ -73,6 +73,36 @@ def test_mig_bench_names_the_image_that_holds_the_answer(disk):
     assert records[0].extra == {"need_format": True, "additional_info": ""}
 
 
+@pytest.mark.parametrize(
+    ("info", "image"),
+    [
+        ("Image-2: (0,0),(500,250)", 1),
+        ("the second image", 1),
+        ({"Image-2": [0, 0, 0.5, 0.25]}, 1),
+        ({"image": "b.png", "bbox": [0, 0, 0.5, 0.25]}, 1),
+        ("images/b.png", 1),
+        (["b.png", [0, 0, 0.5, 0.25]], 1),
+        ({"img_idx": 0}, 0),
+        ({"target_image": 2}, 1),
+        # which of them, or counted from where?
+        ({"img_idx": 1}, None),
+        ({"target": 2}, None),
+        ("Not in Image-1, but in Image-2.", None),
+        ("a.png, b.png", None),
+        ("bb.png", None),
+        ({"image": "b.png", "img_idx": 0}, None),
+        ({"image_id": 7}, None),
+        ("", None),
+        (None, None),
+        ([0, 0, 500, 250], None),
+    ],
+)
+def test_additional_information_about_one_image_names_it(disk, info, image):
+    row = ROWS["mig_bench"][1] | {"additional_info": info}
+    assert records_of(disk, row)[0][0].target_image == image
+    assert records_of(disk, row | {"task": "diff"})[0][0].target_image is None
+
+
 def test_ms_swift_fills_names_and_boxes_in(disk):
     (first, second), _ = records_of(disk, *ROWS["ms_swift"])
     filled = (

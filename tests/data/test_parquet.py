@@ -79,12 +79,44 @@ def test_damaged_parquet_and_parquet_without_pyarrow(parquet, tmp_path, monkeypa
 
 
 def test_rows_that_make_no_parquet(folder, tmp_path):
+    """The message names OUT, the key and both rows, and no file beside it; what stands there stays."""
     pytest.importorskip("pyarrow")
+    out = folder.write("out.parquet", "precious")
     gone = folder.write("gone.jsonl", json.dumps(folder.stage2(images=["a.png", "gone.png"])))
-    mixed = folder.jsonl(folder.stage2(mine=3), folder.stage2(mine="text"))
-    for path, message in ((gone, "No such file"), (mixed, "cannot be written")):
-        with pytest.raises(ValueError, match=message):
-            convert(path, tmp_path / "out.parquet", "univg_r1_stage2")
+    mixed = folder.jsonl(folder.stage2(id=3), folder.stage2(id=4), folder.stage2(id="text"))
+    kinds = "parquet holds one kind of value under id, and there is 3 in row 1 and 'text' in row 3; write .jsonl"
+    for path, message in ((gone, f"the image {folder.path}/gone.png: No such file or directory"), (mixed, kinds)):
+        with pytest.raises(ValueError) as caught:
+            convert(path, out, "univg_r1_stage2")
+        assert str(caught.value) == f"{out} cannot be written: {message}"
+    assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize("to", ["mig_bench", "verl", "easy_r1", "univg_fast"])
+def test_keys_of_several_kinds_come_back_from_parquet(folder, tmp_path, to, monkeypatch):
+    """MIG-Bench's additional_info is text here and a mapping there; mappings have keys of their own."""
+    pytest.importorskip("pyarrow")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    infos = ["", "In Image-2.", {"target": 1}, {"image": 0, "more": {"deep": [1, "x"]}}, {}, 5, [1, [2]]]
+    rows = [folder.stage2(task="diff", additional_info=info, need_format=True) for info in infos]
+    assert convert(folder.jsonl(*rows), folder.path / "out.parquet", to).bad == []
+    records, report = scan([folder.path / "out.parquet"])
+    assert [record.extra["additional_info"] for record in records] == infos and not report.bad
+
+
+def test_records_of_all_formats_in_one_table(folder, tmp_path, monkeypatch):
+    """No row gets keys of another one."""
+    pytest.importorskip("pyarrow")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = [row for name in ROWS if name != "revos" for row in ROWS[name]]
+    own, again = folder.path / "own.jsonl", folder.path / "again.jsonl"
+    convert(folder.jsonl(*rows), own, "univg_fast")
+    assert convert(own, folder.path / "own.parquet", "univg_fast").bad == []
+    assert convert(folder.path / "own.parquet", again, "univg_fast").bad == []
+    given, found = ([json.loads(line) for line in path.read_text().splitlines()] for path in (own, again))
+    for row in (*given, *found):
+        row["images"] = [os.path.basename(path) for path in row["images"]]
+    assert [{k: v for k, v in row.items() if v is not None} for row in found] == given
 
 
 def test_two_processes_unpack_one_parquet_file(parquet, tmp_path):

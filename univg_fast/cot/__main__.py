@@ -10,10 +10,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from univg_fast.config import Config, ConfigError, load_config
 from univg_fast.data.entries import STYLES
+
+if TYPE_CHECKING:
+    from univg_fast.cot.journal import Journal
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +47,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: the file is complete. 1: records failed, or a mistake in the input. 2: a mistake in the configuration."""
+    """0: the file is complete. 1: records failed, none was kept, or a mistake in the input. 2: one in the
+    configuration."""
     given, keys = parser().parse_known_args(argv)
     try:
         if bool(given.data) == bool(given.config):
@@ -119,18 +123,25 @@ def run(given: argparse.Namespace, config: Config) -> int:
     journal = Journal(given.out, settings(given, root, style, reading, [file.path for file in files]), len(records))
     if journal.finished():
         print(f"{given.out} is there already, made from the same files with the same settings")
-        return 0
+        return ended(journal, [])
     journal.open()
     if journal.done:
         print(f"going on after {journal.done} records ({journal.path})", flush=True)
     with Display("cot", len(records), journal.done, quiet_s=10.0) as display:
         failures = build(records, make, journal, thresholds, threads, display.update)
     print(f"{given.out}: {counts(journal, len(failures))}", flush=True)
+    return ended(journal, failures)
+
+
+def ended(journal: Journal, failures: list[str]) -> int:
+    """The exit code: a file that is incomplete, or has nothing in it, is told."""
     for failure in failures[:20]:
         print(f"failed {failure}", file=sys.stderr)
     if failures:
         print(f"{len(failures)} records failed; the same command tries them again", file=sys.stderr)
-    return 1 if failures else 0
+    if not journal.kept:
+        print(f"error: {journal.out} is empty: no record was kept (docs/cot.md, Filters)", file=sys.stderr)
+    return 1 if failures or not journal.kept else 0
 
 
 def configured(config: Config, use: str) -> list[Any]:

@@ -20,6 +20,8 @@ from univg_fast.rewards import TERMS, Answers, Settings, parse
 from univg_fast.structs import Box, Record
 
 NUMBER = re.compile(r"\d{1,9}(?:\.(\d{1,9}))?|\.(\d{1,9})")  # 12, 0.12 and .12, whatever stands around it
+CERTAIN = re.compile(r"\b100\s*(?:[%％]|per ?cent\b)(?!\s*(?:of|across|down|wide|high|tall)\b)", re.IGNORECASE)
+QUOTIENT = re.compile(r"(\d{1,4})\s?[/⁄]\s?(\d{1,4})")  # 44/100
 PERCENT = re.compile(r"[%％]|\bper ?cent\b", re.IGNORECASE)
 MARKS = ("<|", "<image>")  # in a target they would be read as special tokens, or as one image more
 NEAR = 2  # units of 1000 within which a number is a coordinate
@@ -78,7 +80,7 @@ def well_formed(candidate: Candidate, record: Record) -> bool:
 
 def leaks(think: str, record: Record, sizes: Sequence[Size] = ()) -> bool:
     """Whether a trace writes the answer's numbers: in 0-1000, 0-1, percents, or pixels of the image as stored or as
-    resized."""
+    resized; as corners, or as a corner or the centre with width and height."""
     numbers, fractions = _told(think)
     written = boxes_in(think, len(record.images))
     for target in record.targets:
@@ -86,10 +88,11 @@ def leaks(think: str, record: Record, sizes: Sequence[Size] = ()) -> bool:
         for wanted, unit in _spellings(target.box, sizes[image] if image < len(sizes) else None):
             if any(iou(found.numbers, wanted) >= SAME_BOX for found in written):
                 return True
-            coordinates = [v for v in wanted if v > SMALL * unit]
             told = fractions if max(wanted) <= 1 else numbers
-            near = sum(any(abs(v - n) <= max(NEAR * unit, slack) for n, slack in told) for v in set(coordinates))
-            if coordinates and near >= min(LEAKED, len(set(coordinates))) and near > 1:
+            corners, *others = ({v for v in way if v > SMALL * unit} for way in _ways(wanted))
+            if _near(corners, told, unit) >= max(2, min(LEAKED, len(corners))):
+                return True
+            if any(_near(other, told, unit) >= LEAKED for other in others):
                 return True
     return False
 
@@ -120,11 +123,25 @@ def score(text: str, record: Record) -> float:
     return float(TERMS["matching"](Answers([text], [record], Settings(parser="lenient")))[0])
 
 
+def _near(wanted: set[float], told: Sequence[tuple[float, float]], unit: float) -> int:
+    """How many of these numbers are told, up to a unit or two."""
+    return sum(any(abs(v - n) <= max(NEAR * unit, slack) for n, slack in told) for v in wanted)
+
+
+def _ways(box: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """A box by its corners; by one of them, width and height; by its centre, width and height."""
+    x1, y1, x2, y2 = box
+    across, down = x2 - x1, y2 - y1
+    return box, (x1, y1, across, down), (x1 + across / 2, y1 + down / 2, across, down)
+
+
 def _told(think: str) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """The numbers of a trace, and those that may be fractions of an image's side, with what rounding took from them.
 
-    Where a trace speaks of percents, all its numbers up to 100 may be some: "from 12 to 44 percent".
+    Where a trace speaks of percents, all its numbers up to 100 may be some: "from 12 to 44 percent". "100% sure" is
+    none: it is said of anything.
     """
+    think = CERTAIN.sub(" ", think)
     numbers, fractions, percents = [], [], PERCENT.search(think) is not None
     for found in NUMBER.finditer(think):
         value, decimals = float(found[0]), len(found[1] or found[2] or "")
@@ -133,6 +150,10 @@ def _told(think: str) -> tuple[list[tuple[float, float]], list[tuple[float, floa
             fractions.append((value, min(0.5 * 10**-decimals, ROUNDED / 1000) + 1e-9))
         if percents and value <= 100:
             fractions.append((value / 100, 0.005 * 10**-decimals + 1e-9))
+    for found in QUOTIENT.finditer(think):
+        part, whole = int(found[1]), int(found[2])
+        if 0 < part < whole:
+            fractions.append((part / whole, min(0.5 / whole, ROUNDED / 1000) + 1e-9))
     return numbers, fractions
 
 

@@ -34,9 +34,11 @@ class Journal:
         """Whether `out` is there, complete and made with these settings. ValueError for an `out` of other settings."""
         if self.path.exists() or not self.out.exists():
             return False
-        made = json.loads(self.summary_path.read_text())["settings"] if self.summary_path.exists() else None
+        summary = json.loads(self.summary_path.read_text()) if self.summary_path.exists() else {}
+        made = summary.get("settings")
         if made != self.settings:
             raise ValueError(f"--out: {self.out} is there, {_difference(made, self.settings)}; name another file")
+        self.kept = summary["kept"]
         return True
 
     def open(self) -> None:

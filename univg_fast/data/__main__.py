@@ -15,7 +15,7 @@ from .scan import scan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: everything was read; 1: some entries were not; 2: wrong arguments."""
+    """0: everything was read; 1: some entries were not, or there are none; 2: wrong arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m univg_fast.data", description="Look at data files, and convert them."
     )
@@ -37,17 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.command == "show":
             _, report = scan([entry])
             print(report.summary(), *report.details(), sep="\n")
-            bad = list(report.bad)
+            bad, good = list(report.bad), report.good
         else:
             done = convert(entry, given.out, given.to)
             print(f"{done.written} rows of {given.to} in {given.out}, {done.summary()}")
-            bad = done.bad
+            bad, good = done.bad, done.written
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for entry_left in bad[:SHOWN]:
         print(f"left out {entry_left.message}", file=sys.stderr)
-    return 1 if bad else 0
+    if not good:
+        nothing = "nothing was written, " if given.command == "convert" else ""
+        print(f"error: {given.file}: {nothing}there is no good entry in it", file=sys.stderr)
+    return 1 if bad or not good else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ from univg_fast.structs import BadRecord
 from .errors import Refused
 from .files import DataFile, data_files
 from .fitting import TALKS, Fitting
-from .formats import FORMATS, RawRecord, read_row
+from .formats import FORMATS, RawRecord, own, read_row
 from .index import place
 from .jsonfile import Row, read_rows
-from .parquet import write_parquet
+from .parquet import Unwritable, write_parquet
 
 
 @dataclass
@@ -26,14 +27,15 @@ class Converted:
 
     written: int = 0
     bad: list[BadRecord] = field(default_factory=list)
-    responses: int = 0  # that rows were written without, since their format has none
+    without: Counter[str] = field(default_factory=Counter)  # of rows that were written: what they do not hold
+    further: set[str] = field(default_factory=set)  # keys of rows that mean nothing to their format
 
     def summary(self) -> str:
         """What was left out, and why, in a line."""
         reasons = Counter(bad.message.removeprefix(f"{bad.source}: ") for bad in self.bad)
         named = [f"{count}: {reason}" for reason, count in reasons.most_common(3)]
         said = f"{len(self.bad)} entries left out" + (f" ({'; '.join(named)})" if named else "")
-        return said + (f", {self.responses} responses left out (the format has none)" if self.responses else "")
+        return ", ".join([said, *(f"{count} {what}" for what, count in self.without.items() if count)])
 
 
 def convert(entry: Any, out: str | Path, to: str) -> Converted:
@@ -41,25 +43,36 @@ def convert(entry: Any, out: str | Path, to: str) -> Converted:
 
     A row of the format it came from is restored; one of another format has its boxes counted 0-1000 of their images,
     whose headers are then read. Each row is read again before it is written: one that would not say the same is left
-    out and named. Relative image paths are those from OUT's folder. ValueError for an unknown format or a missing file
-    or folder.
+    out and named. Relative image paths are those from OUT's folder. Where no row is written, OUT stays as it is.
+    ValueError for an unknown format, a missing file or folder, or a table that parquet cannot hold.
     """
     if to not in FORMATS:
         raise ValueError(f"--to: expected one of {', '.join(FORMATS)}, got {to!r}")
     done, out = Converted(), Path(out)
     if not out.parent.is_dir():
         raise ValueError(f"{out} cannot be written: there is no folder {out.parent}")
+    place = Path(os.path.realpath(out))  # of a link the file that it names
+    if place.exists() and not place.is_file():
+        raise ValueError(f"{out} cannot be written: expected a file, and it is none")
     files = data_files([entry])
     home = files[0].root if out.suffix == ".parquet" else out.parent  # images of parquet lie inside
     rows = (row for file in files for row in _rows(file, home, to, done))
     # Beside its place until it is whole: OUT may be one of the files that are read, and an error leaves it as it was.
-    unfinished = out.with_name(f".{out.stem}.unfinished{out.suffix}")
+    unfinished = place.with_name(f".{place.stem}.unfinished{out.suffix}")
     try:
         if out.suffix == ".parquet":
-            write_parquet(unfinished, rows, home)
+            whole = list(rows)
+            write_parquet(unfinished, whole, home, None if to in own.NAMES else done.further)
         else:
             _write_json(unfinished, rows)
-        unfinished.replace(out)
+        if done.written:  # else there is nothing in it to replace a file with
+            unfinished.replace(place)
+    except Unwritable as error:
+        raise ValueError(f"{out} cannot be written: {error}") from None
+    except OSError as error:
+        if error.filename not in (str(unfinished), None):
+            raise
+        raise ValueError(f"{out} cannot be written: {error.strerror or error}") from None
     finally:
         unfinished.unlink(missing_ok=True)
     return done
@@ -83,12 +96,13 @@ def _rows(file: DataFile, home: Path, to: str, done: Converted) -> Iterator[dict
         for group in groups:
             where = source if together or len(raws) == 1 else f"{source}#{group[0].turn}"
             try:
-                row, dropped = fitting.row(group, where)
+                row, without = fitting.row(group, where)
             except Refused as error:
                 done.bad.append(error.bad_record(where))
                 continue
             done.written += 1
-            done.responses += dropped
+            done.without += without
+            done.further.update(*(raw.extra for raw in group))
             yield row
 
 

@@ -35,8 +35,8 @@ class DataFile:
 
     @property
     def root(self) -> Path:
-        """Where relative image paths start."""
-        return self.image_root if self.image_root is not None else Path(self.name).parent
+        """Where relative image paths start, in full."""
+        return (self.image_root if self.image_root is not None else Path(self.name).parent).absolute()
 
 
 def data_files(

@@ -1,7 +1,7 @@
 """Parquet files with images inside (verl, EasyR1): unpacked once into a folder of image files and JSONL rows.
 
 A cell {"bytes", "path"} becomes the path of a file that holds the bytes; its name holds the cell's path, so that
-`write_parquet` restores both.
+`write_parquet` restores both. A column whose values a table would change is JSON text, and its field says so.
 """
 
 from __future__ import annotations
@@ -12,15 +12,23 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote, unquote
+
+from .formats.raw import brief
 
 MAGIC = b"PAR1"
 BATCH = 64  # rows held at once
 MAX_NAME = 180  # of a file; a longer path of a cell is not kept
 NAMELESS = "_"
+PICTURES = ("images", "image")  # keys whose paths become images
+JSON = {b"univg_fast": b"json"}  # metadata of a column of JSON texts
+
+
+class Unwritable(ValueError):
+    """Rows that make no table."""
 
 
 def _pyarrow() -> Any:
@@ -47,8 +55,11 @@ def unpack(path: Path, cache_dir: str | None = None) -> Path:
     made = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
     try:
         with (made / "rows.jsonl").open("w", encoding="utf-8") as out:
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=BATCH):
+            file = pyarrow.parquet.ParquetFile(path)
+            texts = [field.name for field in file.schema_arrow if (field.metadata or {}).items() >= JSON.items()]
+            for batch in file.iter_batches(batch_size=BATCH):
                 for row in batch.to_pylist():
+                    row |= {name: json.loads(row[name]) for name in texts if row[name] is not None}
                     out.write(json.dumps(_unpacked(row, made, folder), default=_plain) + "\n")
         try:
             made.rename(folder)
@@ -62,16 +73,45 @@ def unpack(path: Path, cache_dir: str | None = None) -> Path:
     return folder / "rows.jsonl"
 
 
-def write_parquet(path: Path, rows: Iterable[dict[str, Any]], root: Path) -> None:
+def write_parquet(path: Path, rows: Sequence[dict[str, Any]], root: Path, further: set[str] | None = None) -> None:
     """Write rows, the images under "images" or "image" as {"bytes", "path"}; `root`: where their relative paths start.
 
-    All rows are held at once. ValueError for an image that cannot be read, or rows that make no table.
+    A column that a table would change (text here and a mapping there) becomes JSON text, which `unpack` reads back: any
+    of them, or those named by `further`, where trainers read the others. Unwritable for another one, or an image that
+    cannot be read; OSError for the file.
     """
     pyarrow = _pyarrow()
+    columns, fields = [], []
+    for name in dict.fromkeys(key for row in rows for key in row):
+        values, metadata = [row.get(name) for row in rows], None
+        if name in PICTURES:
+            column = pyarrow.array([_pictures(value, root) for value in values])
+        elif (column := _column(values)) is None:
+            if further is not None and name not in further:
+                _refuse(name, values)
+            column = pyarrow.array([None if value is None else json.dumps(value) for value in values])
+            metadata = JSON
+        columns.append(column)
+        fields.append(pyarrow.field(name, column.type, metadata=metadata))
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, schema=pyarrow.schema(fields)), path)
+
+
+def _column(values: list[Any]) -> Any:
+    """The values as a column that holds just them; None where there is none, as for mappings of different keys."""
+    pyarrow = _pyarrow()
     try:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([_packed(row, root) for row in rows]), path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"data: {path} cannot be written: {error}") from None
+        column = pyarrow.array(values)
+    except (pyarrow.ArrowException, OverflowError, UnicodeError):
+        return None
+    unknown_to_parquet = "struct<>" in str(column.type)
+    return column if column.to_pylist() == values and not unknown_to_parquet else None
+
+
+def _refuse(name: str, values: list[Any]) -> NoReturn:
+    told = [(number, value) for number, value in enumerate(values, 1) if value is not None]
+    number, other = next(((n, v) for n, v in told if _column([told[0][1], v]) is None), told[0])
+    kinds = f"{brief(told[0][1])} in row {told[0][0]} and {brief(other)} in row {number}"
+    raise Unwritable(f"parquet holds one kind of value under {name}, and there is {kinds}; write .jsonl")
 
 
 def _unpacked(value: Any, made: Path, folder: Path) -> Any:
@@ -89,19 +129,20 @@ def _unpacked(value: Any, made: Path, folder: Path) -> Any:
     return [_unpacked(item, made, folder) for item in value] if isinstance(value, list) else value
 
 
-def _packed(row: dict[str, Any], root: Path) -> dict[str, Any]:
-    """The row with its images' files in the place of their paths."""
-    held = {key: row[key] for key in ("images", "image") if key in row}
-    return row | {
-        key: _cell(value, root) if isinstance(value, str) else [_cell(image, root) for image in value]
-        for key, value in held.items()
-    }
+def _pictures(value: Any, root: Path) -> Any:
+    """The images' files in the place of their paths."""
+    if value is None or isinstance(value, str):
+        return None if value is None else _cell(value, root)
+    return [_cell(image, root) for image in value]
 
 
 def _cell(image: str, root: Path) -> dict[str, Any]:
     path = root / image
     name = unquote(path.name) if path.parent.parent.name == "images" else image
-    return {"bytes": path.read_bytes(), "path": None if name == NAMELESS else name}
+    try:
+        return {"bytes": path.read_bytes(), "path": None if name == NAMELESS else name}
+    except OSError as error:
+        raise Unwritable(f"the image {path}: {error.strerror}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -88,7 +88,7 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
     """The row of one record, or of the turns of a conversation; boxes in the system that they have."""
     first, last, same = records[0], records[-1], records[0].format == "ms_swift"
     shape = first.shape if same else {}
-    messages, shown = [*shape.get("head", ())], 0
+    messages, shown = [*first.shape.get("head", ())], 0
     for record in records:
         question = record.question if same else marked(record, shown)
         messages.append({"role": "user", "content": question})

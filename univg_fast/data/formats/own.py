@@ -43,7 +43,7 @@ def recognise(row: dict[str, Any]) -> str | None:
 def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     """One record; Refused says what is wrong."""
     images, question = images_of(row, "images"), text_of(row, "question")
-    turn, turns = row.get("turn", 0), row.get("turns", 1)
+    turn, turns = (row[key] if row.get(key) is not None else least for key, least in (("turn", 0), ("turns", 1)))
     if not (is_int(turn) and is_int(turns) and 0 <= turn < turns):
         raise Refused("schema", f"turn: expected a number from 0 below turns, got {brief([turn, turns])}")
     marks = question.count(MARK)

@@ -5,7 +5,7 @@
     alpaca   {"instruction": "<image>…", "input", "output", "images"}
 
 An answer is [x1, y1, x2, y2], a list of those, or a text that holds boxes; read as 0-1000 unless the data entry says
-otherwise (`coordinates`).
+otherwise (`coordinates`). Of easy_r1 and verl, "answer_style" beside these keys, or else such a text, tells the style.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from univg_fast.data.boxtext import boxes_in
+from univg_fast.data.entries import STYLES
 from univg_fast.data.errors import Refused
 from univg_fast.data.prompts import answer_text
 from univg_fast.structs import Box, Target
@@ -40,6 +41,7 @@ from .raw import (
 )
 
 NAMES = ("easy_r1", "verl", "alpaca")
+SPELLED = {'"bbox_2d"': "bbox_2d", "<|box_start|>": "box_tokens"}  # what shows the style of a textual answer
 
 
 def recognise(row: dict[str, Any]) -> str | None:
@@ -58,8 +60,8 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     shape: dict[str, Any] = {"keys": [images_key, task_key(row)]}
     shape |= {"one_image": True} if isinstance(row[images_key], str) else {}
     told = told_of_target(row, len(images))
-    shape |= told
-    response = None
+    shape |= told | ({"answer_style": row["answer_style"]} if row.get("answer_style") in STYLES else {})
+    response = style = None
     known = {images_key, "id", "cot", *TOLD, task_key(row)}
     if name == "alpaca":
         question, response = text_of(row, "instruction"), text_of(row, "output")
@@ -72,12 +74,15 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
     elif name == "verl":
         question = _prompt(row["prompt"])
         answer = need(row["reward_model"], "ground_truth") if isinstance(row["reward_model"], dict) else None
-        targets, known = _targets(answer, len(images)), known | {"prompt", "reward_model"}
+        targets, style = _targets(answer, len(images)), _style(row, answer)
+        known |= {"prompt", "reward_model"}
         shape |= {"prompt": row["prompt"], "reward_model": row["reward_model"]}
     else:
         answer_key = "answer" if "answer" in row else "solution"
-        question, targets = text_of(row, "problem"), _targets(row[answer_key], len(images))
-        known, shape = known | {"problem", answer_key}, shape | {"answer": {answer_key: row[answer_key]}}
+        answer = row[answer_key]
+        question, targets, style = text_of(row, "problem"), _targets(answer, len(images)), _style(row, answer)
+        known, shape = known | {"problem", answer_key}, shape | {"answer": {answer_key: answer}}
+    known |= {"answer_style"} if style is not None and "answer_style" in shape else set()
     check_marks([question], images, optional=name != "alpaca")
     return [
         RawRecord(
@@ -89,6 +94,7 @@ def read(row: dict[str, Any], root: Path) -> list[RawRecord]:
             uid=row.get("id"),
             task=row.get(task_key(row)),
             cot=cot_of(row),
+            answer_style=style,
             extra=rest(row, known),
             shape=shape,
         )
@@ -108,12 +114,15 @@ def write(records: Sequence[RawRecord], name: str) -> dict[str, Any]:
         row |= {"instruction": shape.get("instruction", marked(record)), "output": record.response}
         row |= {"input": shape["input"]} if "input" in shape else {}
     elif name == "verl":
-        row["prompt"] = shape.get("prompt", [{"role": "user", "content": marked(record)}])
+        asked = [*record.shape.get("head", ()), {"role": "user", "content": marked(record)}]
+        row["prompt"] = shape.get("prompt", asked)
         row["reward_model"] = shape.get("reward_model") or {"style": "rule", "ground_truth": _answer(record)}
     else:
         row |= {"problem": record.question if same else marked(record)}
         row |= shape.get("answer") or {"answer": _answer(record)}
     told = {"id": record.uid, task: record.task, "cot": record.cot} | told_by(record, same)
+    if name != "alpaca":
+        told["answer_style"] = shape.get("answer_style") if same else _unseen_style(record)
     return row | {key: value for key, value in told.items() if value is not None}
 
 
@@ -133,6 +142,19 @@ def _answer(record: RawRecord) -> Any:
     if len(record.targets) == 1:
         return list(record.targets[0].box)
     return answer_text([Target(_integers(t.box), t.image, t.label) for t in record.targets], "bbox_2d")
+
+
+def _style(row: dict[str, Any], answer: Any) -> str | None:
+    """The style that a row tells of its answers; else that of an answer which is a text in one."""
+    if row.get("answer_style") in STYLES:
+        return str(row["answer_style"])
+    return next((s for mark, s in SPELLED.items() if mark in answer), None) if isinstance(answer, str) else None
+
+
+def _unseen_style(record: RawRecord) -> str | None:
+    """The record's style, where its answer does not show it by itself."""
+    seen = _style({}, _answer(record)) or "univg_r1"
+    return None if record.answer_style == seen else record.answer_style
 
 
 def _integers(box: tuple[float, ...]) -> Box:
