@@ -49,6 +49,14 @@ def test_nothing_is_replaced_by_nothing(tmp_path: Path, capsys, row) -> None:
     assert out.read_text() == "precious" and len(list(tmp_path.iterdir())) == 2
 
 
+def test_paths_are_told_without_detours(disk, capsys, monkeypatch):
+    monkeypatch.chdir(disk.path)
+    disk.jsonl(disk.stage2(images=["a.png", "./gone.png"]))
+    for source in ("data.jsonl", "./data.jsonl"):
+        assert main(["show", source]) == 1
+        assert f"{disk.path}/gone.png" in capsys.readouterr().err
+
+
 def test_a_link_is_written_through(disk, tmp_path_factory):
     far = tmp_path_factory.mktemp("far") / "real.jsonl"
     link = disk.path / "link.jsonl"

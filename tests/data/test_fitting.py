@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from univg_fast.data.convert import convert
-from univg_fast.data.fitting import ANEW, SYSTEM
+from univg_fast.data.fitting import ANEW, SYSTEM, UNUSED
 from univg_fast.data.scan import scan
 
-from .examples import HARD, talk, turns
+from .examples import HARD, ROWS, talk, turns
 
 SENTENCES = (
     "From top to bottom they are [12, 7, 30, 41], so the third shelf has most items.",
@@ -65,6 +65,18 @@ def test_boxes_that_are_written_anew_are_counted(disk):
     assert [bad.message.split(": ", 1)[1] for bad in done.bad] == [
         "the format sharegpt does not keep the image of a box"
     ]
+
+
+@pytest.mark.parametrize("name", ["lisa", "llmseg", "reasonvos", "ms_swift"])
+def test_boxes_that_are_no_target_s_are_counted(disk, name):
+    row = ROWS[name][0]
+    if name == "ms_swift":
+        boxes = row["objects"]["bbox"], row["objects"]["image_id"]
+        row = row | {"objects": row["objects"] | {"bbox": [*boxes[0], [1, 2, 3, 4]], "image_id": [*boxes[1], 0]}}
+        assert not convert(disk.jsonl(ROWS[name][0]), disk.path / "out.jsonl", "univg_r1_stage2").without[UNUSED]
+    for to, number in (("univg_r1_stage2", 1), ("univg_fast", 0), (name, 0)):
+        done = convert(disk.jsonl(row), disk.path / "out.jsonl", to)
+        assert done.written == 1 and done.without[UNUSED] == number
 
 
 SYSTEM_TURN = {"role": "system", "content": "Be brief."}

@@ -25,6 +25,7 @@ SYSTEM_KEPT = (*TALKS, *own.NAMES, "verl")  # formats with a place for system tu
 WORD = re.compile(r"<\|\w+\|>|</?\w+>|(\w+)")  # tokens and tags are none
 RESPONSES = "responses left out (the format has none)"
 SYSTEM = "system turns left out (the format has none)"
+UNUSED = "entries written without boxes of theirs that are no target's (docs/data.md)"
 ANEW = "responses written anew: the same words, their boxes in the form of docs/data.md, Answers"
 
 
@@ -141,6 +142,7 @@ class Fitting:
                 return f"does not keep {', '.join(lost)}", without
             without[RESPONSES] += record.response is not None and read.response is None
             without[ANEW] += read.response is not None and self._said(raw, self.there) != self._said(other, self.here)
+        without[UNUSED] += self.to not in own.NAMES and any(map(_has_more_boxes, raws))
         without[SYSTEM] += 0 if self.to in SYSTEM_KEPT else len(_system_turns(raws[0]))
         return None, without
 
@@ -185,6 +187,15 @@ def _system_turns(raw: RawRecord) -> list[Any]:
     turns = _turns(raw, "head") + _turns(raw, "prompt")
     said = [turn for turn in turns if "system" in (turn.get("from"), turn.get("role"))]
     return [turn.get("value", turn.get("content")) for turn in said]
+
+
+def _has_more_boxes(raw: RawRecord) -> bool:
+    """Whether a file tells boxes besides those of targets and texts."""
+    if raw.format in grounding.NAMES:
+        return len(list(grounding.flat(raw.shape.get(grounding.KEYS[raw.format][2])))) > 4
+    marks = (raw.question + (raw.response or "")).count(ms_swift.BBOX)
+    written = raw.response is None or ms_swift.BBOX not in raw.response
+    return len(raw.placed) > marks + (sum(target in raw.placed for target in raw.targets) if written else 0)
 
 
 def _beside(raw: RawRecord) -> list[dict[str, Any]]:

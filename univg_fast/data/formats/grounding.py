@@ -94,17 +94,17 @@ def _box(value: Any, name: str, video: bool) -> tuple[float, ...]:
             raise Refused("box", f"{name}: expected a box for each of three images or more, got {brief(value)}")
         value = value[THIRD]
     numbers = []
-    for number in _flat(value):
+    for number in flat(value):
         numbers.append(number)
         if len(numbers) == 4:
             break
     return numbers_of(numbers, name)
 
 
-def _flat(value: Any) -> Iterator[Any]:
+def flat(value: Any) -> Iterator[Any]:
     if isinstance(value, list):
         for item in value:
-            yield from _flat(item)
+            yield from flat(item)
     elif isinstance(value, str):
         yield from (float(text) if "." in text else int(text) for text in NUMBER.findall(value[:1000]))
     elif is_number(value):
