@@ -14,7 +14,7 @@ from PIL import Image
 from rewards.adversarial import completions
 
 from univg_fast.data.boxtext import boxes_in, placed
-from univg_fast.data.coordinates import smart_resize
+from univg_fast.data.coordinates import extents, smart_resize
 from univg_fast.data.modeltext import from_model, to_model
 from univg_fast.data.records import read_records
 from univg_fast.data.samples import make_processor, make_sample
@@ -41,7 +41,7 @@ def test_a_pixel_familys_texts_refer_to_the_patches_that_are_made(folder, tokeni
     asked, kept = boxes_in(prompt, 2)[:2]
     assert kept.numbers == (1, 2, 3, 4)
     assert np.allclose(asked.numbers, [0.1 * width, 0.2 * height, 0.3 * width, 0.4 * height], atol=0.5)
-    there = from_model(response, "resized", sample.sizes, sample.resized)
+    there = from_model(response, "resized", sample.sizes, sample.resized, record.targets)
     assert np.allclose(boxes_in(there, 2)[0].numbers, record.box, atol=max(1, 1000 / min(sample.resized[1])))
     assert re.sub(r"\d+", "", there) == re.sub(r"\d+", "", response)
     plain = make_sample(record, make_processor(tokenizer), with_response=True)
@@ -53,7 +53,7 @@ def test_only_the_numbers_of_boxes_change():
     sizes, resized = [(60, 40)], [(84, 56)]
     text = "It is at 3. <answer>( 42 , 14),(84,\n56)</answer> [ 0,0,42, 28.0] (168,-14),(84,14) (84,56),(42,14)"
     expected = (
-        "It is at 3. <answer>( 500 , 250),(1000,\n1000)</answer> [ 0,0,500, 500] (2000,-250),(1000,250)"
+        "It is at 3. <answer>( 500 , 250),(1000,\n1000)</answer> [ 0,0,500, 500.0] (2000,-250),(1000,250)"
         " (1000,1000),(500,250)"
     )
     assert from_model(text, "resized", sizes, resized) == expected
@@ -64,7 +64,10 @@ def test_only_the_numbers_of_boxes_change():
 
 def iou_of(text: str, targets: tuple[Target, ...]) -> float:
     record = Record(uid="u", source="f:1", images=("a", "b"), question="?", targets=targets)
-    return float(score([from_model(text, "resized", TALL, TALL, targets)], [record], {"iou": 1.0}).total[0])
+    (ours,) = score([from_model(text, "resized", TALL, TALL, targets)], [record], {"iou": 1.0}).total
+    (own,) = score([text], [record], {"iou": 1.0}, extents=[extents("resized", TALL, TALL)]).total
+    assert ours == pytest.approx(own, abs=2e-3)
+    return float(own)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,8 @@ def test_what_is_thought_about_does_not_move_the_answer(think):
     assert iou_of(text, WHOLE) == 1.0
     taught = f"<think>{think}</think>\n<answer>(0,0),(1000,1000)</answer>"
     assert to_model(taught, "resized", TALL, TALL, targets=WHOLE) == text
+    open_label = f'<think>{think}"label": "a</think><answer>(0,0),(308,504)</answer> "'
+    assert iou_of(open_label, WHOLE) == 1.0, "a label reaches over no tag"
     assert (
         from_model("<think>(0,0),(308,504)</think>", "resized", TALL, TALL, WHOLE) == "<think>(0,0),(1000,1000)</think>"
     )

@@ -21,8 +21,8 @@ TEXTS = {
     "quotes": ("The \u201cred\u201d cup\u2019s plate \u2014 in Image-2 it stands by the window (half way). " * 13)[
         :900
     ],
-    "Chinese": "\u56fe\u7247\u4e2d\u7684\u676f\u5b50\u5728\u76d8\u5b50\u5de6\u8fb9\uff0c\u7b2c\uff12\u5f20\u91cc\u5b83\u5728\u7a97\u6237\u65c1\u3002"
-    * 15,
+    "Chinese": "\u676f\u5b50\u5728\u76d8\u5b50\u5de6\u8fb9\uff0c\u7b2c\uff12\u5f20\u91cc\u5b83\u5728\u7a97\u6237\u3002"
+    * 18,
     "NBSP": CUP[:900].replace(" ", "\u00a0", 60),
 }
 
@@ -60,7 +60,7 @@ def test_labels_are_as_they_are_written(label: str, style: str) -> None:
     json = (
         f'[{{"bbox_2d": [\uff11,\u00a02,3,4],\u3000"label": "{label}"}}, {{"label": "b", "bbox_2d": [5,6,7,\uff18]}}]'
     )
-    tokens = f"<|object_ref_start|>{label}<|object_ref_end|>\u00a0<|box_start|>(\uff11,2),(3,4)<|box_end|>\u3000(5,6),(7,\uff18)"
+    tokens = f"<|object_ref_start|>{label}<|object_ref_end|>\u00a0(\uff11,2),(3,4)\u3000(5,6),(7,\uff18)"
     text = f"<think>\u00a0\uff19</think>\u3000<answer>{json if style == 'bbox_2d' else tokens}</answer>"
     for mode in ("strict", "lenient"):
         first, second = parse(text, style, mode).boxes
@@ -74,8 +74,9 @@ def test_every_character_is_read_by_both_faces_as_python_has_it() -> None:
     texts = [f"({c}1,{c}2),({c}3,4{c})" for c in known]
     found = scan_boxes(texts, mode="lenient")
     assert found.counts.tolist() == [int(c.isdecimal() or c.isspace()) for c in known]
-    wanted = [[10.0 * int(c) + 1, 10.0 * int(c) + 2, 10.0 * int(c) + 3, 40.0 + int(c)] if c.isdecimal() else [1, 2, 3, 4]
-              for c in known if c.isdecimal() or c.isspace()]  # fmt: skip
+    tens = [10.0 * int(c) if c.isdecimal() else 0.0 for c in known if c.isdecimal() or c.isspace()]
+    last = [40.0 + int(c) if c.isdecimal() else 4.0 for c in known if c.isdecimal() or c.isspace()]
+    wanted = [[ten + 1, ten + 2, ten + 3, four] for ten, four in zip(tens, last, strict=True)]
     assert found.boxes.tolist() == wanted and sum(map(str.isdecimal, known)) > 600
     words = distinct_runs([f"a{c}b" for c in known], 1)
     assert words[:, 1].tolist() == [2 if c.isspace() else 1 for c in known]

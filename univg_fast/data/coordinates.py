@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from univg_fast.rewards.units import Extent
 from univg_fast.structs import Box
 
 SYSTEMS = ("norm1", "norm1000", "pixel", "resized")
@@ -81,6 +82,11 @@ def rescaled(box: Sequence[float], system: str, size: Size | None = None, resize
     return _scaled(box, _extent(system, size, resized), (1000, 1000))
 
 
+def extents(system: str, sizes: Sequence[Size], resized: Sequence[Size]) -> list[Extent]:
+    """What the numbers of each image end at."""
+    return [_extent(system, *both) for both in zip(sizes, resized, strict=True)]
+
+
 @dataclass
 class Numbers:
     """What a file's boxes of one system look like: how many, how many of them were refused, the largest number."""
@@ -111,7 +117,7 @@ class Numbers:
         return None
 
 
-def _extent(system: str, size: Size | None, resized: Size | None) -> tuple[float, float]:
+def _extent(system: str, size: Size | None, resized: Size | None) -> Extent:
     if system in ("norm1", "norm1000"):
         return (1, 1) if system == "norm1" else (1000, 1000)
     needed = {"pixel": size, "resized": resized}
@@ -123,7 +129,7 @@ def _extent(system: str, size: Size | None, resized: Size | None) -> tuple[float
     return given
 
 
-def _scaled(box: Sequence[float], old: tuple[float, float], new: tuple[float, float]) -> Box:
+def _scaled(box: Sequence[float], old: Extent, new: Extent) -> Box:
     """Four numbers of an extent (width, height) `old` as integers of the extent `new`."""
     ends = []
     for low, high, unit, to in zip(box[:2], box[2:], old, new, strict=True):

@@ -38,7 +38,11 @@ def to_model(
 def from_model(
     text: str, system: str, sizes: Sequence[Size], resized: Sequence[Size], targets: Sequence[Target] = ()
 ) -> str:
-    """A completion in 0-1000, for parsers and rewards; `targets` are those of its record."""
+    """A completion in 0-1000, for people and files; `targets` are those of its record.
+
+    What is a form, or is none, stays that: numbers keep their sign and their point. Rewards read the model's own text
+    (`univg_fast.rewards.units`).
+    """
     if system == "norm1000" or not sizes:
         return text
 
@@ -46,4 +50,8 @@ def from_model(
         at = box.image or 0
         return rescaled(box.numbers, system, sizes[at], resized[at])
 
-    return rewrite(text, placed(text, len(sizes), [target.image for target in targets]), convert)
+    return rewrite(text, placed(text, len(sizes), [target.image for target in targets]), convert, _as_written)
+
+
+def _as_written(written: str, value: float) -> str:
+    return "-" * written.startswith("-") + str(abs(value)) + ".0" * ("." in written)

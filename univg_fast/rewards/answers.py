@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import torch
 from univg_kernels.scan_boxes import ScannedBoxes, scan_boxes
 
 from univg_fast.structs import Box, Record
 
 from .parse import Answer, answers_of, as_box
+from .units import Extent, in_thousandths
 
 Array = np.ndarray
 NO_IMAGE = 10**6  # of a box that names none, where that must not pass for any
@@ -59,19 +61,33 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Answers:
-    """B completions, the record that each answers, and their lengths in tokens where they are known."""
+    """B completions, the record that each answers, and their lengths in tokens where they are known.
+
+    The texts are the model's own, so that forms are judged as it wrote them; boxes (`found`, `answers`, `given`) are in
+    0-1000. `extents`: what the model's numbers end at, of each image of each text; None: at 1000.
+    """
 
     texts: Sequence[str]
     records: Sequence[Record]
     settings: Settings = field(default_factory=Settings)
     lengths: Array | None = None
+    extents: Sequence[Sequence[Extent]] | None = None
+
+    def part(self, start: int, end: int) -> Answers:
+        """The same of the completions start : end."""
+        lengths = None if self.lengths is None else self.lengths[start:end]
+        extents = None if self.extents is None else self.extents[start:end]
+        return Answers(self.texts[start:end], self.records[start:end], self.settings, lengths, extents)
 
     @cached_property
     def found(self) -> ScannedBoxes:
         """What the parser says, as the kernels' arrays."""
         styles = [record.answer_style for record in self.records]
         cot = [record.cot for record in self.records]
-        return scan_boxes(self.texts, mode=self.settings.parser, styles=styles, cot=cot)
+        found = scan_boxes(self.texts, mode=self.settings.parser, styles=styles, cot=cot)
+        if self.extents is None:
+            return found
+        return found._replace(boxes=torch.from_numpy(in_thousandths(found, self.records, self.extents)))
 
     @cached_property
     def answers(self) -> list[Answer]:

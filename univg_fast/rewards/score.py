@@ -15,6 +15,7 @@ from univg_fast.structs import Box, Record
 from . import sets, terms
 from .answers import Answers, Settings, Term
 from .own import is_own, own_term
+from .units import Extent
 
 TERMS: dict[str, Term] = {
     "iou": terms.iou,
@@ -69,18 +70,20 @@ def score(
     weights: Mapping[str, float],
     settings: Settings | None = None,
     lengths: Sequence[int] | None = None,
+    extents: Sequence[Sequence[Extent]] | None = None,
 ) -> Scores:
     """Score B completions, each against its own record, by the terms that `weights` names.
 
-    `lengths`: their tokens, which the term "length" needs. ValueError names an unknown term, a weight that is no
-    number, a record that a term cannot score, or tells that the numbers of texts and records differ.
+    `lengths`: their tokens, which the term "length" needs. `extents`: what a model's numbers end at, of each image of
+    each text, where that is not 1000 (`univg_fast.data.coordinates.extents`). ValueError names an unknown term, a
+    weight that is no number, a record that a term cannot score, or tells that the numbers of texts and records differ.
     """
     functions = find_terms(weights)
-    for name, given in (("a record", records), ("a length", lengths)):
+    for name, given in (("a record", records), ("a length", lengths), ("extents", extents)):
         if given is not None and len(given) != len(texts):
             raise ValueError(f"score: expected {name} for each of the {len(texts)} texts, got {len(given)}")
     known = None if lengths is None else np.asarray(lengths, np.int64)
-    answers = Answers(texts, records, settings or Settings(), known)
+    answers = Answers(texts, records, settings or Settings(), known, extents)
     parts = {name: function(answers) for name, function in functions.items()}
     total = sum((weight * parts[name] for name, weight in weights.items()), np.zeros(len(texts)))
     boxes = answers.first_boxes()

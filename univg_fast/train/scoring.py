@@ -8,7 +8,7 @@ import torch
 from univg_kernels import GrpoConfig, group_advantage
 
 from univg_fast.config import Config
-from univg_fast.data.modeltext import from_model
+from univg_fast.data.coordinates import extents
 from univg_fast.model import ImageFeatures
 from univg_fast.rewards import Scores, Settings, score
 from univg_fast.structs import BadRecord, Completion, Group, Sample
@@ -69,14 +69,15 @@ def reward_settings(config: Config) -> Settings:
 def score_step(sampled: Sampled, bad: list[BadRecord], config: Config, coordinates: str) -> Scored:
     """Parse and score every completion; `coordinates`: what the family's box numbers mean."""
     samples, completions, generations = sampled.samples, sampled.completions, config.grpo.num_generations
-    texts = [
-        from_model(c.text, coordinates, s.sizes, s.resized, s.record.targets)
-        for s, group in zip(samples, completions, strict=True)
-        for c in group
-    ]
+    texts = [c.text for group in completions for c in group]
     records = [s.record for s in samples for _ in range(generations)]
+    ends = (
+        None
+        if coordinates == "norm1000"
+        else [of for s in samples for of in [extents(coordinates, s.sizes, s.resized)] * generations]
+    )
     lengths = [len(c.token_ids) for group in completions for c in group]
-    scores = score(texts, records, config.rewards.terms, reward_settings(config), lengths)
+    scores = score(texts, records, config.rewards.terms, reward_settings(config), lengths, ends)
     offsets = torch.arange(len(samples) + 1) * generations
     stats = group_advantage(
         torch.from_numpy(scores.total),
