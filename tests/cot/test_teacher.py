@@ -89,7 +89,7 @@ def test_troubles_of_a_network_are_waited_for(stub: Stub, boxes: Path, tmp_path:
 )
 def test_whatever_a_teacher_says_is_judged(stub: Stub, boxes: Path, tmp_path: Path, reply: str) -> None:
     stub.reply = lambda asked: reply
-    assert teach(stub, boxes, tmp_path / "o.jsonl") == 0
+    assert teach(stub, boxes, tmp_path / "o.jsonl") == 1  # none is kept
     assert summary(tmp_path / "o.jsonl")["removed"] == {"format": 24} and rows(tmp_path / "o.jsonl") == []
 
 

@@ -19,20 +19,28 @@ def ask_for_images(terms: Iterable[str]) -> bool:
 
 
 def unscorable(record: Record, terms: Iterable[str], parser: str) -> str | None:
-    """Why these terms cannot score a record, or not give its right answer their most; None where they can."""
+    """Why terms cannot score a record, or not give its right answer their most, each reason with all of its terms; None
+    where they can."""
+    reasons: dict[str, list[str]] = {}
+    for term in terms:
+        if reason := _reason(record, term, parser):
+            reasons.setdefault(reason, []).append(term)
+    return "; ".join(f"reward {', '.join(of)}{reason}" for reason, of in reasons.items()) or None
+
+
+def _reason(record: Record, term: str, parser: str) -> str | None:
     several = len(record.images) > 1
     known = sum(target.image is not None for target in record.targets)
     untold = several and known < len(record.targets)
-    for term in terms:
-        if term in COMPARE and untold:
-            return f"reward {term} {UNTOLD}"
-        if term in NAMED and untold and known:  # prompts ask for all images or for none
-            told = f"the file tells the images of {known} of the {len(record.targets)} targets"
-            return f"reward {term}: {told}: write all of them into the file, or none"
-        beyond = several and not untold and term in NAMED or len(record.targets) > 1 and term in SEVERAL
-        if beyond and parser == "univg_r1" and record.answer_style == "univg_r1":
-            return (
-                f"reward {term}: rewards.parser=univg_r1 reads one box and no image, and the right answer here has "
-                f"{len(record.targets)} of {len(record.images)} images: set rewards.parser=strict"
-            )
+    if term in COMPARE and untold:
+        return f" {UNTOLD}"
+    if term in NAMED and untold and known:  # prompts ask for all images or for none
+        told = f"the file tells the images of {known} of the {len(record.targets)} targets"
+        return f": {told}: write all of them into the file, or none"
+    beyond = several and not untold and term in NAMED or len(record.targets) > 1 and term in SEVERAL
+    if beyond and parser == "univg_r1" and record.answer_style == "univg_r1":
+        return (
+            ": rewards.parser=univg_r1 reads one box and no image, and the right answer here has "
+            f"{len(record.targets)} of {len(record.images)} images: set rewards.parser=strict"
+        )
     return None
