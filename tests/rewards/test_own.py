@@ -102,3 +102,19 @@ def test_an_error_in_a_term_of_one_s_own_has_its_place(tmp_path: Path, function:
     ) as caught:
         score(texts, records, {name: 1.0}, Settings(parser="strict"))
     assert caught.value.__cause__ is not None and len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("culprit", [0, 36, 99])
+def test_the_culprit_is_found_in_halves(tmp_path: Path, culprit: int) -> None:
+    """A slow function, or one that counts what it does, is not called once for every completion."""
+    path = tmp_path / "slow.py"
+    path.write_text(
+        "calls = []\n\n\ndef slow(answers):\n    calls.append(len(answers.texts))\n"
+        "    return [1 / (text != 'bad') for text in answers.texts]\n\n\n"
+        "def called(answers):\n    return [len(calls) - 1, sum(calls[1:])]\n"
+    )
+    texts = ["bad" if i == culprit else "good" for i in range(100)]
+    with pytest.raises(ValueError, match=f"for completion {culprit} of record u"):
+        score(texts, [OBJECTS] * 100, {f"{path}:slow": 1.0})
+    calls, completions = score(["a", "b"], [OBJECTS] * 2, {f"{path}:called": 1.0}).parts[f"{path}:called"]
+    assert calls <= 8 and completions <= 100

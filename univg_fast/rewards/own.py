@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import traceback
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +20,11 @@ def is_own(name: str) -> bool:
 
 def own_term(name: str) -> Term:
     """The function NAME of FILE.py, a path from the working directory: Answers -> B finite numbers. ValueError for
-    a file or function that is none."""
+    a file or function that is none.
+
+    Where it raises it is called again with halves of the batch, to name the completion that does it: log2(B) times
+    and once more, on no more than B completions in all.
+    """
     path, _, function = name.rpartition(":")
     found = _load(str(Path(path).resolve()), function)
 
@@ -51,16 +54,21 @@ def _told(error: Exception, path: str) -> str:
 
 
 def _culprit(numbers: Term, answers: Answers) -> str:
-    """The first completion that raises by itself; nothing where none does."""
-    for i in range(len(answers.texts)):
-        lengths = None if answers.lengths is None else answers.lengths[i : i + 1]
-        try:
-            numbers(
-                replace(answers, texts=answers.texts[i : i + 1], records=answers.records[i : i + 1], lengths=lengths)
-            )
-        except Exception:  # the one that is told already
-            return _of(answers, i)
-    return ""
+    """The first completion that raises by itself, looked for in halves; nothing where it does not do so alone."""
+    start, end, proved = 0, len(answers.texts), True
+    while end - start > 1:
+        middle = (start + end) // 2
+        proved = _raises(numbers, answers, start, middle)
+        start, end = (start, middle) if proved else (middle, end)
+    return _of(answers, start) if start < end and (proved or _raises(numbers, answers, start, end)) else ""
+
+
+def _raises(numbers: Term, answers: Answers, start: int, end: int) -> bool:
+    try:
+        numbers(answers.part(start, end))
+    except Exception:  # the one that is told already
+        return True
+    return False
 
 
 def _of(answers: Answers, i: int) -> str:
