@@ -1,6 +1,7 @@
 """Completions parsed and scored as a step of stage 2 does it: `rows` answers of about 256 tokens (960 characters), on
 the CPU, where texts are. UniVG-R1's reward against a loop over texts with regular expressions; every recipe and every
-term by itself, whose first groups are proved against the same scored one completion at a time."""
+term by itself, and UniVG-R1's of texts that are not all ASCII and of boxes in pixels; the first groups of these are
+proved against the same scored one completion at a time."""
 
 from __future__ import annotations
 
@@ -25,6 +26,15 @@ ANSWER, BOX = re.compile(r"<answer>(.*?)</answer>", re.DOTALL), re.compile(PAIR)
 SENTENCE = (
     "The object in the first image is a red cup left of the plate; in Image-2 it stands by the window (half way). "
 )
+TALK = {
+    "one é": SENTENCE.replace("cup", "cupé", 1) + SENTENCE * 9,
+    "curly quotes": "The object in the first image is a “red” cup; in Image-2 it stands by the man’s window — far off. "
+    * 9,
+    "NBSP": (SENTENCE * 9).replace("in Image-2 it", "in\u00a0Image\u00a02 it"),
+    "Chinese": "第一张图里是一个红色的杯子，在盘子的左边；在第２张图里，它放在窗户旁边。" * 12,
+}
+Ends = list[tuple[tuple[float, float], ...]]  # of each text, of each image
+PIXELS = ((640.0, 480.0), (308.0, 504.0))
 
 
 def cases(shapes: Shapes) -> list[Case]:
@@ -51,12 +61,16 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
     rewards = {name: (recipe["terms"], recipe["parser"]) for name, recipe in RECIPES.items()}
     rewards |= {f"term {name}": ({name: 1.0}, "strict") for name in TERMS}
     named = answers(shape, "Image-2: ")
-    return Work(variants | {f"{face}, {name}": _scored(*named, *reward) for name, reward in rewards.items()})
+    scored = {name: _scored(*named, *reward) for name, reward in rewards.items()}
+    theirs = rewards["univg_r1"]
+    scored |= {f"univg_r1, {name}": _scored(*answers(shape, "", talk), *theirs) for name, talk in TALK.items()}
+    scored["univg_r1, boxes in pixels"] = _scored(texts, records, *theirs, [PIXELS] * len(texts))
+    return Work(variants | {f"{face}, {name}": variant for name, variant in scored.items()})
 
 
-def answers(shape: Shape, image: str) -> tuple[list[str], list[Record]]:
+def answers(shape: Shape, image: str, talk: str = SENTENCE * 9) -> tuple[list[str], list[Record]]:
     """A group of eight to a record; every seventh completion has no right form."""
-    think = (SENTENCE * 9)[: 4 * shape.length - 110]
+    think = talk[: 4 * shape.length - 110]
     texts, records = [], []
     for i in range(shape.rows):
         if i % 8 == 0:
@@ -69,17 +83,20 @@ def answers(shape: Shape, image: str) -> tuple[list[str], list[Record]]:
     return texts, records
 
 
-def _scored(texts: list[str], records: list[Record], terms: dict[str, float], parser: str) -> Variant:
+def _scored(
+    texts: list[str], records: list[Record], terms: dict[str, float], parser: str, ends: Ends | None = None
+) -> Variant:
     settings, lengths = Settings(parser), [200 + i % 100 for i in range(len(texts))]
 
     def alone() -> Outcome:
         each = [
-            score([texts[i]], [records[i]], terms, settings, [lengths[i]]).total for i in range(len(texts[:PROVED]))
+            score([texts[i]], [records[i]], terms, settings, [lengths[i]], ends[i : i + 1] if ends else None).total
+            for i in range(len(texts[:PROVED]))
         ]
         return {"reward": torch.from_numpy(np.concatenate(each)).double()}
 
     def together() -> Outcome:
-        return {"reward": torch.from_numpy(score(texts, records, terms, settings, lengths).total[:PROVED])}
+        return {"reward": torch.from_numpy(score(texts, records, terms, settings, lengths, ends).total[:PROVED])}
 
     return Variant(lambda: together, Judge(lambda: alone, lambda: alone), own=True)
 
