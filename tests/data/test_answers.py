@@ -9,6 +9,7 @@ from univg_fast.data.convert import convert
 from univg_fast.data.prompts import prompt_text
 from univg_fast.data.scan import scan, write_report
 from univg_fast.rewards import parse
+from univg_fast.rewards.parse import has_format
 
 from .examples import HARD, ROWS, turns
 
@@ -134,6 +135,15 @@ def test_where_boxes_are_needed_a_sentence_is_asked_for_its_box(disk):
     row = {"images": ["a.png"], "conversations": turns("<image>What?", "The cat <|box_start|>(1,2),(3,4)<|box_end|>.")}
     (record,), _ = scan([disk.jsonl(row)], needs="box")
     assert record.response is None and record.box == (1, 2, 3, 4) and "Format:<|box_start|>" in prompt_text(record)
+
+
+def test_the_form_is_the_prompts_to_the_letter(disk):
+    """Several boxes on a line each, and UniVG-R1's one without space around it, which its reward does not know."""
+    said = ["(0,0),(500,250) (1,2),(3,4)", "<think>a</think><answer> (0,0),(500,250) </answer>"]
+    rows = [{"images": ["a.png"], "conversations": turns("<image>Where?", text)} for text in said]
+    records, _ = records_of(disk, *rows)
+    taught = ["(0,0),(500,250)\n(1,2),(3,4)", "<think>a</think><answer>(0,0),(500,250)</answer>"]
+    assert [record.response for record in records] == taught and has_format(taught[1]) and not has_format(said[1])
 
 
 def test_rewritten_responses_are_counted(disk):
