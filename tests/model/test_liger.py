@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -75,6 +76,17 @@ def test_a_model_without_swiglu_is_told_apart() -> None:
         layer.mlp.act_fn = torch.nn.GELU()
     with pytest.raises(ValueError, match="found no SwiGLU"):
         find_patches(packed.model)
+
+
+def test_a_copy_of_a_patched_model_is_patched_in_its_own_parts() -> None:
+    """As the rollout's copy under ZeRO 3 is."""
+    packed = tiny_model()
+    for patch in find_patches(packed.model):
+        if patch.kind != "RoPE":
+            setattr(patch.owner, patch.attribute, patch.replacement)
+    copy = deepcopy(packed)
+    for module in (m for m in copy.modules() if type(m).__name__.endswith("RMSNorm")):
+        assert vars(module)["forward"].args[-1] is module
 
 
 def test_without_a_gpu_it_says_so() -> None:

@@ -60,7 +60,7 @@ def apply_liger(packed: PackedModel) -> str:
 def find_patches(model: Any) -> list[Patch]:
     """What Liger replaces in a transformers model. ValueError if it has none of a kind that it must have."""
     try:
-        import liger_kernel.ops as ops
+        from liger_kernel import ops
         from liger_kernel.transformers import rope
     except ImportError as error:
         raise ValueError(
@@ -68,17 +68,18 @@ def find_patches(model: Any) -> list[Patch]:
         ) from None
     found: list[Patch] = []
 
-    def forward_of(kind: str, module: nn.Module, replacement: Callable[..., Any]) -> None:
+    def forward_of(kind: str, module: nn.Module, replacement: Callable[..., Any], kernel: Any) -> None:
         symbol = f"{type(module).__name__}.forward"
-        found.append(Patch(kind, symbol, module, "forward", partial(replacement, ops, module)))
+        # what a deep copy of the model can copy: its own `module`, and a class
+        found.append(Patch(kind, symbol, module, "forward", partial(replacement, kernel, module)))
 
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            forward_of("RMSNorm", module, _rms_norm)
+            forward_of("RMSNorm", module, _rms_norm, ops.LigerRMSNormFunction)
         elif isinstance(module, nn.LayerNorm):
-            forward_of("LayerNorm", module, _layer_norm)
+            forward_of("LayerNorm", module, _layer_norm, ops.LigerLayerNormFunction)
         elif _is_swiglu(module):
-            forward_of("SwiGLU", module, _swiglu)
+            forward_of("SwiGLU", module, _swiglu, ops.LigerSiLUMulFunction)
     for name in ROTARY:
         for home in sorted({type(m).__module__ for m in model.modules() if _calls(m, name)}):
             replacement = getattr(rope, name.replace("apply", "liger"))
@@ -153,14 +154,14 @@ def _calls(module: nn.Module, name: str) -> bool:
     return code is not None and name in code.co_names and hasattr(sys.modules[type(module).__module__], name)
 
 
-def _rms_norm(ops: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
+def _rms_norm(kernel: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
     # not in place: x is also the residual that comes after
-    return ops.LigerRMSNormFunction.apply(x, module.weight, module.variance_epsilon, 0.0, "llama", False)
+    return kernel.apply(x, module.weight, module.variance_epsilon, 0.0, "llama", False)
 
 
-def _layer_norm(ops: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
-    return ops.LigerLayerNormFunction.apply(x, module.weight, module.bias, module.eps)
+def _layer_norm(kernel: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
+    return kernel.apply(x, module.weight, module.bias, module.eps)
 
 
-def _swiglu(ops: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
-    return module.down_proj(ops.LigerSiLUMulFunction.apply(module.gate_proj(x), module.up_proj(x)))
+def _swiglu(kernel: Any, module: Any, x: torch.Tensor) -> torch.Tensor:
+    return module.down_proj(kernel.apply(module.gate_proj(x), module.up_proj(x)))

@@ -55,7 +55,9 @@ def load_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = FAMILIES[config.model_type].CLASSES[1]._from_config(config, attn_implementation=attention)
-        return model.to(dtype)
+        for parameter in model.parameters():  # buffers stay: rounded rotary frequencies are other positions
+            parameter.data = parameter.data.to(dtype)
+        return model
     check_path(path)
     config = AutoConfig.from_pretrained(path)
     if config.model_type not in FAMILIES:
