@@ -40,7 +40,8 @@ def test_every_variant_that_is_here_is_right_and_timed(rows: list[dict[str, Any]
 
 def test_every_case_has_the_compiled_face_and_the_specification(rows: list[dict[str, Any]]) -> None:
     assert uk.resolve("cpu") == "cpp"
-    for case in {r["case"] for r in rows if r["label"] != "target" and hasattr(uk, r["op"])}:
+    measured = {r["case"] for r in rows if r["label"] != "target" and hasattr(uk, r["op"])}
+    for case in (c for c in measured if not c.startswith("shared_prefix_attention")):  # which is not compiled for CPUs
         assert {"univg cpp", "univg reference"} <= {r["variant"] for r in rows if r["case"] == case}
 
 

@@ -94,6 +94,6 @@ def test_a_part_of_the_rows() -> None:
     whole = grpo_head(z, ids, inputs, program, softmax, True)
     for start, stop in ((0, 2), (2, 6)):
         part = z[start:stop].clone()
-        _, _, logp, active = grpo_head_(part, ids[start:stop], inputs.part(start, stop), program, softmax)
+        _, _, logp, active = grpo_head_(part, ids[start:stop], inputs.part(slice(start, stop)), program, softmax)
         for got, want in zip((logp, active, part), whole[2:], strict=True):
             assert torch.equal(got, want[start:stop])

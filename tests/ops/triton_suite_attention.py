@@ -9,8 +9,6 @@ import torch
 import univg_kernels as uk
 from ops.triton_device import DEVICE, DTYPES
 from torch import Tensor
-from torch.library import opcheck
-from univg_kernels.shared_prefix_attention import triton_impl
 from univg_kernels.shared_prefix_attention.reference import mask
 
 ROWS = {
@@ -77,14 +75,8 @@ def test_groups_do_not_see_each_other() -> None:
     assert torch.equal(uk.shared_prefix_attention(q, k, v, layout, backend="triton")[:75], before[:75])
 
 
-def test_registration() -> None:
+def test_fp64_is_left_to_the_specification() -> None:
     layout = uk.shared_prefix([(5, [2, 1])]).to(DEVICE)
-    q, k, v = (torch.randn(8, 2, 16, device=DEVICE).requires_grad_() for _ in range(3))
-    tiles = (layout.query_tiles, layout.key_tiles, layout.segment_start)
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    opcheck(triton_impl.triton_shared_prefix, (q, k, v, *tiles, 0.25), test_utils=tests)
-    out, log2_sum = triton_impl.triton_shared_prefix(q.detach(), k.detach(), v.detach(), *tiles, 0.25)
-    backward = (torch.ones_like(out), q.detach(), k.detach(), v.detach(), out, log2_sum, *tiles, 0.25)
-    opcheck(triton_impl.triton_shared_prefix_backward, backward, test_utils=tests[::2])
+    qkv = (torch.randn(8, 2, 16, device=DEVICE, dtype=torch.float64) for _ in range(3))
     with pytest.raises(ValueError, match="shared_prefix_attention: backend 'triton' computes in fp32"):
-        uk.shared_prefix_attention(q.double(), k.double(), v.double(), layout, backend="triton")
+        uk.shared_prefix_attention(*qkv, layout, backend="triton")

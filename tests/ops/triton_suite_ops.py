@@ -74,7 +74,20 @@ def ops_and_arguments() -> dict[str, tuple[Any, ...]]:
     out, both = (row.clone(), torch.empty(2, 3, device=DEVICE), partials, 0, 0.9, 5.0), (row.clone(), row.clone())
     boxes = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3]], dtype=torch.float32, device=DEVICE)
     kept = order_on_device(torch.tensor([False, True, True], device=DEVICE))
+    layout = uk.shared_prefix([(5, [2, 1])]).to(DEVICE)
+    q, k, v = (torch.randn(8, heads, 16, device=DEVICE) for heads in (4, 2, 2))
+    prefix = (layout.query_tiles, layout.key_tiles, layout.segment_start, 0.25)
     return {
+        "triton_shared_prefix": (q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), *prefix),
+        "triton_shared_prefix_backward": (
+            torch.ones(8, 4, 16, device=DEVICE),
+            q.detach(),
+            k.detach(),
+            v.detach(),
+            torch.ones(8, 4, 16, device=DEVICE),
+            torch.ones(8, 4, device=DEVICE),
+            *prefix,
+        ),
         "triton_logprob": (z.clone().requires_grad_(), ids, *head, row > 0),
         "triton_logprob_backward": (z, ids, row.double() * 5, row, row, None, *head),
         "triton_logprob_backward_": (z.clone(), ids, row.double() * 5, row, row, row, *head),
