@@ -2,9 +2,11 @@
 
 import json
 
+import torch
+
 from univg_fast.config import load_config
 from univg_fast.data.boxtext import boxes_in
-from univg_fast.train.setup import prepare
+from univg_fast.train.setup import load_policy, prepare
 from univg_fast.train.stage import make_loader, total_steps
 
 from .examples import ROWS
@@ -29,8 +31,9 @@ def test_entries_of_several_formats_reach_the_batches(folder, capsys):
     assert "examples" in json.loads((folder.path / "data_report.json").read_text())["sft"]
     mix = inputs.records["sft"].mix
     assert mix.epoch == 6 == 4 * 0.5 + 2 * 2 and total_steps("sft", config, mix.epoch) == 6
-    with make_loader("sft", config, inputs) as loader:
-        samples = [sample for step in range(3) for sample in loader.batch(step)[0]]
+    model = load_policy(config, inputs.processor, config.model.path, torch.device("cpu"))
+    with make_loader("sft", config, inputs, model) as loader:
+        samples = [sample for step in range(3) for sample in loader.batch(step).samples]
     ids = [sample.record.source for sample in samples]
     assert len(samples) == 6 and sum("more.json" in source for source in ids) == 4
     for sample in samples:
