@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from univg_fast.data.errors import Refused
 from univg_fast.data.loader import SampleLoader, _bytes, _Cache
 from univg_fast.data.mix import Mix
 from univg_fast.data.records import read_records
@@ -162,6 +163,26 @@ def test_what_the_headers_refuse_is_left_out_and_told_by_one_rank(folder, proces
     ]
     for rank in ranks:
         rank.close()
+
+
+def test_a_header_that_fails_once_changes_no_plan(folder, processor, monkeypatch):
+    """As on a network disk, on one rank: it looks again, and both ranks plan the same."""
+    import univg_fast.data.images as module
+
+    records, _ = read_records(folder.jsonl(*[folder.stage1(id=str(i)) for i in range(8)]))
+    planning, original, failures = Planning(budget=400, window=8), module.probe, iter(["stale"])
+    with loader_of(records, processor, planning=planning, world_size=2) as well:
+        expected = well.share(0)
+        monkeypatch.setattr(module, "probe", lambda p: Refused("decode", p) if next(failures, "") else original(p))
+        with loader_of(records, processor, planning=planning, world_size=2, rank=1) as ill:
+            found = ill.share(0)
+        assert next(failures, "none left") == "none left" and found.digest == expected.digest and not found.refused
+        failures = iter(["stale"] * 4)  # two looks at both images: now the plans differ, and this rank can say why
+        with loader_of(records, processor, planning=planning, world_size=2, rank=1) as ill:
+            found = ill.share(0)
+            assert found.digest != expected.digest
+            assert sorted(entry.source for entry in found.refused) == sorted(record.source for record in records)
+            assert ill.batch(1).refused == []  # the next window looks again
 
 
 def test_a_row_of_bad_samples_only_builds_nothing(folder, processor):

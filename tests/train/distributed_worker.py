@@ -45,11 +45,14 @@ def everybody() -> None:
 
 def plans() -> None:
     """Ranks that read different headers would each train something else, and say nothing."""
+    from univg_fast.structs import BadRecord
     from univg_fast.train.rows import reduce_step
 
     rank = distributed.rank()
     assert reduce_step({"x": 1.0}, digest=7, maxima={"m": rank}) == {"x": 2.0, "m": 1.0}
-    reduce_step({"x": 1.0}, digest=7 + rank)
+    both = BadRecord("f:1", "missing", "f:1: gone")
+    mine = BadRecord("f:2", "decode", "f:2: cannot open the image b.png: stale")
+    reduce_step({"x": 1.0}, digest=7 + rank, refused=[both, mine][: 1 + rank])
 
 
 def hang() -> None:

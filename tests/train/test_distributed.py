@@ -24,7 +24,8 @@ def test_collectives_on_two_ranks(launch: Any) -> None:
         (
             "plans",
             "error: data: the ranks planned different steps from the headers and texts of the same records; "
-            "do all of them see the same image files?",
+            "do all of them see the same image files? "
+            "Refused by some only: rank 1: f:2: cannot open the image b.png: stale",
             False,
         ),
     ],

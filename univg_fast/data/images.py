@@ -79,11 +79,14 @@ class Headers:
                 return self._known[path]
         return self._remember(path, probe(path))
 
-    def look_at(self, paths: Iterable[str], pool: ThreadPoolExecutor) -> None:
-        """Open what is not known yet, each file once; threads hide a network disk's latency."""
-        unknown = [path for path in dict.fromkeys(paths) if path not in self._known]
-        for path, header in zip(unknown, pool.map(probe, unknown), strict=True):
-            self._remember(path, header)
+    def look_at(self, paths: Iterable[str], pool: ThreadPoolExecutor) -> bool:
+        """Open what is not known yet or was refused, each file once; whether all could be read.
+
+        Threads hide a network disk's latency, and such a disk's failures pass: a refusal holds until the next look.
+        """
+        unknown = [path for path in dict.fromkeys(paths) if not isinstance(self._known.get(path), Header)]
+        found = [self._remember(path, header) for path, header in zip(unknown, pool.map(probe, unknown), strict=True)]
+        return all(isinstance(header, Header) for header in found)
 
     def __getstate__(self) -> int:
         return self.limit

@@ -36,6 +36,7 @@ class Batch(Generic[Built]):
     bad: list[BadRecord]
     passes: int
     digest: int  # of the plan of all ranks
+    refused: list[BadRecord]  # what this rank's plan left out, whichever rank tells it
 
     @property
     def samples(self) -> list[Sample]:
@@ -109,7 +110,7 @@ class SampleLoader(Generic[Built]):
         share, futures = self._pending.pop(step)
         rows = [future.result() for future in futures]
         bad = [*share.bad, *(entry for row in rows for entry in row.bad)]
-        return Batch(rows, bad, share.passes, share.digest)
+        return Batch(rows, bad, share.passes, share.digest, share.refused)
 
     def __enter__(self) -> SampleLoader[Built]:
         return self

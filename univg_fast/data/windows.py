@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import sleep
 from zlib import crc32
 
 from univg_fast.packing.plan import GroupSize, deal, plan_window, spread
@@ -18,6 +19,8 @@ from .errors import SampleError
 from .images import PROBE_THREADS, Headers
 from .mix import Mix, mix_of
 from .samples import Processor, measure
+
+SECOND_LOOK_S = 0.2  # after which a header is read again, once: a rank that fails alone would plan by itself
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Share:
     rows: list[list[int]]  # record indices of each row
     passes: int  # the largest number of rows of any rank
     bad: list[BadRecord]  # refused while measuring; each is one rank's to tell
+    refused: list[BadRecord]  # all that this rank refused in the window
     digest: int  # of all ranks' parts: equal on all of them, or they did not read the same data
 
 
@@ -100,18 +104,23 @@ class Windows:
         indices = self.indices(window)
         steps = len(indices) // self.batch_size
         good, sizes, refused = self._measured(indices)
+        everything = [entry for _, entry in refused]
         shares = []
         for k, step in enumerate(share_out(sizes, steps, self.world_size, self.planning, [self.seed, window])):
             by_rank = [[[good[i] for i in row] for row in rows] for rows in step]
             bad = [entry for at, entry in refused if at % steps == k and at // steps % self.world_size == rank]
-            shares.append(Share(by_rank[rank], max(map(len, by_rank)), bad, crc32(repr(by_rank).encode())))
+            digest = crc32(repr(by_rank).encode())
+            shares.append(Share(by_rank[rank], max(map(len, by_rank)), bad, everything, digest))
         return shares
 
     def _measured(self, indices: Sequence[int]) -> tuple[list[int], list[GroupSize], list[tuple[int, BadRecord]]]:
         """Those that will give samples with their sizes, and the others with their number in the window."""
         found = [self.records[index] for index in indices]
         with ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="headers") as pool:
-            self._headers.look_at((path for record in found for path in record.images), pool)
+            paths = [path for record in found for path in record.images]
+            if not self._headers.look_at(paths, pool):
+                sleep(SECOND_LOOK_S)
+                self._headers.look_at(paths, pool)
         good, sizes, refused = [], [], []
         for at, (index, record) in enumerate(zip(indices, found, strict=True)):
             try:

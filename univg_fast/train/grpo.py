@@ -89,7 +89,7 @@ class GrpoStep:
             with self.phases("data"):
                 rows = [row.to(self.model.device) for row in made]
                 count = {"responses": float(sum(len(group.responses) for group in groups))}
-                total = reduce_step(count, batch.digest, {"rows": len(plan)})
+                total = reduce_step(count, batch.digest, {"rows": len(plan)}, batch.refused)
         # under ZeRO 2 and 3, which communicate in every pass, as many passes as any rank needs
         passes = int(max(1, total["rows"] if self.config.deepspeed.zero_stage >= 2 else len(plan)))
         responses = max(total["responses"], 1.0)

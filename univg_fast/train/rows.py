@@ -16,7 +16,7 @@ from univg_fast.model import Family, PackedModel
 from univg_fast.packing import Row, build_row
 from univg_fast.packing.plan import GroupSize, Part
 from univg_fast.packing.vision import VisionInputs, stack_images
-from univg_fast.structs import Group, Record, Sample
+from univg_fast.structs import BadRecord, Group, Record, Sample
 
 Phases = Callable[[str], AbstractContextManager[None]]  # names and times a part of a step
 
@@ -88,16 +88,33 @@ def pinned(item: Any) -> Any:
     return {key: pinned(part) for key, part in item.items()} if isinstance(item, dict) else item
 
 
-def reduce_step(sums: Mapping[str, float], digest: int, maxima: Mapping[str, float] | None = None) -> dict[str, float]:
-    """`reduce_floats`, and RankError unless all ranks planned the step alike. `digest`: of this rank's plan."""
+def reduce_step(
+    sums: Mapping[str, float],
+    digest: int,
+    maxima: Mapping[str, float] | None = None,
+    refused: Sequence[BadRecord] = (),
+) -> dict[str, float]:
+    """`reduce_floats`, and RankError unless all ranks planned the step alike, with what some of them could not read.
+
+    `digest`: of this rank's plan; `refused`: what this rank left out of it.
+    """
     both = {"plan": float(digest), "-plan": -float(digest)}
     total = distributed.reduce_floats(sums, both | dict(maxima or {}))
     if total.pop("plan") != -total.pop("-plan"):
         raise distributed.RankError(
             "data: the ranks planned different steps from the headers and texts of the same records; do all of them "
-            "see the same image files?"
+            f"see the same image files?{_refused_by_some(refused)}"
         )
     return total
+
+
+def _refused_by_some(refused: Sequence[BadRecord]) -> str:
+    """Collective: the records that some ranks refused and others did not, the first three."""
+    found = distributed.gather_objects([entry.message for entry in refused])
+    common = set(found[0]).intersection(*found)
+    alone = [f"rank {rank}: {text}" for rank, texts in enumerate(found) for text in texts if text not in common]
+    more = f" (and {len(alone) - 3} more)" if len(alone) > 3 else ""
+    return f" Refused by some only: {'; '.join(alone[:3])}{more}" if alone else ""
 
 
 class OverBudget:

@@ -41,7 +41,7 @@ class SftStep:
             spare_tokens = (passes - len(rows)) * self.spare.num_tokens
             mine = tally([size for row in sizes for size in row], sizes, budget, spare_tokens)
             mine |= {"num_tokens": sum(len(r.target_ids) for r in rows), "bad_records": len(batch.bad)}
-            total = reduce_step(mine, batch.digest, {"dearest": mine["cost"]})
+            total = reduce_step(mine, batch.digest, {"dearest": mine["cost"]}, batch.refused)
         with self.phases("update"):
             result = train_step(self.engine, self._losses(rows, passes, max(total["num_tokens"], 1.0)))
         metrics = {
