@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from univg_fast.data.records import parse_record
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
+DOCS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What is not checked here by itself, and where it is.
 ELSEWHERE = {
@@ -79,22 +81,24 @@ def in_text_commands() -> list[tuple[str, str]]:
 
 
 def test_no_block_escapes_the_checks() -> None:
-    assert {block.language for block in BLOCKS} == {"bash", "python", "json", "layers"}  # layers: tests/test_arrows.py
+    assert {block.language for block in BLOCKS} == {"bash", "python", "json", "layers", "yaml", ""}
+    # layers: tests/test_arrows.py; without a language: formulas and the lines that benchmarks.md was made by
     assert len(commands()) > 10 and len(in_text_commands()) > 2
 
 
 @pytest.mark.parametrize(("place", "command"), [*commands(), *in_text_commands()])
 def test_a_command_is_one_that_works(place: str, command: str) -> None:
-    words = shlex.split(command)
+    words = shlex.split(command.removeprefix(".venv/bin/"))
     if words[0] == "make":
         dry_run(words[1:])
     elif "univg_fast.train" in words:  # the command itself runs in tests/test_bad_input.py and tests/invariants
         check_training(words)
     elif "pytest" in words:
         check_pytest(words[words.index("pytest") + 1 :])
-    elif words[:3] == ["python", "-m", "univg_fast.report"]:  # its function: tests/report/test_page.py
-        done = subprocess.run([sys.executable, *words[1:3], "--help"], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    elif words[:2] == ["python", "-m"] and words[2].startswith(("bench.", "univg_fast.report")):
+        help_knows(words)  # run in tests/bench; its function in tests/report/test_page.py
+    elif words[:3] == ["python", "-m", "univg_fast.data"]:  # run in tests/data
+        help_knows(words, words[3])
     elif words[:2] == ["python", "-m"] and words[2] in ("univg_fast.check", "univg_fast.cot"):  # run in tests
         given, keys = importlib.import_module(f"{words[2]}.__main__").parser().parse_known_args(words[3:])
         load_config([*(["--config", given.config] if given.config else []), *keys])
@@ -127,10 +131,18 @@ def check_training(words: list[str]) -> None:
     assert words[0] == "torchrun" and "--nproc_per_node" in words
 
 
+def help_knows(words: list[str], *verb: str) -> None:
+    """`python -m MODULE [VERB] --help` works and names the options."""
+    done = subprocess.run([sys.executable, *words[1:3], *verb, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    assert all(option in done.stdout for option in options), f"{options} of: {done.stdout}"
+
+
 def check_pytest(arguments: list[str]) -> None:
     for argument in arguments:
         path, _, name = argument.partition("::")
-        assert (ROOT / path).is_file()
+        assert (ROOT / path).exists()
         assert not name or f"def {name}(" in (ROOT / path).read_text()
 
 
@@ -138,7 +150,13 @@ def check_pytest(arguments: list[str]) -> None:
 def test_a_snippet_runs(block: Block) -> None:
     done = subprocess.run([sys.executable, "-c", block.text], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "num_tokens" in done.stdout
+    assert "print(" not in block.text or "num_tokens" in done.stdout
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.place)
+def test_a_configuration_is_accepted(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "of_the_page.yaml").write_text(block.text)
+    load_config(["--config", str(tmp_path / "of_the_page.yaml")])
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=lambda block: block.place)
@@ -156,7 +174,8 @@ def named_paths() -> list[tuple[str, str]]:
         content = FENCE.sub("", (ROOT / name).read_text(encoding="utf-8"))
         linked = [target for target in re.findall(r"\]\(([^)#]+)\)", content) if "://" not in target]
         coded = re.findall(rf"`((?:{top})/[\w./:]*)`", content)
-        found |= {(name, path) for path in (*linked, *coded) if "NAME" not in path}
+        beside = [relpath((ROOT / name).parent / target, ROOT) for target in linked]
+        found |= {(name, path) for path in (*beside, *coded) if "NAME" not in path}
     return sorted(found)
 
 
