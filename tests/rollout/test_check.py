@@ -97,3 +97,26 @@ def test_equal_samples_are_found_where_the_model_would_not_give_them(
     certain.model.model.language_model.norm.weight.data.mul_(2000)
     found = check_rollout(Stuck(certain, tokenizer), SAMPLE, 1.0, training(certain), torch.bfloat16)
     assert found.startswith("rollout: 1 different samples of 4")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_bfloat16_is_judged_by_the_models_own_noise(tokenizer: PreTrainedTokenizerFast, temperature: float) -> None:
+    """Of a model whose logits are as large as published ones', to which rounding does more."""
+    policy = tiny_model()
+    policy.model.model.language_model.norm.weight.data.mul_(6)
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.bfloat16()
+    stale = copy.deepcopy(policy)
+    for parameter in stale.parameters():
+        parameter.data.mul_(1.05)
+
+    def logprobs(group: Group) -> np.ndarray:
+        row = build_row([group], policy.family)
+        with torch.no_grad():
+            return policy(row, logprob_head(row, temperature)).float().numpy()
+
+    for k in range(4):
+        sample = random_sample(np.random.default_rng(k), [(8, 8), (4, 6)], f"u{k}")
+        check_rollout(LocalEngine(policy, tokenizer, -1), sample, temperature, logprobs, torch.bfloat16)
+        with pytest.raises(ValueError, match="in the mean, as training's own differ by"):
+            check_rollout(LocalEngine(stale, tokenizer, -1), sample, temperature, logprobs, torch.bfloat16)
