@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, VOCAB, random_group, tiny_model
 
 from univg_fast.data.coordinates import SYSTEMS
@@ -74,3 +75,17 @@ def test_missing_special_tokens_are_named() -> None:
 def test_transformers_outside_the_range_is_refused(version: str) -> None:
     with pytest.raises(RuntimeError, match=rf"transformers: expected >=5\.16.*got {version}"):
         check_version(version)
+
+
+@pytest.mark.parametrize("problem", ["missing", "mismatched"])
+def test_a_folder_that_lacks_a_weight_is_refused(problem: str, tmp_path: Path) -> None:
+    """transformers fills it with random numbers, which differ from load to load."""
+    tiny_model().model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(key for key in weights if key.endswith("layers.0.mlp.down_proj.weight"))
+    weight = weights.pop(name)
+    if problem == "mismatched":
+        weights[name] = weight[:-1].contiguous()
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"model\.path: .* 1 {problem}: .*{name}"):
+        load_model(str(tmp_path))

@@ -46,7 +46,8 @@ def load_model(
     """A model with this package's attention. `path`: a transformers folder, or a built-in config's name.
 
     A built-in config needs `vocab` (token -> id of its tokenizer, for the vocabulary's size and the special ids) and is
-    initialised from `seed`. ValueError if `path` is neither, or the family is unknown.
+    initialised from `seed`. ValueError if `path` is neither, the family is unknown, or the folder's weights lack one of
+    the model's or have another shape.
     """
     check_version()
     attention = {"text_config": TEXT, "vision_config": VISION}
@@ -62,7 +63,21 @@ def load_model(
     config = AutoConfig.from_pretrained(path)
     if config.model_type not in FAMILIES:
         raise ValueError(f"model.path: {path} holds a {config.model_type!r} model; supported: {sorted(FAMILIES)}")
-    return FAMILIES[config.model_type].CLASSES[1].from_pretrained(path, dtype=dtype, attn_implementation=attention)
+    # transformers would draw at random what does not come, and only log it; tied weights are not counted as missing
+    model, report = (
+        FAMILIES[config.model_type]
+        .CLASSES[1]
+        .from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    )
+    for problem in ("missing", "mismatched"):
+        if keys := sorted(map(str, report[f"{problem}_keys"])):
+            raise ValueError(
+                f"model.path: expected every weight of a {config.model_type} model in {path}, got {len(keys)} "
+                f"{problem}: {', '.join(keys[:5])}; is a shard lost, or the config.json another model's?"
+            )
+    return model
 
 
 def small_config(name: str, vocab: dict[str, int]) -> PretrainedConfig:
