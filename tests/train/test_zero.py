@@ -44,3 +44,13 @@ def test_names_are_those_of_transformers_and_adapters_come_merged() -> None:
     assert changed == {name for name in sent if "language_model" in name and name.endswith("_proj.weight")}
     merged = dict(wrapped.merge_and_unload().named_parameters())
     assert all(torch.allclose(sent[name], merged[name], rtol=0, atol=1e-6) for name in sent)
+
+
+def test_adapters_that_are_merged_already_are_not_merged_again() -> None:
+    model = tiny_model()
+    wrapped = add_adapters(model)
+    want = {name: weight.clone() for bucket in weight_buckets(model) for name, weight in bucket.items()}
+    wrapped.merge_adapter()
+    got = {name: weight for bucket in weight_buckets(model) for name, weight in bucket.items()}
+    assert list(got) == list(want)
+    assert all(torch.allclose(got[name], want[name], rtol=0, atol=1e-6) for name in want)

@@ -94,8 +94,8 @@ def _gathered(bucket: list[tuple[str, nn.Module, str]]) -> Iterator[dict[str, Te
 def _merged(name: str, layer: Any, key: str) -> Tensor:
     """The weight, with the changes that the active adapters make to it."""
     weight = _base(layer).get_parameter(key).detach()
-    if not is_adapted(layer) or key != "weight" or layer.disable_adapters:
-        return weight
+    if not is_adapted(layer) or key != "weight" or layer.disable_adapters or layer.merged:
+        return weight  # peft's merge_adapter leaves the changes in the base weight itself
     if layer.lora_variant:
         raise ValueError(f"{name}: expected plain LoRA adapters, got {layer.lora_variant}; these cannot be sent merged")
     return weight + sum(layer.get_delta_weight(adapter).to(weight) for adapter in layer.active_adapters)
