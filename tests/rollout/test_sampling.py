@@ -21,6 +21,14 @@ def test_top_k_and_top_p_are_those_of_transformers() -> None:
     assert torch.equal(keep_top(logits, 0, 1.0), logits)
 
 
+@pytest.mark.parametrize("top_p", [0.5, 0.75, 0.9, 0.999])
+def test_top_p_is_that_of_transformers_in_ties_and_large_vocabularies(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ties = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]).log()
+    for logits in (ties, 3 * torch.randn(3, 151_936, generator=generator)):
+        assert torch.equal(keep_top(logits, 0, top_p), TopPLogitsWarper(top_p)(None, logits))
+
+
 def test_sampling_follows_the_distribution() -> None:
     logits = torch.tensor([0.0, float("-inf"), 1.0, 2.0, float("-inf")]).expand(40_000, -1)
     tokens = draw(logits, uniforms(0, ["a"], 40_000, 1)[:, 0])

@@ -72,9 +72,9 @@ def keep_top(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_k and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
     if top_p < 1:
-        values, order = logits.sort(descending=True)
-        probs = values.softmax(-1)
-        drop = probs.cumsum(-1) - probs > top_p
+        values, order = logits.sort()  # summed from the small end, where float32 is precise
+        drop = values.softmax(-1).cumsum(-1) <= 1 - top_p
+        drop[:, -1:].fill_(False)
         logits = logits.masked_fill(drop.scatter(-1, order, drop), float("-inf"))
     return logits
 
