@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILIES, random_group, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,6 +55,7 @@ def with_gradients(face: str, spans: list[Span], drawn: list[torch.Tensor], **mo
     return [out, *torch.autograd.grad(out, qkv, weights)]
 
 
+@settings(deadline=None)
 @given(GROUPS)
 def test_the_dense_mask_is_its_definition(groups: list[tuple[int, list[int]]]) -> None:
     spans = spans_of(groups)
@@ -65,6 +66,7 @@ def test_the_dense_mask_is_its_definition(groups: list[tuple[int, list[int]]]) -
     assert build_layout(spans, "dense").mask.tolist() == sees
 
 
+@settings(deadline=None)
 @given(GROUPS)
 def test_causal_from_the_bottom_right_over_paths_is_the_dense_mask(groups: list[tuple[int, list[int]]]) -> None:
     """What a varlen library is told, without any attention; the same mask as the libraries build from it."""
@@ -83,6 +85,7 @@ def test_causal_from_the_bottom_right_over_paths_is_the_dense_mask(groups: list[
 
 
 @pytest.mark.parametrize("face", EXACT)
+@settings(deadline=None)
 @given(groups=GROUPS, scaling=st.sampled_from([None, 0.2]))
 def test_equals_the_dense_mask(face: str, groups: list[tuple[int, list[int]]], scaling: float | None) -> None:
     spans = spans_of(groups)
@@ -165,7 +168,37 @@ def test_without_responses_or_with_one_nothing_is_copied() -> None:
     layout, x = build_layout(spans, "paths"), torch.randn(20, 2, DIM)
     assert layout.lengths_q == layout.lengths_k == (8, 4, 8)
     assert gather_paths(x, layout) is x
-    assert all(bucket.mask is None for bucket in build_layout(spans, "grouped").buckets)
+    assert not any(bucket.classes for bucket in build_layout(spans, "grouped").buckets)
+
+
+LOGNORMAL = np.random.default_rng(0).lognormal(4.5, 0.6, (6, 16)).astype(int) + 1
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [(60, [8] * 7 + [400])],
+        [(60, [8] * 7 + [400]), (60, [8] * 8), (60, [3, 0, 2])],
+        [(60 + i // 2, lengths.tolist()) for i, lengths in enumerate(LOGNORMAL)],
+    ],
+    ids=["one runs away", "beside others of its prompt's length", "lognormal"],
+)
+def test_a_response_costs_its_own_length(groups: list[tuple[int, list[int]]]) -> None:
+    """Not that of its longest sibling; and the result is the dense mask's."""
+    spans = spans_of(groups)
+    layout = build_layout(spans, "grouped")
+    prompts, tokens = sum(prompt for prompt, _ in groups), total(spans)
+    assert len(layout.gather) - prompts <= 1.3 * (tokens - prompts)
+    assert len(layout.buckets) == len({prompt for prompt, _ in groups})
+    drawn = draw(tokens)
+    want = with_gradients("dense", spans, drawn)
+    for got, truth in zip(with_gradients("grouped", spans, drawn), want, strict=True):
+        torch.testing.assert_close(got, truth, rtol=1e-11, atol=1e-11)
+
+
+def test_even_lengths_are_one_batch() -> None:
+    (bucket,) = build_layout(spans_of([(5, [4, 4, 4])] * 3), "grouped").buckets
+    assert bucket.prompts == (3, 5) and [c.counts for c in bucket.classes] == [(3, 3, 3)]
 
 
 class Written(TorchDispatchMode):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import END, FAMILIES, IMAGE, START, VOCAB, WORDS, random_sample
 from transformers.vision_utils import get_vision_window_index
@@ -36,6 +36,7 @@ def model_of(name: str) -> tuple[Any, Family]:
 
 
 @each_family
+@settings(deadline=None)
 @given(parts=PROMPTS)
 def test_positions_are_those_of_transformers(name: str, parts: list[Any]) -> None:
     """`parts`: numbers of words, and images' grids."""
@@ -70,6 +71,7 @@ def in_runs(runs: AttentionRuns, patches: int) -> list[list[int]]:
 
 
 @each_family
+@settings(deadline=None)
 @given(grids=GRIDS.filter(bool))
 def test_each_patch_attends_to_its_own_image_and_comes_back(name: str, grids: list[tuple[int, int]]) -> None:
     """Patches carry the number of their image through the tower's own reorderings."""
@@ -97,6 +99,7 @@ def test_each_patch_attends_to_its_own_image_and_comes_back(name: str, grids: li
     assert vision.image_tokens == tuple(sizes // 4)
 
 
+@settings(deadline=None)
 @given(grids=GRIDS.filter(bool))
 def test_windows_are_those_of_transformers(grids: list[tuple[int, int]]) -> None:
     _, family = model_of("qwen2_5_vl")

@@ -1,6 +1,6 @@
 """Who attends to whom in a packed row: a layout for each kind of attention, made on the host.
 
-- `AttentionLayout` ("grouped"): gather indices for batches of equal lengths; plain torch on any device.
+- `AttentionLayout` ("grouped"): gather indices for batches of like lengths; plain torch on any device.
 - `PathLayout` (packing/paths.py): key/value paths and cumulative lengths, for varlen libraries.
 - `SharedPrefix` ("triton"): tiles, for the kernel that reads a prompt's keys where they lie.
 - `DenseLayout` ("dense"): the T x T mask itself, the definition that the others are tested against.
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -19,28 +20,41 @@ from univg_fast.packing.paths import Device, PathLayout, build_paths
 Span = tuple[int, int, list[int]]  # a group in its row: start, P, [R_1, ..., R_G]
 PATH_FACES = ("paths", "flash_attn", "xformers", "varlen")  # what may compute a PathLayout; "paths" is plain torch
 FACES = ("grouped", "dense", "triton", *PATH_FACES)
+PADDING = 1.3  # "grouped": rows computed per real row of a batch of responses, at most
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """K groups of equal P and G, responses padded at the end to R. `mask` [R, P + R] bool is None if there are none.
+class Responses:
+    """Responses of like lengths below prompts of P tokens, in the order of their groups, padded at the end to R.
 
     Padding is harmless: it comes after every real token of its response in causal order, and its output is never read.
     """
 
-    shape: tuple[int, int, int, int]  # K, P, G, R
-    mask: torch.Tensor | None
+    counts: tuple[int, ...]  # how many of them each of the bucket's groups has
+    mask: torch.Tensor  # [R, P + R] bool
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """Rows of its prompts and of its responses in `AttentionLayout.gather`."""
-        num, prompt, group, longest = self.shape
-        return num * prompt, num * group * longest
+    def rows(self) -> int:
+        return sum(self.counts) * len(self.mask)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """K groups of equal P: their prompts are one batch, their responses one for each class of lengths."""
+
+    prompts: tuple[int, int]  # K, P
+    classes: tuple[Responses, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of its prompts and of each class in `AttentionLayout.gather`."""
+        num, length = self.prompts
+        return num * length, *(c.rows for c in self.classes)
 
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """`gather` takes the row's tokens bucket by bucket (prompts, then responses; token 0 where padded).
+    """`gather` takes the row's tokens bucket by bucket (prompts, then each class; token 0 where padded).
 
     `inverse` [T] finds each token's output among the buckets' outputs, which have the order of `gather`.
     """
@@ -53,8 +67,8 @@ class AttentionLayout:
         def move(x: torch.Tensor) -> torch.Tensor:
             return x.to(device, non_blocking=non_blocking)
 
-        moved = (b if b.mask is None else replace(b, mask=move(b.mask)) for b in self.buckets)
-        return AttentionLayout(tuple(moved), move(self.gather), move(self.inverse))
+        buckets = (replace(b, classes=tuple(replace(c, mask=move(c.mask)) for c in b.classes)) for b in self.buckets)
+        return AttentionLayout(tuple(buckets), move(self.gather), move(self.inverse))
 
 
 @dataclass(frozen=True)
@@ -92,28 +106,50 @@ def _simplified(span: Span) -> Span:
 
 
 def _grouped(spans: list[Span]) -> AttentionLayout:
-    by_shape: dict[tuple[int, int], list[tuple[int, list[int]]]] = {}
-    for start, prompt, responses in spans:
-        by_shape.setdefault((prompt, len(responses)), []).append((start, responses))
-    total = sum(prompt + sum(responses) for _, prompt, responses in spans)
-    inverse = np.empty(total, np.int64)
-    gather, buckets, done = [], [], 0
-    for (prompt, group), members in by_shape.items():
-        starts = np.array([start for start, _ in members])
-        lengths = np.array([responses for _, responses in members], np.int64).reshape(len(members), group)  # [K, G]
-        longest = int(lengths.max(initial=0))
-        first = starts[:, None] + prompt + np.cumsum(lengths, axis=1) - lengths
-        own = first[..., None] + np.arange(longest)  # [K, G, R]
-        real = np.arange(longest) < lengths[..., None]
-        prompts = (starts[:, None] + np.arange(prompt)).ravel()
-        index = np.concatenate([prompts, np.where(real, own, 0).ravel()])
-        valid = np.concatenate([np.ones(len(prompts), bool), real.ravel()])
-        inverse[index[valid]] = done + np.flatnonzero(valid)
-        gather.append(index)
-        done += len(index)
-        mask = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(prompt) if longest else None
-        buckets.append(Bucket((len(members), prompt, group, longest), mask))
-    return AttentionLayout(tuple(buckets), torch.from_numpy(np.concatenate(gather)), torch.from_numpy(inverse))
+    by_prompt: dict[int, list[Span]] = {}
+    for span in spans:
+        by_prompt.setdefault(span[1], []).append(span)
+    buckets, pieces = [], []
+    for prompt, members in by_prompt.items():
+        starts = np.array([start for start, _, _ in members])
+        pieces.append(starts[:, None] + np.arange(prompt))
+        groups = np.repeat(np.arange(len(members)), [len(responses) for _, _, responses in members])
+        lengths = np.array([r for _, _, responses in members for r in responses], np.int64)
+        firsts = np.array([x for span in members for x in _firsts(span)], np.int64)
+        classes = []
+        for chosen in _alike(lengths):
+            step = np.arange(lengths[chosen].max())
+            real = step < lengths[chosen, None]
+            pieces.append(np.where(real, firsts[chosen, None] + step, -1))
+            mask = torch.ones(len(step), prompt + len(step), dtype=torch.bool).tril(prompt)
+            counts = np.bincount(groups[chosen], minlength=len(members))
+            classes.append(Responses(tuple(counts.tolist()), mask))
+        buckets.append(Bucket((len(members), prompt), tuple(classes)))
+    gather = np.concatenate([piece.ravel() for piece in pieces])  # -1 where padded
+    places = np.flatnonzero(gather >= 0)
+    inverse = np.empty(len(places), np.int64)
+    inverse[gather[places]] = places
+    return AttentionLayout(tuple(buckets), torch.from_numpy(gather.clip(min=0)), torch.from_numpy(inverse))
+
+
+def _firsts(span: Span) -> list[int]:
+    """Where each response begins in the row."""
+    start, prompt, responses = span
+    return list(accumulate(responses[:-1], initial=start + prompt)) if responses else []
+
+
+def _alike(lengths: np.ndarray) -> list[np.ndarray]:
+    """Indices of responses whose padding to the longest of them stays below `PADDING`: one that runs away is alone."""
+    classes: list[list[int]] = []
+    longest = real = 0
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        real += int(lengths[i])
+        if classes and longest * (len(classes[-1]) + 1) <= PADDING * real:
+            classes[-1].append(i)
+        else:
+            classes.append([i])
+            longest = real = int(lengths[i])
+    return [np.sort(chosen) for chosen in classes]
 
 
 def _dense(spans: list[Span]) -> DenseLayout:
