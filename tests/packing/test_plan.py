@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bench.packing import DRAWS, Draw, flattest, samples
@@ -47,6 +47,7 @@ def tokens(row: list[Part]) -> int:
     return sum(part.size.tokens for part in row)
 
 
+@settings(deadline=None)
 @given(LENGTHS, BUDGET, st.integers(1, 6) | st.none())
 @pytest.mark.parametrize("method", [pack, fullest, best_fit])
 def test_every_length_once_and_within_the_budget(method: Method, lengths: list[int], budget: int, most: Any) -> None:
@@ -61,6 +62,7 @@ def test_every_length_once_and_within_the_budget(method: Method, lengths: list[i
     assert len(pack(lengths, budget, most)) <= len(rows)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(50, 100))
 def test_the_first_row_is_as_full_as_any_could_be(lengths: list[int], budget: int) -> None:
     row = fullest(lengths, budget)[0]
@@ -79,6 +81,7 @@ def test_best_fit_decreasing_chooses_the_fullest_row() -> None:
     assert best_fit(lengths, 100) == [[0], [1, 2, 3]]
 
 
+@settings(deadline=None)
 @given(GROUPS, BUDGET)
 def test_a_group_too_large_for_a_row_is_split_by_its_responses(groups: list[GroupSize], budget: int) -> None:
     rows = plan_rows(groups, budget)
@@ -105,6 +108,7 @@ def test_a_split_makes_few_parts() -> None:
     assert len(split(0, GroupSize(290, ()), 100)) == 1  # a prompt without responses is not lost
 
 
+@settings(deadline=None)
 @given(st.lists(ONE, max_size=60), st.integers(1, 8), BUDGET, st.integers(0, 99))
 def test_a_window_deals_every_sample_to_a_step(groups: list[GroupSize], steps: int, budget: int, seed: int) -> None:
     planned = plan_window(groups, steps, budget, [seed, 1])
@@ -132,6 +136,7 @@ def test_a_window_depends_on_its_seed() -> None:
     assert all(one != other for one, other in combinations(plans, 2))
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1, 1000), max_size=40), st.integers(1, 9))
 def test_hands_are_even(costs: list[float], hands: int) -> None:
     dealt = deal(costs, hands)
@@ -143,6 +148,7 @@ def test_hands_are_even(costs: list[float], hands: int) -> None:
         assert max(loads) <= sum(costs) / hands + max(costs) + 1e-6
 
 
+@settings(deadline=None)
 @given(st.lists(ONE, min_size=1, max_size=40), st.integers(1, 9), BUDGET)
 def test_rows_spread_over_ranks(groups: list[GroupSize], ranks: int, budget: int) -> None:
     rows = pack([group.tokens for group in groups], budget)
@@ -171,6 +177,7 @@ def test_ranks_of_a_usual_step_wait_little() -> None:
             assert max(loads) <= bound * sum(loads) / ranks
 
 
+@settings(deadline=None)
 @given(GROUPS.filter(bool), st.integers(1, 4))
 def test_cost_is_that_of_its_parts(groups: list[GroupSize], extra: int) -> None:
     """Tokens, pairs and patches each make a group dearer, and a split one pays for its prompt again."""
