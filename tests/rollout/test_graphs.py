@@ -37,7 +37,7 @@ def test_a_step_is_captured_and_asks_the_device_for_nothing() -> None:
     rng, model = np.random.default_rng(0), tiny_model().cuda()
     engine = LocalEngine(model, build_tokenizer(["x"]), -1)
     with torch.no_grad():
-        decoder = engine._prefill([random_sample(rng, [(8, 8)])], 4, Sampling(12), None)
+        decoder = engine._prefill([random_sample(rng, [(8, 8)])], torch.rand(1, 4, 12), Sampling(12), None)
         decoder.run(2)
         assert decoder.graph is not None
         torch.cuda.set_sync_debug_mode("error")

@@ -86,7 +86,7 @@ def test_a_completion_ends_with_the_token_that_completes_a_stop(
     texts = ["the box is", "</ans", "wer>", "</answer>", "née", "猫", " here", "x"]
     pieces = [np.array(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     pieces += [p[:1] for p in pieces] + [np.array([stop])]  # a part of a character, too
-    stopper, ended = Stopper(tokenizer, stop, strings), 0
+    stopper, ended = Stopper(tokenizer, (stop,), strings), 0
     for _ in range(100):
         ids = np.concatenate([pieces[i] for i in rng.integers(0, len(pieces), 8)])
         prefixes = (n for n in range(1, len(ids) + 1) if ids[n - 1] == stop or _has(stopper.text(ids[:n]), strings))

@@ -15,7 +15,7 @@ from univg_fast.data.samples import Processor, SampleError, make_sample
 from univg_fast.evaluate.metrics import iou, summarize
 from univg_fast.model import PackedModel
 from univg_fast.rewards import answer_box, has_format
-from univg_fast.rollout import LocalEngine, Sampling
+from univg_fast.rollout import LocalEngine, Sampling, stop_ids
 from univg_fast.structs import BadRecord, Record, Sample
 
 
@@ -39,7 +39,7 @@ def evaluate(
     engine = LocalEngine(
         model,
         processor.tokenizer,
-        processor.end_token_id,
+        stop_ids(model.model, processor.end_token_id),
         cache_gib=rollout.cache_gib,
         static=None if rollout.cuda_graphs else False,
     )

@@ -25,7 +25,8 @@ class RolloutEngine(Protocol):
         """`num_generations` completions of each sample, in order, each with its tokens' log-probs when sampled.
 
         `features`: the image features of all samples in order, for an engine that can use them. Completion j of a
-        sample depends on (sampling.seed, its record's uid, j) alone, not on the others in the call.
+        sample depends on (sampling.seed, its record's uid, j) alone, not on the others in the call; a uid that comes
+        again in the call is sampled independently.
         """
         ...
 

@@ -17,7 +17,7 @@ from univg_fast.packing.rows import build_row
 from univg_fast.rollout.cache import DecodeCache, Prefill, bytes_per_token
 from univg_fast.rollout.decode import Decoder
 from univg_fast.rollout.sampling import Sampling, uniforms
-from univg_fast.rollout.stopping import Stopper
+from univg_fast.rollout.stopping import Stopper, stop_ids
 from univg_fast.structs import Completion, Group, Sample
 
 LOOK_EVERY = 8  # tokens between two looks at who has finished: each look waits for the device
@@ -28,21 +28,23 @@ class LocalEngine:
 
     `cache_gib`: keys and values held at once; what needs more is decoded in several batches, of one prompt at least.
     `static`: buffers of fixed shapes, and CUDA graphs on a GPU; None: on a GPU. `own_weights`: the model is a copy,
-    which `sync_weights` brings up to date; else there is nothing to do.
+    which `sync_weights` brings up to date; else there is nothing to do. `stop_token_id`: what ends a completion; None:
+    `stop_ids` of the tokenizer's end.
     """
 
     def __init__(
         self,
         model: PackedModel,
         tokenizer: PreTrainedTokenizerBase,
-        stop_token_id: int | None = None,
+        stop_token_id: int | Sequence[int] | None = None,
         *,
         cache_gib: float = 8.0,
         static: bool | None = None,
         own_weights: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
+        ends = stop_ids(model.model, tokenizer.eos_token_id) if stop_token_id is None else stop_token_id
+        self.stop = (ends,) if isinstance(ends, int) else tuple(ends)
         self.cache_bytes, self.static, self.own_weights = int(cache_gib * 2**30), static, own_weights
 
     def sync_weights(self, buckets: Iterable[Mapping[str, Tensor]]) -> None:
@@ -67,6 +69,10 @@ class LocalEngine:
         features: ImageFeatures | None = None,
     ) -> list[list[Completion]]:
         """See RolloutEngine."""
+        if num_generations < 1:
+            raise ValueError(f"generate: expected num_generations >= 1, got {num_generations}")
+        uniform = uniforms(sampling.seed, [s.record.uid for s in samples], num_generations, sampling.max_new_tokens)
+        uniform = uniform.view(len(samples), num_generations, -1)
         lengths = [len(s.prompt_ids) for s in samples]
         size = bytes_per_token(self.model.model)
         batches = plan_batches(lengths, num_generations, sampling.max_new_tokens, self.cache_bytes // size)
@@ -77,15 +83,15 @@ class LocalEngine:
         with evaluating(self.model):
             for batch in batches:
                 part = features if parts is None else ImageFeatures.cat([parts[i] for i in batch])
-                groups = self._generate([samples[i] for i in batch], num_generations, sampling, part)
+                groups = self._generate([samples[i] for i in batch], uniform[batch], sampling, part)
                 found |= zip(batch, groups, strict=True)
         return [found[i] for i in range(len(samples))]
 
     def _generate(
-        self, samples: Sequence[Sample], group: int, sampling: Sampling, features: ImageFeatures | None
+        self, samples: Sequence[Sample], uniform: Tensor, sampling: Sampling, features: ImageFeatures | None
     ) -> list[list[Completion]]:
-        """One batch."""
-        decoder = self._prefill(samples, group, sampling, features)
+        """One batch. `uniform`: [samples, generations, tokens]."""
+        decoder, group = self._prefill(samples, uniform, sampling, features), uniform.shape[1]
         stopper = Stopper(self.tokenizer, self.stop, sampling.stop)
         shape = (len(samples) * group, sampling.max_new_tokens)
         tokens, logprobs = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
@@ -109,14 +115,15 @@ class LocalEngine:
         completions = []
         for ids, logp, end in zip(tokens, logprobs, ends, strict=True):
             ids, logp = ids[:end].copy(), logp[:end].copy()
-            text = stopper.text(ids[: len(ids) - int(ids[-1] == self.stop)])
+            text = stopper.text(ids[: len(ids) - int(ids[-1] in self.stop)])
             completions.append(Completion(ids, logp, "length" if end is None else "stop", text))
         return [completions[i : i + group] for i in range(0, len(completions), group)]
 
     def _prefill(
-        self, samples: Sequence[Sample], group: int, sampling: Sampling, features: ImageFeatures | None
+        self, samples: Sequence[Sample], uniform: Tensor, sampling: Sampling, features: ImageFeatures | None
     ) -> Decoder:
-        """All prompts in one packed row, and a decoder that goes on from there with `group` rows of each."""
+        """All prompts in one packed row, and a decoder that goes on from there with a row for each generation."""
+        group = uniform.shape[1]
         model, device = self.model, self.model.device
         if features is not None:  # then nobody reads the pixels
             samples = [replace(s, pixel_values=s.pixel_values[:0]) for s in samples]
@@ -128,13 +135,12 @@ class LocalEngine:
         hidden = model.states(row, features, prefill)
         static = device.type == "cuda" if self.static is None else self.static
         cache = DecodeCache(prefill, lengths, group, sampling.max_new_tokens, static)
-        uniform = uniforms(sampling.seed, [s.record.uid for s in samples], group, sampling.max_new_tokens)
         return Decoder(
             model,
             cache,
             hidden[torch.tensor(lengths).cumsum(0).to(device) - 1].repeat_interleave(group, 0),
             following.repeat_interleave(group).to(device),
-            uniform.to(device),
+            uniform.flatten(0, 1).to(device),
             sampling,
         )
 

@@ -1,11 +1,13 @@
 """How a token is drawn. One uniform number per token, fixed by (seed, uid, sample index, position).
 
-A completion therefore does not depend on which other prompts share its batch, nor on the number of ranks.
+A completion therefore does not depend on which other prompts share its batch, nor on the number of ranks; but for a
+record that comes more than once, see `uniforms`.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,11 +44,17 @@ class Sampling:
 
 
 def uniforms(seed: int, uids: Sequence[str], num_generations: int, length: int) -> Tensor:
-    """[len(uids) * num_generations, length] float64 in [0, 1)."""
-    rows = []
+    """[len(uids) * num_generations, length] float64 in [0, 1).
+
+    A uid that comes again gets other numbers, by how often it came before in this call. Ranks do not know of each
+    other's, so a record that comes twice in a step, on two ranks, still gets the same ones.
+    """
+    rows, before = [], Counter[str]()
     for uid in uids:
+        repeat = f"#{before[uid]}" if before[uid] else ""
+        before[uid] += 1
         for j in range(num_generations):
-            digest = hashlib.blake2b(f"{seed}/{uid}/{j}".encode(), digest_size=16).digest()
+            digest = hashlib.blake2b(f"{seed}/{uid}/{j}{repeat}".encode(), digest_size=16).digest()
             rows.append(np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(length))
     return torch.from_numpy(np.asarray(rows).reshape(len(uids) * num_generations, length))
 

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 
+def stop_ids(model: Any, end_of_turn: int) -> tuple[int, ...]:
+    """The end-of-turn token, and what else ends a text by the transformers model's generation config.
+
+    Published Qwens name <|endoftext|> beside <|im_end|> there; transformers and vLLM stop at both.
+    """
+    config = getattr(model, "generation_config", None)
+    more = getattr(config, "eos_token_id", None)
+    ids = [] if more is None else [more] if isinstance(more, int) else more
+    return tuple(dict.fromkeys([end_of_turn, *ids]))
+
+
 @dataclass(frozen=True)
 class Stopper:
-    """Ends a completion with the token `token_id`, or the first token whose text completes one of `strings`."""
+    """Ends a completion with one of `token_ids`, or the first token whose text completes one of `strings`."""
 
     tokenizer: PreTrainedTokenizerBase
-    token_id: int
+    token_ids: tuple[int, ...]
     strings: tuple[str, ...] = ()
 
     def end(self, ids: np.ndarray, seen: int) -> int | None:
         """Length of the completion if it ends within ids[seen:], else None. It did not end within ids[:seen]."""
-        stops = np.flatnonzero(ids[seen:] == self.token_id)
+        stops = np.flatnonzero(np.isin(ids[seen:], self.token_ids))
         end = seen + int(stops[0]) + 1 if len(stops) else None
         if not self.strings:
             return end

@@ -15,7 +15,7 @@ from univg_fast.data.loader import SampleLoader
 from univg_fast.data.mix import mix_of
 from univg_fast.data.windows import Planning
 from univg_fast.model import PackedModel
-from univg_fast.rollout import LocalEngine
+from univg_fast.rollout import LocalEngine, stop_ids
 from univg_fast.train import checkpoint
 from univg_fast.train.bad import BadRecords
 from univg_fast.train.engine import make_engine, release
@@ -119,7 +119,7 @@ def make_step(
     rollout = LocalEngine(
         plain,
         processor.tokenizer,
-        processor.end_token_id,
+        stop_ids(plain.model, processor.end_token_id),
         cache_gib=config.rollout.cache_gib,
         static=None if config.rollout.cuda_graphs else False,
         own_weights=plain is not engine.module,
