@@ -48,7 +48,7 @@ def test_stage_2_shares_the_prompt() -> None:
     assert split.separate == packing.separate and split.image_tokens == 2 * 500 + 250
     long = pack_epoch(counts, Mix((2,), (1.0,)), batch=2, seed=0, ranks=1, budget=1050, generations=8,
                       response_tokens=100)  # fmt: skip
-    assert long.over_budget == 8 and long.longest_row == 1100 and long.room == 8 * 1100 + 2 * 1050
+    assert long.over_budget == 4 and long.longest_row == 1200 and long.room == 4 * 1200 + 2 * 1050
 
 
 def test_ranks_and_steps_share_the_records() -> None:

@@ -98,13 +98,19 @@ def test_a_group_too_large_for_a_row_is_split_by_its_responses(groups: list[Grou
         if tokens(row) > budget:  # only what no split can help: the prompt with its longest response
             (part,) = row
             group = groups[part.group]
-            assert tokens(row) <= group.prompt + max(group.responses)
+            assert group.prompt + max(group.responses) > budget
+            assert tokens(row) <= group.prompt + max(*group.responses, budget // 4, group.prompt // 4)
 
 
 def test_a_split_makes_few_parts() -> None:
     parts = split(3, GroupSize(100, (50,) * 8), 300)
     assert [len(part.responses) for part in parts] == [4, 4] and all(part.group == 3 for part in parts)
-    assert len(split(0, GroupSize(290, (50,) * 8), 300)) == 8  # none fits: rows of one response each, 340 tokens
+    # none fits, so that the budget is passed anyway: few copies of the prompt, and no row much longer than it
+    assert [part.size.tokens for part in split(0, GroupSize(290, (50,) * 8), 300)] == [340] * 8
+    for prompt in (16250, 16384, 16500, 25000):
+        assert len(split(0, GroupSize(prompt, (200,) * 8), 16384)) == 1
+    parts = split(0, GroupSize(16250, (1500,) * 8), 16384)
+    assert [part.size.tokens for part in parts] == [16250 + 3000] * 4
     assert len(split(0, GroupSize(290, ()), 100)) == 1  # a prompt without responses is not lost
 
 
@@ -209,6 +215,17 @@ def test_rows_of_a_window_are_full_for_the_benchmarks_images(draw: Draw) -> None
         rows = sum(len(step) for step in steps)
         assert sum(size.tokens for size in sizes) >= 0.97 * rows * pack_config.budget_tokens
         assert all(18 <= sum(map(len, step)) <= 32 for step in steps)
+
+
+@pytest.mark.parametrize("share", [0.95, 0.98, 1.0, 1.03])
+def test_rows_are_full_where_a_step_is_about_a_row(share: float) -> None:
+    """The mean step fits into a row, but half of the steps do not."""
+    random = np.random.default_rng(3)
+    found = samples(DRAWS[0], random)
+    sizes = [found[i] for i in random.permutation(len(found))[:504]]
+    budget = int(sum(size.tokens for size in sizes) / 21 / share)
+    rows = sum(map(len, plan_window(sizes, 21, budget, [0, 0])))
+    assert sum(size.tokens for size in sizes) >= 0.9 * rows * budget
 
 
 @pytest.mark.parametrize(("low", "high", "mean"), [(2, 2, 2.0), (3, 5, 4.19), (2, 6, 4.0)])

@@ -91,6 +91,7 @@ def test_the_report_by_hand() -> None:
     sizes = [replace(size_of(group), prompt=20 * (i + 1)) for i, group in enumerate(groups)]  # 20 + 40, 40 + 40
     rows = [[part.size for part in parts] for parts in plan_rows(sizes, 70)]  # 60 | 40 + 30 | 40 + 10
     sums = tally(sizes, rows, 70, spare_tokens=18)
+    assert sums["groups"] == 2 and sums["group_tokens"] == 60 + 80  # the second prompt once, though in two rows
     assert sums["packed_tokens"] == 60 + 70 + 50 and sums["room"] == 210 and sums["rows"] == 3
     assert sums["separate_tokens"] == 4 * 30 + 4 * 50 and sums["padded_tokens"] == 8 * 50
     found = figures({key: 2 * value for key, value in sums.items()}, 1.5 * sums["cost"], ranks=2)
@@ -106,12 +107,17 @@ def test_what_no_split_helps_is_told_once(capsys: pytest.CaptureFixture[str]) ->
     told = OverBudget(budget=25)
     for _ in range(2):
         for part in (part for parts in plan_rows([size_of(group)], 25) for part in parts):
-            told.tell(group.sample.record, part.size.tokens)
+            told.tell(group.sample.record, part.size.tokens, copies=2)
     said = capsys.readouterr().err
     tokens = len(group.sample.prompt_ids) + 30
     assert said.count("\n") == 1
-    assert f"tests:1 (u): the prompt with one response has {tokens} tokens" in said
-    assert "pack.budget_tokens=25:" in said and f"pack.budget_tokens={tokens} would hold it" in said
+    assert f"tests:1 (u): a row of its own of {tokens} tokens, its prompt computed 2 times" in said
+    assert "pack.budget_tokens=25." in said and f"pack.budget_tokens={tokens} would hold it" in said
+    for number in range(100):
+        told.tell(replace(group.sample.record, source=f"tests:{2 + number}"), 26)
+    said = capsys.readouterr().err
+    assert said.count("\n") == OverBudget.TOLD - 1 and "tests:20 (u)" in said
+    assert said.endswith("further ones are counted in pack/over_budget only\n")
 
 
 def tensors(item: Any) -> list[torch.Tensor]:

@@ -61,7 +61,9 @@ def test_each_line_is_on_disk_when_log_returns_and_phases_add_up(tmp_path: Path)
             raise KeyError
         logger.log(1, STEP)
         (first,) = rows(tmp_path)
-        logger.log(2, STEP)
+        logger.log(2, STEP | {"group_tokens": 3000.0})  # a prompt's second copies are no throughput
+    second = rows(tmp_path)[1]
+    assert second["tokens_per_second"] == pytest.approx(3000 / second["timing_s/step"])
     assert first["stage"] == "grpo" and first["step"] == 1 and first["loss"] == 0.9123
     assert 0.04 <= first["timing_s/rollout"] <= first["timing_s/step"] and "timing_s/reward" in first
     assert first["tokens_per_second"] == pytest.approx(4000 / first["timing_s/step"])
@@ -82,12 +84,12 @@ def test_line_of_a_grpo_step() -> None:
     step = STEP | {
         "reward": 1.43, "miou": 0.52, "rewards/format/mean": 0.98, "frac_reward_zero_std": 0.19,
         "completions/mean_length": 121.2, "completions/clipped_ratio": 0.0, "kl": 0.0031,
-        "learning_rate": 1e-6, "tokens_per_second": 31234.0,
+        "learning_rate": 1e-6, "tokens_per_second": 31234.0, "num_samples": 24.0,
         "timing_s/rollout": 4.1, "timing_s/data": 0.01, "timing_s/update": 3.9,
         "timing_s/step": 8.2,
     }  # fmt: skip
     assert numbers(step) == (
-        "loss 0.912 rew 1.43 iou 0.52 fmt 0.98 zstd 19% len 121 cut 0% kl 0.0031 gn 0.41 lr 1.0e-6"
+        "loss 0.912 rew 1.43 iou 0.52 fmt 0.98 zstd 19% len 121 cut 0% kl 0.0031 gn 0.41 lr 1.0e-6 n 24"
         " | 31.2k tok/s fill 96% | rollout 4.1 update 3.9 = 8.2s"
     )
     assert "SKIPPED" in numbers(step | {"skipped": 1.0}) and "bad 2" in numbers(step | {"bad_records": 2.0})

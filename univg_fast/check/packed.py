@@ -83,7 +83,7 @@ def pack_epoch(
             sums.update(total)
             imbalance += figures(total, max(part["cost"] for part in tallies), ranks)["pack/imbalance"]
             for members, rows in by_rank:
-                sums.update(groups=len(members), responses=sum(sizes[i].responses[0] for i in members))
+                sums.update(responses=sum(sizes[i].responses[0] for i in members))
                 for row in rows:
                     images = sum(size.patches for size in row) // MERGED
                     sums.update(image_tokens=images)

@@ -113,11 +113,14 @@ def best_fit(lengths: Sequence[int], budget: int, most: int | None = None) -> li
 def split(group: int, size: GroupSize, budget: int) -> list[Part]:
     """The group as a whole where the budget allows it, else in as few parts as hold its responses.
 
-    No part exceeds the budget, unless the prompt with one response does: then that is the length of the longest part.
+    No part exceeds the budget, unless the prompt with one response does. Then a part may add a quarter to the longer of
+    prompt and budget, or a prompt would be computed once for every response to save little of a row.
     """
     if size.tokens <= budget or len(size.responses) < 2:
         return [Part(group, tuple(range(len(size.responses))), size)]
-    room = max(budget - size.prompt, *size.responses)
+    room, longest = budget - size.prompt, max(size.responses)
+    if room < longest:
+        room = max(longest, max(budget, size.prompt) // 4)
     parts = pack(size.responses, room)
     return [
         Part(group, tuple(part), GroupSize(size.prompt, tuple(size.responses[j] for j in part), size.patches))
@@ -134,14 +137,14 @@ def plan_rows(sizes: Sequence[GroupSize], budget: int) -> list[list[Part]]:
 def plan_window(sizes: Sequence[GroupSize], steps: int, budget: int, seed: Sequence[int]) -> list[list[list[int]]]:
     """Indices of each row of each step: rows packed over the whole window, then dealt to its `steps` steps.
 
-    Where a step fits into one row there is nothing to gain: each takes its own share, in the order given. Otherwise a
-    step takes rows until it has near its share of the samples; which step has which rows is drawn from `seed`.
+    Where that needs no fewer rows each step takes its own share, in the order given. Otherwise a step takes rows until
+    it has near its share of the samples; which step has which rows is drawn from `seed`.
     """
-    if steps == 1 or sum(size.tokens for size in sizes) <= steps * budget:
-        shares = [range(len(sizes) * k // steps, len(sizes) * (k + 1) // steps) for k in range(steps)]
-        packed = [pack([sizes[i].tokens for i in share], budget) for share in shares]
+    shares = [range(len(sizes) * k // steps, len(sizes) * (k + 1) // steps) for k in range(steps)]
+    packed = [pack([sizes[i].tokens for i in share], budget) for share in shares]
+    rows = pack([size.tokens for size in sizes], budget, most=max(1, len(sizes) // steps)) if steps > 1 else []
+    if steps == 1 or len(rows) >= sum(map(len, packed)):
         return [[[share[i] for i in row] for row in rows] for share, rows in zip(shares, packed, strict=True)]
-    rows = pack([size.tokens for size in sizes], budget, most=max(1, len(sizes) // steps))
     random = np.random.default_rng(list(seed))
     rows = [rows[i] for i in random.permutation(len(rows))]
     dealt = deal([len(row) for row in rows], steps, even=False)

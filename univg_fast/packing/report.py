@@ -17,6 +17,8 @@ def tally(
     sequences = [group.prompt + n for group in groups for n in group.responses]
     lengths = [sum(size.tokens for size in row) for row in rows]
     return {
+        "groups": float(len(groups)),
+        "group_tokens": float(sum(group.tokens for group in groups)),
         "packed_tokens": float(sum(lengths)),
         "separate_tokens": float(sum(sequences)),
         "padded_tokens": float(max(sequences, default=0) * len(sequences)),
@@ -36,6 +38,8 @@ def figures(total: Mapping[str, float], dearest: float, ranks: int) -> dict[str,
         return part / whole if whole else 0.0
 
     return {
+        "num_samples": total["groups"],
+        "group_tokens": total["group_tokens"],  # each prompt once, in however many rows its group lies
         "pack/fill": share(packed, total["room"]),
         # of the tokens of one sequence per response: each with its own copy of the prompt, and padded to the longest
         "pack/shared": share(total["separate_tokens"] - packed, total["separate_tokens"]),

@@ -30,6 +30,7 @@ _WORDS: tuple[tuple[str, str, str], ...] = (
     ("kl", "kl", "number"),
     ("grad_norm", "gn", "number"),
     ("learning_rate", "lr", "rate"),
+    ("num_samples", "n", "round"),
 )
 _FORMATS: dict[str, Callable[[float], str]] = {
     "number": lambda x: f"{x:.3g}" if abs(x) < 1000 else f"{x:.3e}",

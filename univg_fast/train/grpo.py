@@ -6,6 +6,7 @@ prompts give the same loss on any number of ranks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -138,8 +139,9 @@ class GrpoStep:
         """Rows of this rank's groups, and what they amount to."""
         budget, sizes = self.config.pack.budget_tokens, [size_of(group) for group in groups]
         plan = plan_rows(sizes, budget)
+        copies = Counter(part.group for parts in plan for part in parts)
         for part in (part for parts in plan for part in parts):
-            self.over_budget.tell(groups[part.group].sample.record, part.size.tokens)
+            self.over_budget.tell(groups[part.group].sample.record, part.size.tokens, copies[part.group])
         return plan, tally(sizes, [[part.size for part in parts] for parts in plan], budget)
 
     def _encode(self, samples: Sequence[Sample], images: Images | None) -> list[ImageFeatures] | None:

@@ -55,6 +55,7 @@ def reduce_metrics(
     all_ = distributed.reduce_floats(sums, maxima)
     prompts, responses = max(all_["prompts"], 1.0), max(all_["responses"], 1.0)
     metrics = summarize(torch.tensor([all_[f"kernel/{name}"] for name in METRICS]))
+    metrics["num_tokens"] /= len(outputs)  # every iteration scores the same tokens
     metrics |= {
         "reward": all_["reward"] / responses,
         "reward_std": all_["reward_std"] / prompts,

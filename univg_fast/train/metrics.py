@@ -64,7 +64,7 @@ class MetricsLogger:
         now = time.perf_counter()
         whole, self._step_began = now - self._step_began, now
         row: dict[str, Any] = {"stage": self.stage, "step": step, "time": time.time()} | dict(metrics)
-        tokens = metrics.get("packed_tokens", metrics.get("num_tokens"))
+        tokens = metrics.get("group_tokens", metrics.get("packed_tokens"))  # of all ranks
         if tokens is not None:
             row["tokens_per_second"] = tokens / whole
         if torch.cuda.is_available():

@@ -118,19 +118,25 @@ def _refused_by_some(refused: Sequence[BadRecord]) -> str:
 
 
 class OverBudget:
-    """Tells of rows that no split brings under the budget, each record once in a run. They run all the same."""
+    """Tells of rows that no split brings under the budget, of the first TOLD records once. They run all the same."""
+
+    TOLD = 20
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._told: set[str] = set()
 
-    def tell(self, record: Record, tokens: int) -> None:
-        if tokens > self.budget and record.source not in self._told:
-            self._told.add(record.source)
-            print(
-                f"rank {distributed.rank()}: {record.source} ({record.uid}): the prompt with one response has {tokens} "
-                f"tokens, more than pack.budget_tokens={self.budget}: a row of its own, of that length. "
-                f"pack.budget_tokens={tokens} would hold it; data.max_length below {tokens} would skip it",
-                file=sys.stderr,
-                flush=True,
-            )
+    def tell(self, record: Record, tokens: int, copies: int = 1) -> None:
+        """`tokens` of a row with a part of the record's group, of which there are `copies`, each with the prompt."""
+        if tokens <= self.budget or record.source in self._told or len(self._told) == self.TOLD:
+            return
+        self._told.add(record.source)
+        again = f", its prompt computed {copies} times" if copies > 1 else ""
+        last = "; further ones are counted in pack/over_budget only" if len(self._told) == self.TOLD else ""
+        print(
+            f"rank {distributed.rank()}: {record.source} ({record.uid}): a row of its own of {tokens} tokens{again}, "
+            f"as prompt and longest response are more than pack.budget_tokens={self.budget}. "
+            f"pack.budget_tokens={tokens} would hold it; data.max_length below {tokens} would skip it{last}",
+            file=sys.stderr,
+            flush=True,
+        )
