@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import numpy as np
@@ -100,6 +101,28 @@ def test_windows_are_measured_as_they_come(records, processor, monkeypatch):
             loader.share(step + 2)  # waits for the window ahead
             assert len(measured) <= 16 * (step // 2 + 3) <= 80
     assert {name.rpartition("_")[0] for _, name in measured} == {"plans"}
+
+
+def test_closing_does_not_wait_for_a_plan(records, processor, monkeypatch):
+    """A large window takes minutes; after a failure nobody needs it any more."""
+    import univg_fast.data.windows as module
+
+    measured, second = [], threading.Event()
+
+    def counting(record, *rest):
+        measured.append(record)
+        if len(measured) == 2:
+            second.set()
+            assert loader.windows.stop.wait(20)
+        return original(record, *rest)
+
+    original = module.measure
+    monkeypatch.setattr(module, "measure", counting)
+    loader = loader_of(records, processor, planning=ROWS)
+    plan = loader._planner.submit(loader.windows.plan, 0, 0)
+    assert second.wait(20)
+    loader.close()
+    assert len(measured) == 2 and isinstance(plan.exception(), CancelledError)
 
 
 def test_rows_are_built_in_threads_from_their_samples(records, processor):

@@ -119,7 +119,8 @@ class SampleLoader(Generic[Built]):
         self.close()
 
     def close(self) -> None:
-        """Stop the threads; what was prefetched is dropped."""
+        """Stop the threads; what was prefetched is dropped, and a plan under way given up."""
+        self.windows.stop.set()
         for pool in (self._planner, self._pool):
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -6,10 +6,12 @@ every step's records, depend on (seed, window) alone, and a step number says whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from time import sleep
+from typing import TypeVar
 from zlib import crc32
 
 from univg_fast.packing.plan import GroupSize, deal, plan_window, spread
@@ -20,6 +22,8 @@ from .images import PROBE_THREADS, Headers
 from .mix import Mix, mix_of
 from .samples import Processor, measure
 
+T = TypeVar("T")
+CHUNK = 512  # headers that are read between two looks at whether the loader was closed
 SECOND_LOOK_S = 0.2  # after which a header is read again, once: a rank that fails alone would plan by itself
 
 
@@ -87,6 +91,7 @@ class Windows:
         self.mix = mix_of(records)
         self.steps = window_steps(planning.window if planning.budget else 0, batch_size, self.mix.epoch)
         self._headers = Headers()
+        self.stop = Event()  # set it to end a plan that is under way, between two records
 
     def place(self, step: int) -> tuple[int, int]:
         """(window, step of the window)."""
@@ -115,17 +120,25 @@ class Windows:
 
     def _measured(self, indices: Sequence[int]) -> tuple[list[int], list[GroupSize], list[tuple[int, BadRecord]]]:
         """Those that will give samples with their sizes, and the others with their number in the window."""
-        found = [self.records[index] for index in indices]
+        found = [self.records[index] for index in self._until_stopped(indices)]
         with ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="headers") as pool:
             paths = [path for record in found for path in record.images]
-            if not self._headers.look_at(paths, pool):
-                sleep(SECOND_LOOK_S)
-                self._headers.look_at(paths, pool)
+            chunks = [paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]
+            for chunk in self._until_stopped(chunks):
+                if not self._headers.look_at(chunk, pool):
+                    sleep(SECOND_LOOK_S)
+                    self._headers.look_at(chunk, pool)
         good, sizes, refused = [], [], []
-        for at, (index, record) in enumerate(zip(indices, found, strict=True)):
+        for at, (index, record) in enumerate(self._until_stopped(zip(indices, found, strict=True))):
             try:
                 sizes.append(measure(record, self.processor, self.with_response, self._headers))
                 good.append(index)
             except SampleError as error:
                 refused.append((at, error.bad_record()))
         return good, sizes, refused
+
+    def _until_stopped(self, items: Iterable[T]) -> Iterator[T]:
+        for item in items:
+            if self.stop.is_set():
+                raise CancelledError
+            yield item
