@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     add("--gpus", type=int, default=8, help="that will train (default 8); packing is planned for so many ranks")
     add("--gpu-gib", type=float, default=80.0, help="memory of one (default 80)")
     add("--tflops", type=float, default=200.0, help="sustained by one in training (default 200)")
-    add("--tokens-per-second", type=float, help="trained by one GPU, from the console of a short run; wins over tflops")
+    add("--tokens-per-second", type=float, help="trained by one GPU: a run's console / its GPUs; wins over tflops")
     add("--decode-tokens-per-second", type=float, default=1000.0, help="sampled by one GPU (default 1000)")
     add("--response-tokens", type=int, help="mean of a completion (default: the sft files' mean, else the longest)")
     return top

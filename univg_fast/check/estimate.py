@@ -25,7 +25,7 @@ class Machine:
     gpus: int = 8
     gpu_gib: float = 80.0
     tflops: float = 200.0  # sustained by one GPU in training
-    tokens_per_second: float | None = None  # trained by one GPU, as a run's console says; wins over tflops
+    tokens_per_second: float | None = None  # trained by one GPU: a console's by its number of GPUs; over tflops
     decode_tokens_per_second: float = 1000.0  # sampled by one GPU, over all its completions
 
 
