@@ -183,7 +183,7 @@ def test_memory_is_the_peak_above_what_was_there() -> None:
 
 def test_ceilings_are_rates() -> None:
     ceilings = measure_ceilings(Cpu(), scale=1e-3)
-    assert 1e8 < ceilings.copy < 1e13 and all(1e8 < g < 1e15 for g in ceilings.gemm.values())
+    assert 1e6 < ceilings.copy < 1e13 and all(1e6 < g < 1e15 for g in ceilings.gemm.values())
 
 
 def test_both_devices_have_the_same_methods() -> None:
