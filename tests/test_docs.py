@@ -96,6 +96,8 @@ def test_a_command_is_one_that_works(place: str, command: str) -> None:
     elif "pytest" in words:
         check_pytest(words[words.index("pytest") + 1 :])
     elif words[:2] == ["python", "-m"] and words[2].startswith(("bench.", "univg_fast.report")):
+        if words[2] == "bench.trl_step":
+            pytest.importorskip("trl", reason="of the extra [bench]")
         help_knows(words)  # run in tests/bench; its function in tests/report/test_page.py
     elif words[:3] == ["python", "-m", "univg_fast.data"]:  # run in tests/data
         help_knows(words, words[3])

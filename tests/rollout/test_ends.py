@@ -52,3 +52,8 @@ def test_a_record_that_comes_twice_is_sampled_twice(model: PackedModel, sample: 
 def test_no_generations_are_refused(model: PackedModel, sample: Sample) -> None:
     with pytest.raises(ValueError, match="num_generations >= 1, got 0"):
         LocalEngine(model, build_tokenizer(["any text"])).generate([sample], 0, Sampling(4))
+
+
+def test_a_rank_without_samples_has_no_completions(model: PackedModel) -> None:
+    """As one whose records of the step were all bad."""
+    assert LocalEngine(model, build_tokenizer(["any text"])).generate([], 4, Sampling(4)) == []

@@ -71,6 +71,8 @@ class LocalEngine:
         """See RolloutEngine."""
         if num_generations < 1:
             raise ValueError(f"generate: expected num_generations >= 1, got {num_generations}")
+        if not samples:  # a rank whose records were all bad
+            return []
         uniform = uniforms(sampling.seed, [s.record.uid for s in samples], num_generations, sampling.max_new_tokens)
         uniform = uniform.view(len(samples), num_generations, -1)
         lengths = [len(s.prompt_ids) for s in samples]
