@@ -9,6 +9,7 @@ from tiny import random_sample, tiny_model
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import PackedModel
 from univg_fast.rollout import LocalEngine, Sampling, stop_ids
+from univg_fast.rollout.local import LOOK_EVERY
 from univg_fast.structs import Completion, Sample
 
 
@@ -57,3 +58,15 @@ def test_no_generations_are_refused(model: PackedModel, sample: Sample) -> None:
 def test_a_rank_without_samples_has_no_completions(model: PackedModel) -> None:
     """As one whose records of the step were all bad."""
     assert LocalEngine(model, build_tokenizer(["any text"])).generate([], 4, Sampling(4)) == []
+
+
+@pytest.mark.parametrize("cache_gib", [8.0, 1e-9], ids=["together", "one at a time"])
+def test_a_rollout_that_is_asked_to_stop_returns_at_the_next_look(
+    model: PackedModel, sample: Sample, cache_gib: float
+) -> None:
+    tokenizer, how = build_tokenizer(["any text"]), Sampling(400)
+    asked = iter([False, True, True])
+    engine = LocalEngine(model, tokenizer, -1, cache_gib=cache_gib, should_stop=lambda: next(asked))
+    first, second = engine.generate([sample, sample], 3, how)
+    assert [len(ids) for ids in tokens(first)] == [1 + 2 * LOOK_EVERY] * 3
+    assert len(second) == (3 if cache_gib > 1 else 0), "a prompt that was not begun has no completions"

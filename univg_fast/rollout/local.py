@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -29,7 +29,8 @@ class LocalEngine:
     `cache_gib`: keys and values held at once; what needs more is decoded in several batches, of one prompt at least.
     `static`: buffers of fixed shapes, and CUDA graphs on a GPU; None: on a GPU. `own_weights`: the model is a copy,
     which `sync_weights` brings up to date; else there is nothing to do. `stop_token_id`: what ends a completion; None:
-    `stop_ids` of the tokenizer's end.
+    `stop_ids` of the tokenizer's end. `should_stop` is asked at each look at who has finished: once it says yes,
+    `generate` returns what there is, completions cut short and no completions of prompts not begun, to be thrown away.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class LocalEngine:
         cache_gib: float = 8.0,
         static: bool | None = None,
         own_weights: bool = False,
+        should_stop: Callable[[], bool] | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         ends = stop_ids(model.model, tokenizer.eos_token_id) if stop_token_id is None else stop_token_id
         self.stop = (ends,) if isinstance(ends, int) else tuple(ends)
         self.cache_bytes, self.static, self.own_weights = int(cache_gib * 2**30), static, own_weights
+        self.should_stop = should_stop or (lambda: False)
 
     def sync_weights(self, buckets: Iterable[Mapping[str, Tensor]]) -> None:
         """See RolloutEngine. ValueError where a weight is unknown, or one of the model's does not come."""
@@ -87,7 +90,9 @@ class LocalEngine:
                 part = features if parts is None else ImageFeatures.cat([parts[i] for i in batch])
                 groups = self._generate([samples[i] for i in batch], uniform[batch], sampling, part)
                 found |= zip(batch, groups, strict=True)
-        return [found[i] for i in range(len(samples))]
+                if self.should_stop():
+                    break
+        return [found.get(i, []) for i in range(len(samples))]
 
     def _generate(
         self, samples: Sequence[Sample], uniform: Tensor, sampling: Sampling, features: ImageFeatures | None
@@ -109,6 +114,8 @@ class LocalEngine:
                 if ends[row] is None:
                     ends[row] = stopper.end(tokens[row, :made], seen)
             seen = made
+            if self.should_stop():
+                break
             going = np.flatnonzero([ends[row] is None for row in rows])
             # a captured step is worth keeping until half of its rows are idle
             if 0 < len(going) < len(rows) and (not decoder.cache.static or 2 * len(going) <= len(rows)):
@@ -116,7 +123,8 @@ class LocalEngine:
                 rows = rows[going]
         completions = []
         for ids, logp, end in zip(tokens, logprobs, ends, strict=True):
-            ids, logp = ids[:end].copy(), logp[:end].copy()
+            last = seen if end is None else end
+            ids, logp = ids[:last].copy(), logp[:last].copy()
             text = stopper.text(ids[: len(ids) - int(ids[-1] in self.stop)])
             completions.append(Completion(ids, logp, "length" if end is None else "stop", text))
         return [completions[i : i + group] for i in range(0, len(completions), group)]
