@@ -60,6 +60,22 @@ def test_ranks_together_have_the_step_of_one_rank(records, processor, world_size
         loader.close()
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_repeats_of_a_record_are_counted_over_all_ranks(folder, processor, world_size):
+    """Its completions then differ, wherever they are sampled. 8 of 3 records: each comes two or three times."""
+    records, _ = read_records(folder.jsonl(*[folder.stage2(id=str(i)) for i in range(3)]))
+    ranks = [
+        loader_of(records, processor, with_response=False, rank=r, world_size=world_size) for r in range(world_size)
+    ]
+    batches = [rank.batch(0) for rank in ranks]
+    found = [(uid, n) for batch in batches for uid, n in zip(uids(batch.samples), batch.repeats, strict=True)]
+    counts = Counter(uid for uid, _ in found)
+    assert sorted(counts.values()) == [2, 3, 3]
+    assert sorted(found) == [(uid, n) for uid in sorted(counts) for n in range(counts[uid])]
+    for rank in ranks:
+        rank.close()
+
+
 def test_a_window_has_every_record_once_in_rows_within_the_budget(records, processor):
     """60 records of an epoch are 2 windows of 3 steps of 8 and a bit; rows are full, and steps near equal."""
     with loader_of(records, processor, planning=ROWS, num_steps=7) as loader:
@@ -164,6 +180,7 @@ def test_a_sample_that_fails_is_skipped_and_reported(folder, processor):
     for step in (0, 1):  # again in the next epoch
         batch = loader.batch(step)
         assert sorted(uids(batch.samples)) == ["0", "1", "3"]
+        assert len(batch.repeats) == 3
         assert [(entry.kind, entry.source) for entry in batch.bad] == [("decode", records[2].source)]
         assert batch.bad[0].message.startswith(f"{records[2].source}: cannot decode the image {folder.path / 'c.png'}")
     loader.close()

@@ -83,7 +83,12 @@ class Stuck(LocalEngine):
     """Gives its first completion G times, as one that forgot to seed its rows apart."""
 
     def generate(
-        self, samples: Sequence[Sample], num_generations: int, sampling: Sampling, features: ImageFeatures | None = None
+        self,
+        samples: Sequence[Sample],
+        num_generations: int,
+        sampling: Sampling,
+        features: ImageFeatures | None = None,
+        repeats: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         return [[group[0]] * num_generations for group in super().generate(samples, num_generations, sampling)]
 

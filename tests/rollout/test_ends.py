@@ -48,6 +48,7 @@ def test_a_record_that_comes_twice_is_sampled_twice(model: PackedModel, sample: 
     once, again = engine.generate([sample, sample], 3, Sampling(12))
     assert len({tuple(ids) for ids in tokens(once) + tokens(again)}) == 6
     assert tokens(once) == tokens(engine.generate([sample], 3, Sampling(12))[0])
+    assert tokens(again) == tokens(engine.generate([sample], 3, Sampling(12), None, [1])[0]), "as on another rank"
 
 
 def test_no_generations_are_refused(model: PackedModel, sample: Sample) -> None:

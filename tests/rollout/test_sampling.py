@@ -31,7 +31,7 @@ def test_top_p_is_that_of_transformers_in_ties_and_large_vocabularies(top_p: flo
 
 def test_sampling_follows_the_distribution() -> None:
     logits = torch.tensor([0.0, float("-inf"), 1.0, 2.0, float("-inf")]).expand(40_000, -1)
-    tokens = draw(logits, uniforms(0, ["a"], 40_000, 1)[:, 0])
+    tokens = draw(logits, uniforms(0, ["a"], [0], 40_000, 1)[:, 0])
     share = torch.bincount(tokens, minlength=5) / len(tokens)
     assert (share - logits[0].softmax(-1)).abs().max() < 0.01
     assert share[1] == share[4] == 0

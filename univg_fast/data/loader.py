@@ -24,6 +24,7 @@ class LoadedRow(Generic[Built]):
     """Samples that go together, and what `build` made of them; None where each of them turned out bad."""
 
     samples: list[Sample]
+    repeats: list[int]  # of each sample, how often its record came before in the step, on any rank
     built: Built | None
     bad: list[BadRecord]
 
@@ -41,6 +42,11 @@ class Batch(Generic[Built]):
     @property
     def samples(self) -> list[Sample]:
         return [sample for row in self.rows for sample in row.samples]
+
+    @property
+    def repeats(self) -> list[int]:
+        """Of each sample, how often its record came before in the step, on any rank."""
+        return [repeat for row in self.rows for repeat in row.repeats]
 
 
 class SampleLoader(Generic[Built]):
@@ -106,7 +112,10 @@ class SampleLoader(Generic[Built]):
         for other in ahead:
             if other not in self._pending:
                 share = self.share(other)
-                self._pending[other] = share, [self._submit(row) for row in share.rows]
+                self._pending[other] = (
+                    share,
+                    [self._submit(*row) for row in zip(share.rows, share.repeats, strict=True)],
+                )
         share, futures = self._pending.pop(step)
         rows = [future.result() for future in futures]
         bad = [*share.bad, *(entry for row in rows for entry in row.bad)]
@@ -124,16 +133,17 @@ class SampleLoader(Generic[Built]):
         for pool in (self._planner, self._pool):
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, indices: list[int]) -> Future[LoadedRow[Built]]:
+    def _submit(self, indices: list[int], repeats: list[int]) -> Future[LoadedRow[Built]]:
         """The samples' jobs stand before the row's in one queue, so that a row never waits for a job behind it."""
         made = [self._pool.submit(self._make, index) for index in indices]
-        return self._pool.submit(self._row, made)
+        return self._pool.submit(self._row, made, repeats)
 
-    def _row(self, futures: list[Future[Sample | BadRecord]]) -> LoadedRow[Built]:
+    def _row(self, futures: list[Future[Sample | BadRecord]], repeats: list[int]) -> LoadedRow[Built]:
         made = [future.result() for future in futures]
         samples = [m for m in made if isinstance(m, Sample)]
+        kept = [repeat for repeat, m in zip(repeats, made, strict=True) if isinstance(m, Sample)]
         built = self.build(samples) if self.build is not None and samples else None
-        return LoadedRow(samples, built, [m for m in made if isinstance(m, BadRecord)])
+        return LoadedRow(samples, kept, built, [m for m in made if isinstance(m, BadRecord)])
 
     def _make(self, index: int) -> Sample | BadRecord:
         sample = self._cache.get(index)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -54,6 +55,16 @@ def _pass(size: int, seed: int, number: int, start: int, share: int) -> np.ndarr
     rounds = range(start // size, (start + share - 1) // size + 1)
     endless = np.concatenate([np.random.default_rng([seed, number, r]).permutation(size) for r in rounds])
     return endless[start - rounds[0] * size :][:share]
+
+
+def times_before(items: Iterable[Hashable]) -> list[int]:
+    """Of each item, how many equal ones stand before it."""
+    seen: Counter[Hashable] = Counter()
+    before = []
+    for item in items:
+        before.append(seen[item])
+        seen[item] += 1
+    return before
 
 
 def mix_of(records: Sequence[Any]) -> Mix:

@@ -19,7 +19,7 @@ from univg_fast.structs import BadRecord, Record
 
 from .errors import SampleError
 from .images import PROBE_THREADS, Headers
-from .mix import Mix, mix_of
+from .mix import Mix, mix_of, times_before
 from .samples import Processor, measure
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ class Share:
     """One rank's part of a step."""
 
     rows: list[list[int]]  # record indices of each row
+    repeats: list[list[int]]  # of each of them, how often the record came before in the step, on any rank
     passes: int  # the largest number of rows of any rank
     bad: list[BadRecord]  # refused while measuring; each is one rank's to tell
     refused: list[BadRecord]  # all that this rank refused in the window
@@ -113,9 +114,14 @@ class Windows:
         shares = []
         for k, step in enumerate(share_out(sizes, steps, self.world_size, self.planning, [self.seed, window])):
             by_rank = [[[good[i] for i in row] for row in rows] for rows in step]
+            held = sorted(
+                i for rows in step for row in rows for i in row
+            )  # in the data's order, whatever rank has them
+            before = dict(zip(held, times_before(good[i] for i in held), strict=True))
+            repeats = [[before[i] for i in row] for row in step[rank]]
             bad = [entry for at, entry in refused if at % steps == k and at // steps % self.world_size == rank]
             digest = crc32(repr(by_rank).encode())
-            shares.append(Share(by_rank[rank], max(map(len, by_rank)), bad, everything, digest))
+            shares.append(Share(by_rank[rank], repeats, max(map(len, by_rank)), bad, everything, digest))
         return shares
 
     def _measured(self, indices: Sequence[int]) -> tuple[list[int], list[GroupSize], list[tuple[int, BadRecord]]]:

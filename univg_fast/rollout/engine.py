@@ -21,12 +21,13 @@ class RolloutEngine(Protocol):
         num_generations: int,
         sampling: Sampling,
         features: ImageFeatures | None = None,
+        repeats: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """`num_generations` completions of each sample, in order, each with its tokens' log-probs when sampled.
 
         `features`: the image features of all samples in order, for an engine that can use them. Completion j of a
-        sample depends on (sampling.seed, its record's uid, j) alone, not on the others in the call; a uid that comes
-        again in the call is sampled independently.
+        sample depends on (sampling.seed, its record's uid, its repeat, j) alone, not on the others in the call.
+        `repeats`: of each sample, how often its record came before in the step, on any rank; None: in this call.
         """
         ...
 

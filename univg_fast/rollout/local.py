@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from univg_fast.data.mix import times_before
 from univg_fast.model.features import ImageFeatures
 from univg_fast.model.packed import PackedModel
 from univg_fast.packing.rows import build_row
@@ -70,13 +71,16 @@ class LocalEngine:
         num_generations: int,
         sampling: Sampling,
         features: ImageFeatures | None = None,
+        repeats: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """See RolloutEngine."""
         if num_generations < 1:
             raise ValueError(f"generate: expected num_generations >= 1, got {num_generations}")
         if not samples:  # a rank whose records were all bad
             return []
-        uniform = uniforms(sampling.seed, [s.record.uid for s in samples], num_generations, sampling.max_new_tokens)
+        uids = [sample.record.uid for sample in samples]
+        repeats = times_before(uids) if repeats is None else repeats
+        uniform = uniforms(sampling.seed, uids, repeats, num_generations, sampling.max_new_tokens)
         uniform = uniform.view(len(samples), num_generations, -1)
         lengths = [len(s.prompt_ids) for s in samples]
         size = bytes_per_token(self.model.model)

@@ -1,13 +1,11 @@
-"""How a token is drawn. One uniform number per token, fixed by (seed, uid, sample index, position).
+"""How a token is drawn. One uniform number per token, fixed by (seed, uid, repeat, sample index, position).
 
-A completion therefore does not depend on which other prompts share its batch, nor on the number of ranks; but for a
-record that comes more than once, see `uniforms`.
+A completion therefore does not depend on which other prompts share its batch, nor on the number of ranks.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,18 +41,13 @@ class Sampling:
             raise ValueError(f"sampling.stop: expected a tuple of strings that are not empty, got {self.stop!r}")
 
 
-def uniforms(seed: int, uids: Sequence[str], num_generations: int, length: int) -> Tensor:
-    """[len(uids) * num_generations, length] float64 in [0, 1).
-
-    A uid that comes again gets other numbers, by how often it came before in this call. Ranks do not know of each
-    other's, so a record that comes twice in a step, on two ranks, still gets the same ones.
-    """
-    rows, before = [], Counter[str]()
-    for uid in uids:
-        repeat = f"#{before[uid]}" if before[uid] else ""
-        before[uid] += 1
+def uniforms(seed: int, uids: Sequence[str], repeats: Sequence[int], num_generations: int, length: int) -> Tensor:
+    """[len(uids) * num_generations, length] float64 in [0, 1): other numbers for each repeat of a uid."""
+    rows = []
+    for uid, repeat in zip(uids, repeats, strict=True):
+        again = f"#{repeat}" if repeat else ""
         for j in range(num_generations):
-            digest = hashlib.blake2b(f"{seed}/{uid}/{j}{repeat}".encode(), digest_size=16).digest()
+            digest = hashlib.blake2b(f"{seed}/{uid}/{j}{again}".encode(), digest_size=16).digest()
             rows.append(np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(length))
     return torch.from_numpy(np.asarray(rows).reshape(len(uids) * num_generations, length))
 
