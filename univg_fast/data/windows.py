@@ -114,9 +114,7 @@ class Windows:
         shares = []
         for k, step in enumerate(share_out(sizes, steps, self.world_size, self.planning, [self.seed, window])):
             by_rank = [[[good[i] for i in row] for row in rows] for rows in step]
-            held = sorted(
-                i for rows in step for row in rows for i in row
-            )  # in the data's order, whatever rank has them
+            held = sorted(i for rows in step for row in rows for i in row)  # the step's, whatever rank has them
             before = dict(zip(held, times_before(good[i] for i in held), strict=True))
             repeats = [[before[i] for i in row] for row in step[rank]]
             bad = [entry for at, entry in refused if at % steps == k and at // steps % self.world_size == rank]
