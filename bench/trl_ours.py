@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,10 @@ from univg_fast.rollout import LocalEngine, RolloutEngine, Sampling
 from univg_fast.structs import Completion, Record, Sample
 from univg_fast.train.engine import make_engine
 from univg_fast.train.grpo import GrpoStep
+from univg_fast.train.phases import Phases
 from univg_fast.train.rows import Builder
 from univg_fast.train.setup import load_policy
+from univg_fast.train.state import StageState
 
 from .rollout import Size
 from .trl_problem import TERMS
@@ -69,25 +68,20 @@ class Ours:
             cache_bytes=0,
         )
         self.samples = [make_sample(r, processor, with_response=False) for r in records]
-        self.phases: dict[str, float] = defaultdict(float)
+        self.timed, self.phases = Phases(), dict[str, float]()
         engine_of_rollout = LocalEngine(policy, processor.tokenizer, stop_token_id=-1)
-        more = (policy, reference, self.samples[0], self.phase)
+        more = (policy, reference, self.samples[0], self.timed)
         self.step = GrpoStep(self.config, engine, loader, engine_of_rollout, *more)
         self.check = self.step.check(self.samples[0])
         self.steps = 0
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.phases[name] += time.perf_counter() - began
-
     def __call__(self, rollout: RolloutEngine | None = None) -> dict[str, float]:
-        self.phases.clear()
         usual = self.step.rollout
         self.step.rollout = rollout or usual
-        metrics, _, bad = self.step(self.steps)
-        self.step.rollout = usual
+        outcome = self.step(StageState(self.steps, self.steps))
+        assert outcome is not None
+        metrics, bad = outcome.metrics, outcome.bad
+        self.step.rollout, self.phases = usual, self.timed.take()
         self.steps += 1
         assert not bad, bad
         return metrics

@@ -87,11 +87,11 @@ class WatchedTrainer(GRPOTrainer):
         self.phases[name] += time.perf_counter() - began
 
     def _generate_single_turn(self, *args: Any, **more: Any) -> Any:
-        with self.phase("rollout"):
+        with self.phase("gen"):
             return super()._generate_single_turn(*args, **more)
 
     def _calculate_rewards(self, *args: Any, **more: Any) -> Any:
-        with self.phase("reward"):
+        with self.phase("score"):
             return super()._calculate_rewards(*args, **more)
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **more: Any) -> Any:

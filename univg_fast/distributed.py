@@ -21,6 +21,13 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 _FAILED = "univg_fast/failed"  # key in the rendezvous store: who failed first, and with what
+_host: dist.ProcessGroup | None = None  # where the default group is nccl: a gloo group for what lies on the host
+
+
+class StopRun(Exception):
+    """All ranks end here together, with exit code `code`, as they were asked to. Raised on every rank alike."""
+
+    code = 0
 
 
 class RankError(RuntimeError):
@@ -50,6 +57,9 @@ def init(timeout_s: float = 600.0) -> torch.device:
         else:
             os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        if backend != "gloo":
+            global _host
+            _host = dist.new_group(backend="gloo", timeout=timeout)
     _prepare_deepspeed(on_cpu)
     return device
 
@@ -78,30 +88,28 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def device() -> torch.device:
-    """Where collectives of this process group want their tensors."""
-    if dist.is_initialized() and dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+def store() -> dist.Store | None:
+    """The rendezvous store, which any rank may read and write at any time; None for a single process."""
+    return dist.distributed_c10d._get_default_store() if world_size() > 1 else None
 
 
 def barrier() -> None:
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(_host)
 
 
 def reduce_floats(sums: Mapping[str, float], maxima: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Sum the first mapping and take the maximum of the second over all ranks, in one collective.
+    """Sum the first mapping and take the maximum of the second over all ranks, in one collective of the hosts.
 
-    Keys must be the same on every rank. Every rank gets bit-equal results.
+    Keys must be the same on every rank. Every rank gets bit-equal results. No device is waited for.
     """
     maxima = maxima or {}
     if world_size() == 1:
         return {key: float(value) for key, value in (*sums.items(), *maxima.items())}
     values = [float(sums[key]) for key in sorted(sums)] + [float(maxima[key]) for key in sorted(maxima)]
-    mine = torch.tensor(values, dtype=torch.float64, device=device())
-    everyone = torch.empty(world_size() * len(values), dtype=torch.float64, device=mine.device)
-    dist.all_gather_into_tensor(everyone, mine)
+    mine = torch.tensor(values, dtype=torch.float64)
+    everyone = torch.empty(world_size() * len(values), dtype=torch.float64)
+    dist.all_gather_into_tensor(everyone, mine, _host)
     table = everyone.view(world_size(), len(values))
     summed, largest = table.sum(0).tolist(), table.amax(0).tolist()
     return dict(zip(sorted(sums), summed, strict=False)) | dict(zip(sorted(maxima), largest[len(sums) :], strict=True))
@@ -117,7 +125,7 @@ def gather_objects(item: T) -> list[T]:
     if world_size() == 1:
         return [item]
     items: list[Any] = [None] * world_size()
-    dist.all_gather_object(items, item)
+    dist.all_gather_object(items, item, _host)
     return items
 
 
@@ -125,7 +133,7 @@ def broadcast_object(item: T) -> T:
     """Rank 0's item on every rank; the others' is ignored."""
     items = [item]
     if world_size() > 1:
-        dist.broadcast_object_list(items, src=0, device=device())
+        dist.broadcast_object_list(items, src=0, group=_host)
     return items[0]
 
 
@@ -150,16 +158,25 @@ def run(main: Callable[[], None]) -> None:
     """Call `main`. A failure ends this process at once, so that torchrun ends the others.
 
     The culprit is named. A ValueError is a user's mistake and is printed without a traceback; so is a failure
-    that follows another rank's.
+    that follows another rank's. A StopRun is no failure: all ranks leave with its code.
     """
     try:
         main()
+    except StopRun as stop:
+        if is_main():
+            print(stop, file=sys.stderr, flush=True)
+        leave(stop.code)
     except Exception as error:
         _fail(error)
     if world_size() > 1:
         dist.destroy_process_group()
-        logging.shutdown()
-        _exit(0)
+        leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, without the interpreter's own end where there are others."""
+    logging.shutdown()
+    _exit(code)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -205,13 +222,13 @@ def _exit(code: int) -> NoReturn:
 
 def _first_failure(message: str) -> str | None:
     """Register this failure; who failed first, as far as the store can still tell."""
-    if world_size() == 1:
+    shared = store()
+    if shared is None:
         return None
     try:
-        store = dist.distributed_c10d._get_default_store()
-        if store.add(_FAILED + "/count", 1) == 1:
-            store.set(_FAILED, message)
-        store.wait([_FAILED], timedelta(seconds=5))
-        return store.get(_FAILED).decode()
+        if shared.add(_FAILED + "/count", 1) == 1:
+            shared.set(_FAILED, message)
+        shared.wait([_FAILED], timedelta(seconds=5))
+        return shared.get(_FAILED).decode()
     except (RuntimeError, dist.DistError):  # the store went down with the rank that held it
         return None

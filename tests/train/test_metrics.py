@@ -15,6 +15,7 @@ import pytest
 from univg_fast.config import LogConfig
 from univg_fast.train.console import clock, numbers
 from univg_fast.train.metrics import MetricsLogger, eval_progress, trim_metrics
+from univg_fast.train.phases import Phases
 
 STEP = {"loss": 0.9123, "grad_norm": 0.41, "learning_rate": 1e-3, "packed_tokens": 4000.0, "pack/fill": 0.96}
 
@@ -53,21 +54,22 @@ def test_trimming_an_unharmed_file_does_not_touch_it(tmp_path: Path) -> None:
 
 
 def test_each_line_is_on_disk_when_log_returns_and_phases_add_up(tmp_path: Path) -> None:
+    phases = Phases()
     with MetricsLogger(tmp_path, "grpo", 10, 0, LogConfig()) as logger:
         for _ in range(2):
-            with logger.phase("rollout"):
+            with phases("gen"):
                 time.sleep(0.02)
-        with pytest.raises(KeyError), logger.phase("reward"):
+        with pytest.raises(KeyError), phases("score"):
             raise KeyError
-        logger.log(1, STEP)
+        logger.log(1, STEP, phases.take())
         (first,) = rows(tmp_path)
-        logger.log(2, STEP | {"group_tokens": 3000.0})  # a prompt's second copies are no throughput
+        logger.log(2, STEP | {"group_tokens": 3000.0}, phases.take())  # a prompt's second copies are no throughput
     second = rows(tmp_path)[1]
     assert second["tokens_per_second"] == pytest.approx(3000 / second["timing_s/step"])
     assert first["stage"] == "grpo" and first["step"] == 1 and first["loss"] == 0.9123
-    assert 0.04 <= first["timing_s/rollout"] <= first["timing_s/step"] and "timing_s/reward" in first
+    assert 0.04 <= first["timing_s/gen"] <= first["timing_s/step"] and "timing_s/score" in first
     assert first["tokens_per_second"] == pytest.approx(4000 / first["timing_s/step"])
-    assert "timing_s/rollout" not in rows(tmp_path)[1], "a phase's time belongs to its own step"
+    assert "timing_s/gen" not in rows(tmp_path)[1], "a phase's time belongs to its own step"
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
@@ -85,12 +87,12 @@ def test_line_of_a_grpo_step() -> None:
         "reward": 1.43, "miou": 0.52, "rewards/format/mean": 0.98, "frac_reward_zero_std": 0.19,
         "completions/mean_length": 121.2, "completions/clipped_ratio": 0.0, "kl": 0.0031,
         "learning_rate": 1e-6, "tokens_per_second": 31234.0, "num_samples": 24.0,
-        "timing_s/rollout": 4.1, "timing_s/data": 0.01, "timing_s/update": 3.9,
+        "timing_s/gen": 4.1, "timing_s/data": 0.01, "timing_s/update": 3.9,
         "timing_s/step": 8.2,
     }  # fmt: skip
     assert numbers(step) == (
         "loss 0.912 rew 1.43 iou 0.52 fmt 0.98 zstd 19% len 121 cut 0% kl 0.0031 gn 0.41 lr 1.0e-6 n 24"
-        " | 31.2k tok/s fill 96% | rollout 4.1 update 3.9 = 8.2s"
+        " | 31.2k tok/s fill 96% | gen 4.1 update 3.9 = 8.2s"
     )
     assert "SKIPPED" in numbers(step | {"skipped": 1.0}) and "bad 2" in numbers(step | {"bad_records": 2.0})
 

@@ -8,15 +8,19 @@ they have one.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from univg_fast.config.bounds import check
 from univg_fast.config.reward_recipes import RECIPES, RecipeName
 from univg_fast.data.builtin import BuiltinConfig
-from univg_fast.data.entries import check_entry
 
 Entry = str | dict[str, Any]  # univg_fast/data/entries.py
 AttentionName = Literal["auto", "torch", "flash_attn", "xformers", "varlen", "triton", "dense"]  # docs/performance.md
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "gmpo", "reinforce"]
+FaultKind = Literal[
+    "none", "nan_loss", "nan_gradient", "sigterm", "sigint", "sigkill", "hang", "slow", "disk_full", "bad_image"
+]
 Bounds = tuple[float | None, float | None, float | None]  # greater than, at least, at most
 
 
@@ -36,6 +40,19 @@ class RunConfig:
     seed: int = num(42, ge=0)  # order of data, sampling, initial weights; the built-in data has its own seed
     resume: str = "auto"  # auto (newest complete checkpoint, if any), never, or the path of a checkpoint folder
     max_steps: int | None = num(None, gt=0)  # stop early after so many optimizer steps; schedules stay as they are
+    dry_run: bool = False  # read the data, make one step on one batch, print the estimate; nothing is saved
+    hang_timeout_s: float = num(600.0, gt=0)  # a rank that makes no progress for so long ends the run, and is named
+    max_skipped_steps: int = num(10, gt=0)  # so many steps in a row with gradients that are not finite end the run
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    r: int = num(16, gt=0)  # rank of the adapters
+    lora_alpha: float = num(32.0, gt=0)  # their output is scaled by lora_alpha / r
+    lora_dropout: float = num(0.0, ge=0, le=1)  # of their input, in the update only
+    target_modules: tuple[str, ...] = ()  # endings of module names; empty: every linear layer of the language model
+    modules_to_save: tuple[str, ...] = ()  # endings of names of modules that train as a whole beside the adapters
+    merge_on_export: bool = True  # false: the exported folder holds adapters for the model at model.path
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,11 @@ class ModelConfig:
     torch_dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights that compute; the optimizer's stay float32
     attention: AttentionName = "auto"  # auto: an installed library that passes its trial on the device, else torch
     liger: bool = False  # Liger's RMSNorm, LayerNorm, SwiGLU and RoPE, on CUDA; each seen in use before step 1
-    freeze_vision_tower: bool = True  # also freezes the merger: only the language model trains
+    freeze_vision_tower: bool = True  # the language model trains alone (and the projector, if it is not frozen)
+    freeze_multi_modal_projector: bool = True  # beside a frozen tower: the merger, too
+    lora: LoraConfig | None = None  # train adapters only, by peft
+    kernels: Literal["auto", "reference"] = "auto"  # of the losses; reference: plain torch, to compare with
+    export: str | None = None  # write the stages' newest model to this folder, in transformers' format, and end
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     init_seed: int = num(0, ge=0)  # weights of a built-in config that has no checkpoint
 
@@ -66,6 +87,7 @@ class DataConfig:
         "ignore"  # apply: turn images as their EXIF says; boxes are then of the turned ones
     )
     cache_dir: str | None = None  # where images inside of parquet files are unpacked; null: ~/.cache/univg_fast
+    overfit: int | None = num(None, gt=0)  # train and evaluate on the first so many records only: can it learn them?
     max_length: int = num(8192, gt=0)  # tokens of a prompt (stage 1: and its response); longer: skipped, counted
 
 
@@ -108,9 +130,17 @@ class GrpoStageConfig(OptimConfig):
     beta: float = num(0.04, ge=0)  # weight of the KL term; 0: no reference pass
     epsilon_low: float = num(0.2, ge=0, le=1)  # the ratio is clipped below 1 - epsilon_low
     epsilon_high: float = num(0.2, ge=0)  # and above 1 + epsilon_high
-    loss_type: Literal["grpo"] = "grpo"  # mean over a response's tokens, then over responses
-    scale_rewards: bool = True  # divide the advantage by the group's standard deviation (+ 1e-4)
+    loss_type: LossType = "grpo"  # docs/losses.md; its mean: over tokens, responses, or a constant length
+    importance_sampling_level: Literal["token", "sequence", "sequence_token"] = "token"  # sequence: GSPO
+    scale_rewards: Literal["group", "batch", "none"] = "group"  # the std that divides the centred reward
     difficulty: Literal["exp", "power", "log", "none"] = "exp"  # the weight phi(mIoU) of a group's policy term
+    difficulty_power: float = num(1.0, gt=0)  # of difficulty=power
+    normalize_difficulty: bool = False  # phi divided by its mean over the step's groups
+    mask_truncated_completions: bool = False  # completions cut at max_completion_length give no loss
+    zero_std_groups: Literal["keep", "drop"] = "keep"  # groups of equal rewards; keep: for their KL term
+    dynamic_sampling_max_draws: int = num(1, gt=0)  # draw prompts anew for groups of equal rewards, so often at most
+    reference: Literal["auto", "copy", "host"] = "auto"  # auto: the adapters off, or a copy; host: in host memory
+    loss_options: dict[str, Any] = filled({})  # further fields of univg_kernels.GrpoConfig
 
 
 @dataclass(frozen=True)
@@ -164,6 +194,13 @@ class DeepSpeedConfig:
 class SaveConfig:
     steps: int = num(200, ge=0)  # a checkpoint every so many steps; 0: only where run.max_steps stops a stage
     total_limit: int = num(2, gt=0)  # complete checkpoints kept
+    on_error: Literal["warn", "stop"] = "warn"  # warn: a checkpoint that cannot be written is tried again at the next
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    start: int = num(0, ge=0)  # first step of a torch profiler window; 0: none
+    steps: int = num(3, gt=0)  # its length
 
 
 @dataclass(frozen=True)
@@ -171,6 +208,23 @@ class LogConfig:
     steps: int = num(1, gt=0)  # a console line every so many steps; metrics.jsonl holds every step
     rollout_steps: int = num(1, ge=0)  # write rollouts/ every so many steps; 0: never
     tensorboard: bool = False  # also write tb/
+    wandb: str | None = None  # also log to this project; WANDB_MODE=offline needs no network
+    trackio: str | None = None  # also log to this project
+    sheet_steps: int = num(0, ge=0)  # a sheet of prompts, images, boxes and rewards every so many steps; 0: never
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+
+
+@dataclass(frozen=True)
+class FaultConfig:
+    """What goes wrong on purpose: drills for users, and this package's own tests (docs/reliability.md)."""
+
+    kind: FaultKind = "none"  # what goes wrong
+    rank: int = num(0, ge=0)  # on which rank
+    step: int = num(1, gt=0)  # in which step of the stage
+    phase: str = "update"  # on entering which phase: data, gen, score, ref, update, optim, save, eval
+    stage: Literal["sft", "grpo"] | None = None  # in which stage; null: in any
+    seconds: float = num(1.0, ge=0)  # of slow
+    times: int = num(1, gt=0)  # in so many steps from there on
 
 
 @dataclass(frozen=True)
@@ -190,45 +244,7 @@ class Config:
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    fault: FaultConfig = field(default_factory=FaultConfig)
 
     def __post_init__(self) -> None:
         check(self)
-
-
-def check(config: Config) -> None:
-    """ValueError ("key: expected …, got …") at a value out of bounds or in conflict with another key."""
-    _check_bounds(config, "")
-    if not config.stages:
-        raise ValueError("stages: expected at least one of sft, grpo; got none")
-    if config.data.builtin is not None and (config.data.sft or config.data.grpo or config.data.eval):
-        raise ValueError("data.builtin: expected null where data.sft, data.grpo or data.eval name files")
-    for use in ("sft", "grpo", "eval"):
-        for entry in getattr(config.data, use):
-            try:
-                check_entry(entry)
-            except ValueError as error:
-                raise ValueError(f"data.{use}: {error}") from None
-    if "" in config.rollout.stop_strings:
-        raise ValueError("rollout.stop_strings: expected texts of at least one character, got an empty one")
-    if config.data.min_pixels > config.data.max_pixels:
-        limit, got = config.data.max_pixels, config.data.min_pixels
-        raise ValueError(f"data.min_pixels: expected at most data.max_pixels ({limit}), got {got}")
-    if config.rewards.iou_low > config.rewards.iou_high:
-        high, low = config.rewards.iou_high, config.rewards.iou_low
-        raise ValueError(f"rewards.iou_low: expected at most rewards.iou_high ({high}), got {low}")
-    if config.rewards.difficulty_from not in config.rewards.terms:
-        terms, source = ", ".join(config.rewards.terms) or "none", config.rewards.difficulty_from
-        raise ValueError(f"rewards.difficulty_from: expected one of rewards.terms ({terms}), got {source!r}")
-
-
-def _check_bounds(section: Any, prefix: str) -> None:
-    for item in fields(section):
-        value, key = getattr(section, item.name), prefix + item.name
-        if is_dataclass(value):
-            _check_bounds(value, key + ".")
-        elif value is not None and "bounds" in item.metadata:
-            gt, ge, le = item.metadata["bounds"]
-            ok = (gt is None or value > gt) and (ge is None or value >= ge) and (le is None or value <= le)
-            if not ok:  # also reached by NaN
-                limits = [f"{sign} {x:g}" for sign, x in ((">", gt), (">=", ge), ("<=", le)) if x is not None]
-                raise ValueError(f"{key}: expected a number {' and '.join(limits)}, got {value!r}")

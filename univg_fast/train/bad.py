@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from univg_fast import distributed
 from univg_fast.structs import BadRecord
+from univg_fast.train.state import StageState
 
 
 class BadRecords:
-    """Keeps count of the records of a stage's steps. Every rank holds the same counts, so that all stop together."""
+    """Keeps count of the records of a stage's steps, the same on every rank, so that all stop together."""
 
-    def __init__(self, max_fraction: float) -> None:
-        self.max_fraction = max_fraction
-        self.bad = self.seen = 0.0
+    def __init__(self, max_fraction: float, state: StageState) -> None:
+        self.max_fraction, self.state = max_fraction, state
         self._told: set[str] = set()
 
     def tell(self, bad: Sequence[BadRecord]) -> None:
@@ -26,9 +26,10 @@ class BadRecords:
 
     def count(self, bad: float, seen: float) -> None:
         """Add a step's counts over all ranks. ValueError above the bound (of 100 records at least)."""
-        self.bad, self.seen = self.bad + bad, self.seen + seen
-        if self.bad > self.max_fraction * max(self.seen, 100):
+        state = self.state
+        state.bad, state.seen = state.bad + bad, state.seen + seen
+        if state.bad > self.max_fraction * max(state.seen, 100):
             raise ValueError(
-                f"data.max_bad_fraction: {self.bad:.0f} of {self.seen:.0f} records could not be used, more than the "
+                f"data.max_bad_fraction: {state.bad:.0f} of {state.seen:.0f} records could not be used, more than the "
                 f"allowed fraction {self.max_fraction:g}; the lines 'skipped ...' above name some of them"
             )

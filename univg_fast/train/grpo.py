@@ -26,18 +26,21 @@ from univg_fast.packing.plan import Part, plan_rows
 from univg_fast.packing.report import tally
 from univg_fast.packing.vision import VisionInputs
 from univg_fast.rollout import RolloutEngine, Sampling, check_rollout
-from univg_fast.structs import BadRecord, Group, Sample
+from univg_fast.structs import Group, Sample
+from univg_fast.train import stopping
 from univg_fast.train.engine import StepResult, train_step
 from univg_fast.train.grpo_log import reduce_metrics, rollout_rows
-from univg_fast.train.rows import Builder, OverBudget, Phases, reduce_step, size_of
+from univg_fast.train.phases import Phases
+from univg_fast.train.rows import Builder, OverBudget, reduce_step, size_of
 from univg_fast.train.scoring import Sampled, Scored, loss_config, score_step
+from univg_fast.train.state import Outcome, StageState
 from univg_fast.train.zero import weight_buckets
 
 Images = tuple[torch.Tensor, VisionInputs]  # patches of several samples' images, and how the tower reads them
 
 
 class GrpoStep:
-    """Call it with a step's number: (metrics, equal on all ranks; this rank's rollout lines; its bad records).
+    """Call it with where the stage stands; None where a stop request ended the step before anything changed.
 
     `plain`: the policy in one piece (`plain_copy`), whose vision tower any rank may run at any time.
     """
@@ -76,16 +79,18 @@ class GrpoStep:
         self.rollout.sync_weights(weight_buckets(self.model))
         return check_rollout(self.rollout, sample, temperature, logprobs, self.model.model.dtype)
 
-    def __call__(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]], list[BadRecord]]:
+    def __call__(self, state: StageState) -> Outcome | None:
         with self.phases("data"):
-            batch = self.loader.batch(step)
-        with self.phases("rollout"):
-            sampled = self._sample(batch, step)
+            batch = self.loader.batch(state.cursor)
+        with self.phases("gen"):
+            sampled = self._sample(batch, state.cursor)
+        if stopping.agreed():  # a rollout that is asked to stop returns what it has at once
+            return None
         with ThreadPoolExecutor(max(1, self.config.data.num_workers), thread_name_prefix="rows") as pool:
             groups = sampled.groups()
             plan, sums = self._plan(groups)
             made = self.build.rows(groups, plan, pool)  # while the rewards are computed
-            with self.phases("reward"):
+            with self.phases("score"):
                 scored = score_step(sampled, batch.bad, self.config, self.loader.processor.coordinates)
             with self.phases("data"):
                 rows = [row.to(self.model.device) for row in made]
@@ -117,7 +122,8 @@ class GrpoStep:
         metrics["loss"] = distributed.reduce_floats({"loss": sum(r.loss for r in results) / len(results)})["loss"]
         metrics |= {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
         metrics["skipped"] = float(not all(r.applied for r in results))
-        return metrics, rollout_rows(scored, step + 1), scored.bad
+        uids = [sample.record.uid for sample in sampled.samples]
+        return Outcome(metrics, rollout_rows(scored, state.step + 1), scored.bad, state.cursor + 1, uids)
 
     def _sample(self, batch: Batch[Images], step: int) -> Sampled:
         config, samples = self.config.grpo, batch.samples

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,6 @@ class MetricsLogger:
     def __init__(self, run_dir: Path, stage: str, total_steps: int, first: int, log: LogConfig) -> None:
         self.stage, self.every, self.total = stage, log.steps, total_steps
         self._display = Display(stage, total_steps, first)
-        self._seconds: dict[str, float] = defaultdict(float)
         self._step_began = time.perf_counter()
         self._file, self._board = None, None
         if distributed.is_main():
@@ -49,18 +46,11 @@ class MetricsLogger:
         for sink in filter(None, (self._file, self._board)):
             sink.close()
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time a part of the step as timing_s/NAME (host seconds, added up); with CUDA also an NVTX range."""
-        began = time.perf_counter()
-        try:
-            with _nvtx_range(name):
-                yield
-        finally:
-            self._seconds[name] += time.perf_counter() - began
+    def log(self, step: int, metrics: Mapping[str, float], seconds: Mapping[str, float] | None = None) -> None:
+        """Record the metrics of step number `step` (from 1). The time since the last call is the step's.
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of step number `step` (from 1). The time since the last call is the step's."""
+        `seconds`: of the step's phases, as `Phases.take` gives them; they become timing_s/NAME.
+        """
         now = time.perf_counter()
         whole, self._step_began = now - self._step_began, now
         row: dict[str, Any] = {"stage": self.stage, "step": step, "time": time.time()} | dict(metrics)
@@ -69,9 +59,8 @@ class MetricsLogger:
             row["tokens_per_second"] = tokens / whole
         if torch.cuda.is_available():
             row["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        row |= {f"timing_s/{name}": seconds for name, seconds in self._seconds.items()}
+        row |= {f"timing_s/{name}": value for name, value in (seconds or {}).items()}
         row["timing_s/step"] = whole
-        self._seconds.clear()
         if self._file:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -101,14 +90,6 @@ def _keeps(line: str, stage: str, last: int) -> bool:
     except json.JSONDecodeError:
         return False
     return line.endswith("\n") and (row["stage"] != stage or row["step"] <= last)
-
-
-def _nvtx_range(name: str) -> Any:
-    if not torch.cuda.is_available():
-        return nullcontext()
-    import nvtx
-
-    return nvtx.annotate(name, domain="univg_fast")
 
 
 def _tensorboard(folder: Path, first: int) -> Any:

@@ -13,6 +13,7 @@ from univg_fast.config import Config, to_yaml
 from univg_fast.evaluate.metrics import results_table
 from univg_fast.evaluate.run import evaluate
 from univg_fast.report import write_report
+from univg_fast.train import stopping
 from univg_fast.train.environment import describe
 from univg_fast.train.metrics import console, eval_progress
 from univg_fast.train.previous import settle
@@ -22,6 +23,7 @@ from univg_fast.train.stage import run_stage
 
 def main(config: Config) -> None:
     """The whole run. Collective."""
+    stopping.install()
     device = distributed.init()
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
     torch.manual_seed(config.run.seed)

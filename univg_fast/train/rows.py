@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -17,8 +16,6 @@ from univg_fast.packing import Row, build_row
 from univg_fast.packing.plan import GroupSize, Part
 from univg_fast.packing.vision import VisionInputs, stack_images
 from univg_fast.structs import BadRecord, Group, Record, Sample
-
-Phases = Callable[[str], AbstractContextManager[None]]  # names and times a part of a step
 
 
 def size_of(group: Group) -> GroupSize:

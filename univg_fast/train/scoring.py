@@ -55,7 +55,7 @@ def loss_config(config: Config) -> GrpoConfig:
         beta=grpo.beta,
         temperature=grpo.temperature,
         difficulty=grpo.difficulty,
-        scale_rewards="group" if grpo.scale_rewards else "none",
+        scale_rewards=grpo.scale_rewards,
     )
 
 

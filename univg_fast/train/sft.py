@@ -13,13 +13,15 @@ from univg_fast.data.loader import SampleLoader
 from univg_fast.loss import sft_head
 from univg_fast.packing import Row
 from univg_fast.packing.report import figures, tally
-from univg_fast.structs import BadRecord, Sample
+from univg_fast.structs import Sample
 from univg_fast.train.engine import train_step
-from univg_fast.train.rows import Builder, OverBudget, Phases, reduce_step, sft_group, size_of
+from univg_fast.train.phases import Phases
+from univg_fast.train.rows import Builder, OverBudget, reduce_step, sft_group, size_of
+from univg_fast.train.state import Outcome, StageState
 
 
 class SftStep:
-    """Call it with a step's number: (metrics, equal on all ranks; nothing; this rank's bad records)."""
+    """Call it with where the stage stands."""
 
     def __init__(self, config: Config, engine: Any, loader: SampleLoader[Row], spare: Sample, phases: Phases) -> None:
         self.config, self.engine, self.loader, self.phases = config, engine, loader, phases
@@ -28,10 +30,10 @@ class SftStep:
         # stands in with weight 0 where this rank has fewer rows than the others
         self.spare = Builder.of(self.model).sft_row([spare]).to(self.model.device)
 
-    def __call__(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]], list[BadRecord]]:
+    def __call__(self, state: StageState) -> Outcome:
         budget = self.config.pack.budget_tokens
         with self.phases("data"):
-            batch = self.loader.batch(step)
+            batch = self.loader.batch(state.cursor)
             loaded = [row for row in batch.rows if row.built is not None]
             rows = [row.built for row in loaded if row.built is not None]
             passes = max(1, batch.passes if self.config.deepspeed.zero_stage >= 2 else len(rows))
@@ -53,7 +55,8 @@ class SftStep:
             "packed_tokens": total["packed_tokens"],
             "bad_records": total["bad_records"],
         }
-        return metrics | figures(total, total["dearest"], distributed.world_size()), [], batch.bad
+        metrics |= figures(total, total["dearest"], distributed.world_size())
+        return Outcome(metrics, [], batch.bad, state.cursor + 1, [s.record.uid for s in batch.samples])
 
     def _losses(self, rows: Sequence[Row], passes: int, num_tokens: float) -> Iterator[torch.Tensor]:
         """A row goes to the device when its turn comes: the copy is queued behind the row before, without waiting."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ from univg_fast.data.mix import mix_of
 from univg_fast.data.windows import Planning
 from univg_fast.model import PackedModel
 from univg_fast.rollout import LocalEngine, stop_ids
-from univg_fast.train import checkpoint
+from univg_fast.train import checkpoint, stopping
 from univg_fast.train.bad import BadRecords
 from univg_fast.train.engine import make_engine, release
 from univg_fast.train.export import export
 from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.metrics import MetricsLogger
-from univg_fast.train.rows import Builder, Phases
+from univg_fast.train.phases import Phases
+from univg_fast.train.rows import Builder
 from univg_fast.train.setup import Inputs, first_sample, load_policy
 from univg_fast.train.sft import SftStep
+from univg_fast.train.state import StageState
 from univg_fast.train.zero import declare_head, plain_copy
 
 
@@ -48,28 +51,40 @@ def run_stage(
     updates = 1 if stage == "sft" else config.grpo.num_iterations  # optimizer steps of one step of the loader
     engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total * updates)
     declare_head(model, config.deepspeed.zero_stage)
-    first = resume(stage, config, run_dir, engine)
-    bad = BadRecords(config.data.max_bad_fraction)
+    state = resume(stage, config, run_dir, engine)
+    bad, phases = BadRecords(config.data.max_bad_fraction, state), Phases()
     with (
-        MetricsLogger(run_dir, stage, total, first, config.log) as logger,
+        MetricsLogger(run_dir, stage, total, state.step, config.log) as logger,
         make_loader(stage, config, inputs, model) as loader,
     ):
-        step = make_step(stage, config, inputs, start, device, engine, plain, loader, logger.phase)
-        for number in range(first + 1, last + 1):
-            metrics, rows, refused = step(number - 1)
-            bad.tell(refused)
+        step = make_step(stage, config, inputs, start, device, engine, plain, loader, phases)
+        while state.step < last:
+            phases.step = state.step + 1
+            stop = stopping.agreed()
+            outcome = None if stop else step(state)
+            if outcome is None:
+                with phases("save"):
+                    save(stage, state, config, run_dir, engine)
+                raise stopping.Stopped(stop or stopping.agreed())
+            state.step, state.cursor, metrics = phases.step, outcome.cursor, outcome.metrics
+            bad.tell(outcome.bad)
             bad.count(metrics["bad_records"], loader.batch_size)
             every = config.log.rollout_steps
-            if stage == "grpo" and every and (number % every == 0 or number == last):
-                write_rollouts(run_dir, stage, number, rows)
-            logger.log(number, metrics)
-            if number == last < total or (number < last and config.save.steps and number % config.save.steps == 0):
-                with logger.phase("save"):
-                    save(stage, number, config, run_dir, engine)
+            if stage == "grpo" and every and (state.step % every == 0 or state.step == last):
+                write_rollouts(run_dir, stage, state.step, outcome.rollouts)
+            logger.log(state.step, metrics, phases.take())
+            if is_save_step(state.step, last, total, config.save.steps):
+                with phases("save"):
+                    save(stage, state, config, run_dir, engine)
     if last == total:
         export(engine, inputs.processor, exported)
     release(engine)
     return exported if last == total else None
+
+
+def is_save_step(step: int, last: int, total: int, every: int) -> bool:
+    """Whether a checkpoint follows: every so many steps, and where run.max_steps ends the stage early."""
+    return step == last < total or (step < last and every > 0 and step % every == 0)
 
 
 def make_loader(stage: str, config: Config, inputs: Inputs, model: PackedModel) -> SampleLoader[Any]:
@@ -107,7 +122,7 @@ def make_step(
     loader: SampleLoader,
     phases: Phases,
 ) -> SftStep | GrpoStep:
-    """What does one step of the stage: a step's number (from 0) -> metrics, rollout lines, bad records."""
+    """What does one step of the stage: where it stands -> an Outcome, or None for a step that was abandoned."""
     processor = inputs.processor
     spare = first_sample(inputs.records[stage], processor, with_response=stage == "sft")
     if stage == "sft":
@@ -123,6 +138,7 @@ def make_step(
         cache_gib=config.rollout.cache_gib,
         static=None if config.rollout.cuda_graphs else False,
         own_weights=plain is not engine.module,
+        should_stop=stopping.requested,
     )
     step = GrpoStep(config, engine, loader, rollout, plain, reference, spare, phases)
     found = step.check(spare)
@@ -144,21 +160,21 @@ def total_steps(stage: str, config: Config, num_records: int) -> int:
     return max(1, math.ceil(num_records * optim.num_train_epochs / batch_size(stage, config)))
 
 
-def resume(stage: str, config: Config, run_dir: Path, engine: Any) -> int:
-    """Load the checkpoint that run.resume asks for; returns the number of steps already done."""
+def resume(stage: str, config: Config, run_dir: Path, engine: Any) -> StageState:
+    """Load the checkpoint that run.resume asks for; where the stage then stands."""
     folder = checkpoint.find(run_dir / "ckpt", stage, config.run.resume)
     if folder is None:
-        return 0
-    state = checkpoint.load(folder, engine, config_hash(config))
+        return StageState()
+    state = StageState(**checkpoint.load(folder, engine, config_hash(config)))
     if distributed.is_main():
-        print(f"resumed {stage} at step {state['step']} from {folder}", flush=True)
-    return int(state["step"])
+        print(f"resumed {stage} at step {state.step} from {folder}", flush=True)
+    return state
 
 
-def save(stage: str, step: int, config: Config, run_dir: Path, engine: Any) -> None:
-    """A checkpoint after `step` steps: the order of data and the samples drawn depend on (seed, step) alone."""
-    state = {"step": step}
-    checkpoint.save(run_dir / "ckpt", stage, step, engine, state, config_hash(config), config.save.total_limit)
+def save(stage: str, state: StageState, config: Config, run_dir: Path, engine: Any) -> None:
+    """A checkpoint: the order of data and the samples drawn depend on the seed and the state alone."""
+    limit = config.save.total_limit
+    checkpoint.save(run_dir / "ckpt", stage, state.step, engine, asdict(state), config_hash(config), limit)
 
 
 def write_rollouts(run_dir: Path, stage: str, step: int, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,50 @@
+"""What a configuration may not say: values out of bounds, and keys that contradict each other."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from univg_fast.data.entries import check_entry
+
+if TYPE_CHECKING:
+    from univg_fast.config.schema import Config
+
+
+def check(config: Config) -> None:
+    """ValueError ("key: expected …, got …") at a value out of bounds or in conflict with another key."""
+    _check_bounds(config, "")
+    if not config.stages:
+        raise ValueError("stages: expected at least one of sft, grpo; got none")
+    if config.data.builtin is not None and (config.data.sft or config.data.grpo or config.data.eval):
+        raise ValueError("data.builtin: expected null where data.sft, data.grpo or data.eval name files")
+    for use in ("sft", "grpo", "eval"):
+        for entry in getattr(config.data, use):
+            try:
+                check_entry(entry)
+            except ValueError as error:
+                raise ValueError(f"data.{use}: {error}") from None
+    if "" in config.rollout.stop_strings:
+        raise ValueError("rollout.stop_strings: expected texts of at least one character, got an empty one")
+    if config.data.min_pixels > config.data.max_pixels:
+        limit, got = config.data.max_pixels, config.data.min_pixels
+        raise ValueError(f"data.min_pixels: expected at most data.max_pixels ({limit}), got {got}")
+    if config.rewards.iou_low > config.rewards.iou_high:
+        high, low = config.rewards.iou_high, config.rewards.iou_low
+        raise ValueError(f"rewards.iou_low: expected at most rewards.iou_high ({high}), got {low}")
+    if config.rewards.difficulty_from not in config.rewards.terms:
+        terms, source = ", ".join(config.rewards.terms) or "none", config.rewards.difficulty_from
+        raise ValueError(f"rewards.difficulty_from: expected one of rewards.terms ({terms}), got {source!r}")
+
+
+def _check_bounds(section: Any, prefix: str) -> None:
+    for item in fields(section):
+        value, key = getattr(section, item.name), prefix + item.name
+        if is_dataclass(value):
+            _check_bounds(value, key + ".")
+        elif value is not None and "bounds" in item.metadata:
+            gt, ge, le = item.metadata["bounds"]
+            ok = (gt is None or value > gt) and (ge is None or value >= ge) and (le is None or value <= le)
+            if not ok:  # also reached by NaN
+                limits = [f"{sign} {x:g}" for sign, x in ((">", gt), (">=", ge), ("<=", le)) if x is not None]
+                raise ValueError(f"{key}: expected a number {' and '.join(limits)}, got {value!r}")
