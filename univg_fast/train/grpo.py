@@ -139,7 +139,8 @@ class GrpoStep:
         images = next((row.built for row in batch.rows), None)
         features = self._encode(samples, images)
         together = ImageFeatures.cat(features) if features else None
-        return Sampled(samples, self.rollout.generate(samples, config.num_generations, sampling, together), features)
+        completions = self.rollout.generate(samples, config.num_generations, sampling, together, batch.repeats)
+        return Sampled(samples, completions, features)
 
     def _plan(self, groups: Sequence[Group]) -> tuple[list[list[Part]], dict[str, float]]:
         """Rows of this rank's groups, and what they amount to."""
