@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from univg_fast.model.families import FAMILIES as MODULES
 from univg_fast.model.load import small_config
 from univg_fast.packing import build_row
 from univg_fast.packing.positions import rope_positions
-from univg_fast.packing.vision import AttentionRuns, stack_images
+from univg_fast.packing.vision import AttentionRuns, stack_images, without_pixels
 from univg_fast.structs import Group
 
 each_family = pytest.mark.parametrize("name", FAMILIES)
@@ -142,3 +143,21 @@ def test_what_predicts_what() -> None:
     assert row.target_ids.tolist() == [*a, *b, *c]
     assert row.cu_seqlens.tolist() == [0, 3, 4, 6] and row.cu_groups.tolist() == [0, 2, 3] and row.groups == (7, 2)
     assert row.num_tokens == last + 1 + 2
+
+
+@each_family
+def test_a_row_whose_features_are_there_already_makes_nothing_for_the_tower(name: str) -> None:
+    family, rng = model_of(name)[1], np.random.default_rng(0)
+    samples = [random_sample(rng, grids, patch_size=family.patch_size) for grids in ([(4, 6), (8, 8)], [], [(6, 6)])]
+    asked: list[np.ndarray] = []
+
+    def watched(grids: np.ndarray) -> Any:
+        asked.append(grids)
+        return family.vision_inputs(grids)
+
+    watching = replace(family, vision_inputs=watched)
+    full = build_row([Group(sample, ()) for sample in samples], watching)
+    assert len(asked) == 1
+    row = build_row([Group(sample, ()) for sample in without_pixels(samples)], watching)
+    assert len(asked) == 1 and row.pixel_values.shape == (0, family.patch_dim) and not row.vision.image_tokens
+    assert torch.equal(row.position_ids, full.position_ids) and torch.equal(row.image_positions, full.image_positions)

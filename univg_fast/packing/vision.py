@@ -6,7 +6,7 @@ and each run is one batched attention call without a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -109,11 +109,19 @@ def sorted_by_size(grids: np.ndarray, merge_size: int) -> VisionInputs:
     )
 
 
+NO_TOWER = VisionInputs((), AttentionRuns(()))  # of a row whose features are there already
+
+
+def without_pixels(samples: Iterable[Sample]) -> list[Sample]:
+    """Samples whose images' features stand in for their pixels: nothing is made of them for the tower."""
+    return [replace(sample, pixel_values=sample.pixel_values[:0]) for sample in samples]
+
+
 def stack_images(samples: Sequence[Sample], family: VisionFamily) -> tuple[torch.Tensor, VisionInputs]:
     """Pixels [patches, patch_dim] of the samples' images, one after the other, and what the tower needs besides.
 
-    Without any image there is one blank one of no tokens: a tower that trains, or whose parameters lie in pieces on all
-    ranks, takes part in every row.
+    Nothing for samples that have images and come `without_pixels`. Without any image there is one blank one of no
+    tokens: a tower that trains, or whose parameters lie in pieces on all ranks, takes part in every row.
     """
     grids = np.concatenate([np.zeros((0, 3), np.int64), *(s.image_grid_thw for s in samples)])
     if len(grids) == 0:
@@ -121,4 +129,6 @@ def stack_images(samples: Sequence[Sample], family: VisionFamily) -> tuple[torch
         inputs = family.vision_inputs(np.array([[1, side, side]], np.int64))
         return torch.zeros(side**2, family.patch_dim), replace(inputs, image_tokens=())
     pixels = np.concatenate([s.pixel_values for s in samples if len(s.image_grid_thw)])
+    if len(pixels) == 0:
+        return torch.from_numpy(pixels), NO_TOWER
     return torch.from_numpy(pixels), family.vision_inputs(grids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from univg_fast.data.mix import times_before
 from univg_fast.model.features import ImageFeatures
 from univg_fast.model.packed import PackedModel
 from univg_fast.packing.rows import build_row
+from univg_fast.packing.vision import without_pixels
 from univg_fast.rollout.cache import DecodeCache, Prefill, bytes_per_token
 from univg_fast.rollout.decode import Decoder
 from univg_fast.rollout.sampling import Sampling, uniforms
@@ -139,8 +139,8 @@ class LocalEngine:
         """All prompts in one packed row, and a decoder that goes on from there with a row for each generation."""
         group = uniform.shape[1]
         model, device = self.model, self.model.device
-        if features is not None:  # then nobody reads the pixels
-            samples = [replace(s, pixel_values=s.pixel_values[:0]) for s in samples]
+        if features is not None:
+            samples = without_pixels(samples)
         row = build_row([Group(s, ()) for s in samples], model.family, attention=model.attention.face)
         lengths = [len(s.prompt_ids) for s in samples]
         following = torch.stack([p.amax() for p in row.position_ids[:, 0].split(lengths, dim=1)]) + 1  # on the host

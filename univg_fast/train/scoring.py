@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from univg_kernels import GrpoConfig, group_advantage
@@ -10,6 +10,7 @@ from univg_kernels import GrpoConfig, group_advantage
 from univg_fast.config import Config
 from univg_fast.data.coordinates import extents
 from univg_fast.model import ImageFeatures
+from univg_fast.packing.vision import without_pixels
 from univg_fast.rewards import Scores, Settings, score
 from univg_fast.structs import BadRecord, Completion, Group, Sample
 
@@ -24,9 +25,7 @@ class Sampled:
 
     def groups(self) -> list[Group]:
         """Their groups; the pixels are left behind where the features stand in for them."""
-        samples = self.samples
-        if self.features is not None:
-            samples = [replace(sample, pixel_values=sample.pixel_values[:0]) for sample in samples]
+        samples = self.samples if self.features is None else without_pixels(self.samples)
         pairs = zip(samples, self.completions, strict=True)
         return [Group(sample, tuple(c.token_ids for c in completions)) for sample, completions in pairs]
 
