@@ -16,6 +16,7 @@ from univg_fast.report import write_report
 from univg_fast.train import stopping
 from univg_fast.train.environment import describe
 from univg_fast.train.metrics import console, eval_progress
+from univg_fast.train.overfit import overfit
 from univg_fast.train.previous import settle
 from univg_fast.train.setup import Inputs, load_policy, prepare
 from univg_fast.train.stage import run_stage
@@ -33,7 +34,7 @@ def main(config: Config) -> None:
         (run_dir / "config.yaml").write_text(to_yaml(config))
         (run_dir / "env.json").write_text(json.dumps(describe(), indent=1) + "\n")
         print(to_yaml(config), flush=True)
-    inputs = prepare(config, run_dir)
+    inputs = overfit(config, prepare(config, run_dir))
     model = config.model.path
     held_out("before", model, config, inputs, run_dir, device)
     for stage in config.stages:
