@@ -19,7 +19,8 @@ from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import ImageFeatures, PackedModel, load_model
 from univg_fast.model.patches import repeat_frames
 from univg_fast.packing import build_row
-from univg_fast.rollout import LocalEngine, Sampling
+from univg_fast.rollout import LocalEngine, Sampling, cache
+from univg_fast.rollout.cache import Footprint
 from univg_fast.rollout.local import plan_batches
 from univg_fast.structs import Completion, Group, Sample
 from univg_fast.train.zero import weight_buckets
@@ -150,9 +151,12 @@ def test_rows_that_leave_and_static_buffers_change_nothing(
     samples: list[Sample],
     free: list[list[Completion]],
     stop: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows leave at every look, with static buffers only when half of them have finished."""
     got = LocalEngine(model, tokenizer, stop).generate(samples, 5, LONG)
+    same(LocalEngine(model, tokenizer, stop, static=True).generate(samples, 5, LONG), got)
+    monkeypatch.setattr(cache, "FIRST", 5)  # a step looks at 5, 10, 20, and 40 own positions
     same(LocalEngine(model, tokenizer, stop, static=True).generate(samples, 5, LONG), got)
     for a, b in zip((c for g in got for c in g), (c for g in free for c in g), strict=True):
         n = len(a.token_ids)  # rows that stay do not notice others leave
@@ -164,18 +168,22 @@ def test_rows_that_leave_and_static_buffers_change_nothing(
 
 
 def test_a_static_step_asks_the_device_for_nothing_and_keeps_its_shapes(
-    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample]
+    model: PackedModel, tokenizer: PreTrainedTokenizerFast, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a CUDA graph can hold it: the same operations on the same shapes every time, none of them a question."""
+    """So that a CUDA graph can hold it: the same operations on the same shapes every time, none of them a question.
+
+    But when the own positions that it looks at are full: then it looks at twice as many.
+    """
+    monkeypatch.setattr(cache, "FIRST", 4)
     engine = LocalEngine(model, tokenizer, NO_STOP, static=True)
     with torch.no_grad():
         decoder = engine._prefill(samples, torch.rand(len(samples), 3, 9), Sampling(9, top_k=10, top_p=0.9), None)
         steps = []
-        for _ in range(3):
+        for _ in range(8):
             with Recorder() as recorder:
                 decoder.run(1)
             steps.append(recorder.calls)
-    assert steps[0] == steps[1] == steps[2]
+    assert steps[0] == steps[1] == steps[2] == steps[3] != steps[4] == steps[5] == steps[6] == steps[7]
     questions = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
     assert len(steps[0]) > 100 and not questions & {name for name, _ in steps[0]}
 
@@ -206,14 +214,18 @@ def test_batches_that_fit_the_cache_change_nothing(
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 100), max_size=20), st.integers(1, 4), st.integers(1, 20), st.integers(0, 600))
+@given(
+    st.lists(st.integers(1, 100), max_size=20),
+    st.builds(Footprint, st.integers(1, 4), st.integers(0, 4), st.integers(0, 200)),
+    st.integers(0, 2000),
+)
 def test_planned_batches_hold_every_prompt_and_no_more_than_fits(
-    lengths: list[int], group: int, new: int, room: int
+    lengths: list[int], footprint: Footprint, room: int
 ) -> None:
-    batches = plan_batches(lengths, group, new, room)
+    batches = plan_batches(lengths, footprint, room)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * (max(lengths[i] for i in batch) + group * new) <= room
+        assert len(batch) == 1 or len(batch) * footprint.bytes(max(lengths[i] for i in batch)) <= room
 
 
 def test_stop_strings_end_a_completion_with_the_token_that_completes_them(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +105,19 @@ def test_a_completion_ends_with_the_token_that_completes_a_stop(
 
 def _has(text: str, strings: tuple[str, ...]) -> bool:
     return any(s in text for s in strings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", [Sampling(1), Sampling(1, 0.0), Sampling(1, top_k=9), Sampling(1, 1.0, 9, 0.9)])
+def test_memory_of_a_step_is_counted(how: Sampling, dtype: torch.dtype, tmp_path: Path) -> None:
+    """As much as is allocated at once, and not several times that: `rollout.cache_gib` goes by it."""
+    rows, vocab = 8, 30_001
+    head, hidden = torch.nn.Linear(4, vocab, bias=False, dtype=dtype), torch.zeros(rows, 4, dtype=dtype)
+    uniform, banned = torch.rand(rows, dtype=torch.float64), torch.tensor([3])
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+        choose(head(hidden), uniform, how, banned)
+    profile.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    held = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
+    peak = max(np.cumsum([size for _, size in held])) / (rows * vocab)
+    assert peak <= how.bytes_per_logit <= 2 * peak

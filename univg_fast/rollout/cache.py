@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from univg_fast.model.attention import shared_prefix_attention
+from univg_fast.rollout.sampling import Sampling
+
+FIRST = 128  # own positions that a static step looks at in the beginning; doubled when they are full
 
 
 class Prefill:
@@ -29,7 +33,8 @@ class DecodeCache:
     Rows of a prompt stand together. Where rows have left, prompts have unequal numbers of them; attention then works
     on a grid [S, most rows of a prompt], whose empty cells hold any row.
 
-    `static`: every step looks at all L own positions, masked, so that shapes never change and a step can be replayed.
+    `static`: a step looks at more own positions than there are, masked, so that shapes hardly ever change and a step
+    can be replayed.
     """
 
     def __init__(self, prefill: Prefill, lengths: list[int], group: int, max_new_tokens: int, static: bool) -> None:
@@ -46,7 +51,8 @@ class DecodeCache:
             self.own[layer] = [x.new_zeros(shape) for x in kv]  # zeros: what is masked must still be a number
             dtype = kv[0].dtype
         self.bias = torch.where(valid, 0.0, float("-inf")).to(device, dtype)[:, None, None]
-        self.static, self.length = static, max_new_tokens if static else 1  # own positions that a step looks at
+        self.static = static
+        self.length = min(FIRST, max_new_tokens) if static else 1  # own positions that a step looks at
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # where a step writes
         self.own_bias = torch.full((max_new_tokens,), float("-inf"), dtype=dtype, device=device)
         self.own_bias[0] = 0
@@ -62,18 +68,24 @@ class DecodeCache:
         query = q.reshape(num_rows, heads, -1, dim) * scaling  # [B, h, query heads of a key head, D]
         own = query @ keys.mT
         if self.static:
-            own = own + self.own_bias
+            own = own + self.own_bias[: self.length]
         scores = torch.cat([self._fold(query) @ prompt_keys.mT + self.bias, self._fold(own)], dim=-1)
         weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
         out = self._unfold(weights[..., :length] @ prompt_values) + self._unfold(weights[..., length:]) @ values
         return out.reshape(num_rows, 1, -1, dim)
 
     def advance(self) -> None:
-        """The next step writes one further."""
+        """The next step writes one further. On the device only, so that a replayed step does it too."""
         self.at.add_(1)
         self.own_bias.index_fill_(0, self.at, 0.0)
-        if not self.static:
-            self.length += 1
+
+    def reach(self, length: int) -> bool:
+        """Before a step that writes the last of `length` own positions: whether it has other shapes than the one
+        before it."""
+        if length <= self.length:
+            return False
+        self.length = min(2 * self.length, len(self.own_bias)) if self.static else length
+        return True
 
     def keep(self, rows: np.ndarray) -> None:
         """Only these rows go on (ascending); prompts without any leave too."""
@@ -113,8 +125,24 @@ class DecodeCache:
         return x if self.cells is None else x.index_select(0, self.place)
 
 
-def bytes_per_token(model: Any) -> int:
-    """What one token takes in the caches of a transformers model."""
-    text = model.config.get_text_config()
-    dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * dim * model.dtype.itemsize
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a prompt with its rows takes in a batch."""
+
+    kept: int  # a token's keys and values
+    passing: int  # a prompt's token in the prefill, beside them
+    rows: int  # of all the prompt's rows: own keys and values, logits and what sampling makes of them
+
+    @classmethod
+    def of(cls, model: Any, group: int, sampling: Sampling) -> Footprint:
+        """`model`: of transformers."""
+        text = model.config.get_text_config()
+        dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        kept = 2 * text.num_hidden_layers * text.num_key_value_heads * dim * model.dtype.itemsize
+        # a layer of the language model at its widest: the residual, its norm, and four of the MLP's width
+        passing = (2 * text.hidden_size + 4 * text.intermediate_size) * model.dtype.itemsize
+        return cls(kept, passing, group * (sampling.max_new_tokens * kept + text.vocab_size * sampling.bytes_per_logit))
+
+    def bytes(self, prompt: int) -> int:
+        """Of a prompt padded to this many tokens. What the prefill needs in passing is free again when rows begin."""
+        return prompt * self.kept + max(prompt * self.passing, self.rows)

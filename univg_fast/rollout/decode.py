@@ -14,8 +14,8 @@ from univg_fast.rollout.sampling import Sampling, choose
 class Decoder:
     """`tokens` and `logprobs` [B, L] fill up from the left, one column per step.
 
-    With a static cache every step is the same work on the same buffers: on a GPU it runs once, is captured into a CUDA
-    graph, and is replayed until rows leave.
+    With a static cache most steps are the same work on the same buffers: on a GPU it runs once, is captured into a CUDA
+    graph, and is replayed until rows leave or the rows' own positions that a step looks at are full.
     """
 
     def __init__(
@@ -31,16 +31,20 @@ class Decoder:
         self.tokens = torch.zeros(uniform.shape, dtype=torch.int64, device=hidden.device)
         self.logprobs = torch.zeros(uniform.shape, device=hidden.device)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.made = 1  # columns that are filled, as the host counts them: a replayed step counts for itself
         self._sample(hidden)
 
     def run(self, steps: int) -> None:
         """`steps` more tokens for every row."""
         for _ in range(steps):
+            if self.cache.reach(self.made):
+                self.graph = None
+            self.made += 1
             if self.graph is not None:
                 self.graph.replay()
-            elif self.cache.static and self.token.is_cuda:
+            elif self.cache.static and self.token.is_cuda and self.made < self.tokens.shape[1]:
                 self._step_and_capture()
-            else:
+            else:  # also the last one: nobody would replay it
                 self._step()
 
     def keep(self, rows: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from univg_fast.model.features import ImageFeatures
 from univg_fast.model.packed import PackedModel
 from univg_fast.packing.rows import build_row
 from univg_fast.packing.vision import without_pixels
-from univg_fast.rollout.cache import DecodeCache, Prefill, bytes_per_token
+from univg_fast.rollout.cache import DecodeCache, Footprint, Prefill
 from univg_fast.rollout.decode import Decoder
 from univg_fast.rollout.sampling import Sampling, uniforms
 from univg_fast.rollout.stopping import Stopper, stop_ids
@@ -27,10 +27,10 @@ LOOK_EVERY = 8  # tokens between two looks at who has finished: each look waits 
 class LocalEngine:
     """Generates in this process, with the training model itself or with a copy of it that has its own weights.
 
-    `cache_gib`: keys and values held at once; what needs more is decoded in several batches, of one prompt at least.
-    `static`: buffers of fixed shapes, and CUDA graphs on a GPU; None: on a GPU. `own_weights`: the model is a copy,
-    which `sync_weights` brings up to date; else there is nothing to do. `stop_token_id`: what ends a completion; None:
-    `stop_ids` of the tokenizer's end. `should_stop` is asked at each look at who has finished: once it says yes,
+    `cache_gib`: keys and values held at once, and what prefill and sampling take beside them; what needs more is
+    decoded in several batches, of one prompt at least. `static`: buffers of fixed shapes, and CUDA graphs on a GPU;
+    None: on a GPU. `own_weights`: the model is a copy, which `sync_weights` brings up to date; else there is nothing to
+    do. `stop_token_id`: what ends a completion; None: `stop_ids` of the tokenizer's end. `should_stop` is asked at each look at who has finished: once it says yes,
     `generate` returns what there is, completions cut short and no completions of prompts not begun, to be thrown away.
     """
 
@@ -82,9 +82,8 @@ class LocalEngine:
         repeats = times_before(uids) if repeats is None else repeats
         uniform = uniforms(sampling.seed, uids, repeats, num_generations, sampling.max_new_tokens)
         uniform = uniform.view(len(samples), num_generations, -1)
-        lengths = [len(s.prompt_ids) for s in samples]
-        size = bytes_per_token(self.model.model)
-        batches = plan_batches(lengths, num_generations, sampling.max_new_tokens, self.cache_bytes // size)
+        footprint = Footprint.of(self.model.model, num_generations, sampling)
+        batches = plan_batches([len(s.prompt_ids) for s in samples], footprint, self.cache_bytes)
         parts = None
         if features is not None and len(batches) > 1:
             parts = features.split([int((s.prompt_ids == self.model.family.image_token_id).sum()) for s in samples])
@@ -107,11 +106,10 @@ class LocalEngine:
         shape = (len(samples) * group, sampling.max_new_tokens)
         tokens, logprobs = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         ends: list[int | None] = [None] * shape[0]
-        rows, seen, made = np.arange(shape[0]), 0, 1  # the decoder's rows, by their number in the batch
+        rows, seen = np.arange(shape[0]), 0  # the decoder's rows, by their number in the batch
         while seen < sampling.max_new_tokens and any(ends[row] is None for row in rows):
-            steps = min(LOOK_EVERY, sampling.max_new_tokens - made)
-            decoder.run(steps)
-            made += steps
+            decoder.run(min(LOOK_EVERY, sampling.max_new_tokens - decoder.made))
+            made = decoder.made
             tokens[rows, seen:made] = decoder.tokens[:, seen:made].cpu().numpy()
             logprobs[rows, seen:made] = decoder.logprobs[:, seen:made].cpu().numpy()
             for row in rows:
@@ -159,17 +157,17 @@ class LocalEngine:
         )
 
 
-def plan_batches(lengths: Sequence[int], group: int, max_new_tokens: int, room: int) -> list[list[int]]:
-    """Prompts to decode together, by index, so that a batch's caches hold at most `room` tokens.
+def plan_batches(lengths: Sequence[int], footprint: Footprint, room: int) -> list[list[int]]:
+    """Prompts to decode together, by index, so that a batch takes at most `room` bytes, but for one of a single prompt.
 
     The caches are padded to the longest prompt, so prompts of like lengths go together, the longest first.
     """
     batches: list[list[int]] = []
-    width = 0  # of the present batch's caches, in tokens for each prompt
+    width = 0  # of the present batch, in bytes for each prompt
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if not batches or (len(batches[-1]) + 1) * width > room:
             batches.append([])
-            width = lengths[index] + group * max_new_tokens
+            width = footprint.bytes(lengths[index])
         batches[-1].append(index)
     return [sorted(batch) for batch in batches]
 

@@ -40,6 +40,15 @@ class Sampling:
         if isinstance(self.stop, str) or "" in self.stop:
             raise ValueError(f"sampling.stop: expected a tuple of strings that are not empty, got {self.stop!r}")
 
+    @property
+    def bytes_per_logit(self) -> int:
+        """Memory of `choose` at its height, for each row and each token of the vocabulary.
+
+        Logits in bfloat16 or float32, those in float32, their exponentials and these padded: 16. Top-k adds one more;
+        top-p a sort's values and indices (twice on a GPU, for its own use), their sum and what it drops.
+        """
+        return 16 + 4 * (self.top_k > 0) + 28 * (self.top_p < 1)
+
 
 def uniforms(seed: int, uids: Sequence[str], repeats: Sequence[int], num_generations: int, length: int) -> Tensor:
     """[len(uids) * num_generations, length] float64 in [0, 1): other numbers for each repeat of a uid."""
