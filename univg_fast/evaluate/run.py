@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ from univg_fast.rollout import LocalEngine, Sampling, stop_ids
 from univg_fast.structs import BadRecord, Record, Sample
 
 
+class Stopped(Exception):
+    """An evaluation was asked to stop and wrote nothing. Raised on all ranks alike."""
+
+
 def evaluate(
     model: PackedModel,
     processor: Processor,
@@ -27,12 +31,15 @@ def evaluate(
     rollout: RolloutConfig,
     out: Path,
     progress: Any = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Answer every record greedily; write OUT.jsonl (a row per sample) and OUT.json (the summary). Collective.
 
     A record whose images cannot be decoded counts with IoU 0, and is named in the summary. `progress(done, total)` is
-    called after each batch of this rank. Returns the summary on every rank.
+    called after each batch of this rank. Once `should_stop` says yes on any rank, `Stopped` is raised on all, when the
+    others have come to their end or heard of it, too. Returns the summary on every rank.
     """
+    asked = should_stop or (lambda: False)
     started = time.perf_counter()
     chosen = list(records[: config.max_samples])
     share = chosen[distributed.rank() :: distributed.world_size()]
@@ -42,14 +49,21 @@ def evaluate(
         stop_ids(model.model, processor.end_token_id),
         cache_gib=rollout.cache_gib,
         static=None if rollout.cuda_graphs else False,
+        should_stop=asked,
     )
     sampling = Sampling(config.max_completion_length, temperature=0.0, stop=rollout.stop_strings)
     rows: list[dict[str, Any]] = []
     bad: list[BadRecord] = []
+    stop = asked()
     for at in range(0, len(share), config.prompts_per_batch):
+        if stop:
+            break
         samples, refused = decode(share[at : at + config.prompts_per_batch], processor)
         bad += refused
         completions = engine.generate(samples, 1, sampling)
+        stop = asked()
+        if stop:
+            break  # what there is may be cut short
         rows += [
             answer_row(s, _norm1000(c[0].text, s, processor), len(c[0].token_ids))
             for s, c in zip(samples, completions, strict=True)
@@ -57,12 +71,14 @@ def evaluate(
         rows += [missing_row(r, chosen) for r in refused]
         if progress:
             progress(min(at + config.prompts_per_batch, len(share)), len(share))
-    parts = distributed.gather_objects((rows, bad))
+    parts = distributed.gather_objects((rows, bad, stop))
+    if any(stopped for *_, stopped in parts):
+        raise Stopped(f"the evaluation {out.name} was asked to stop; nothing of it was written")
     order = {r.uid: i for i, r in enumerate(chosen)}
-    everything = sorted((row for part, _ in parts for row in part), key=lambda row: order[row["uid"]])
+    everything = sorted((row for part, *_ in parts for row in part), key=lambda row: order[row["uid"]])
     summary = {"name": out.name, **summarize(everything)}
     summary["seconds"] = round(time.perf_counter() - started, 2)
-    summary["bad_records"] = [b.message for _, part in parts for b in part]
+    summary["bad_records"] = [b.message for _, part, _ in parts for b in part]
     summary["protocol"] = {
         "parser": "answer_tag",
         "decoding": "greedy",
