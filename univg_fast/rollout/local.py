@@ -30,8 +30,9 @@ class LocalEngine:
     `cache_gib`: keys and values held at once, and what prefill and sampling take beside them; what needs more is
     decoded in several batches, of one prompt at least. `static`: buffers of fixed shapes, and CUDA graphs on a GPU;
     None: on a GPU. `own_weights`: the model is a copy, which `sync_weights` brings up to date; else there is nothing to
-    do. `stop_token_id`: what ends a completion; None: `stop_ids` of the tokenizer's end. `should_stop` is asked at each look at who has finished: once it says yes,
-    `generate` returns what there is, completions cut short and no completions of prompts not begun, to be thrown away.
+    do. `stop_token_id`: what ends a completion; None: `stop_ids` of the tokenizer's end. `should_stop` is asked at each
+    look at who has finished: once it says yes, `generate` returns what there is, completions cut short and no
+    completions of prompts not begun, to be thrown away.
     """
 
     def __init__(
