@@ -37,7 +37,7 @@ def start(zero_stage: int, seed: int) -> Any:
 def step(ds: Any, number: int) -> list[float]:
     noise = [random.random(), np.random.rand(), torch.rand(()).item()]
     tokens, targets, weight = batch(number)[distributed.rank()]
-    result = engine.train_step(ds, [ds(tokens, targets, weight * (1 + sum(noise)))])
+    result = engine.train_step(ds, [ds(tokens, targets, weight * (1 + sum(noise)))]).read()
     loss = distributed.reduce_floats({"loss": result.loss})["loss"]
     return [loss, result.grad_norm, result.learning_rate]
 

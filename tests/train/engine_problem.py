@@ -34,10 +34,14 @@ class TinyLM(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.body = Body()
+        self.breaks_a_gradient = False
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
         logits = self.body(tokens) @ self.body.lm_head.weight.T
-        return nn.functional.cross_entropy(logits.float(), targets, reduction="sum") * weight
+        loss = nn.functional.cross_entropy(logits.float(), targets, reduction="sum") * weight
+        if self.breaks_a_gradient:  # adds 0, with a gradient that is not a number, of one parameter
+            loss = loss + (self.body.norm.bias.sum() * 0.0).abs().sqrt()
+        return loss
 
 
 def batch(step: int) -> list[Row]:

@@ -16,6 +16,10 @@ from univg_fast.config import DeepSpeedConfig
 from univg_fast.train import engine
 
 SHARD_EVERYTHING = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+OFFLOAD = {
+    "zero_optimization": {"offload_optimizer": {"device": "cpu"}, "stage3_param_persistence_threshold": 0},
+    "zero_force_ds_cpu_optimizer": False,  # torch's AdamW
+}
 
 
 def share(rows: list[Any], stage: int) -> list[Any]:
@@ -27,23 +31,33 @@ def share(rows: list[Any], stage: int) -> list[Any]:
     return mine
 
 
-def train(stage: int, module: TinyLM, steps: int = STEPS, poison_at: int | None = None) -> dict[str, Any]:
-    """Losses, norms, rates, parameters; at step `poison_at` the last rank's first loss is not a number."""
-    ds = engine.make_engine(module, OPTIM, DeepSpeedConfig(zero_stage=stage, config=SHARD_EVERYTHING), STEPS)
-    log: dict[str, Any] = {"loss": [], "grad_norm": [], "applied": [], "learning_rate": []}
+def train(
+    stage: int,
+    module: TinyLM,
+    steps: int = STEPS,
+    poison: str = "",
+    config: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Losses, norms, rates, parameters. `poison`: what is not a number at step 2, in one row of the last rank."""
+    ds = engine.make_engine(module, OPTIM, DeepSpeedConfig(zero_stage=stage, config=config or SHARD_EVERYTHING), STEPS)
+    log: dict[str, Any] = {"loss": [], "grad_norm": [], "applied": [], "learning_rate": [], "stood_still": []}
 
     def losses(step: int) -> Iterator[torch.Tensor]:
         for number, row in enumerate(share(batch(step), stage)):
+            bad = step == 2 and number == 0 and distributed.rank() == distributed.world_size() - 1
+            module.breaks_a_gradient = bad and poison == "gradient"
             loss = ds(*row)
-            bad = step == poison_at and number == 0 and distributed.rank() == distributed.world_size() - 1
-            yield loss * float("nan") if bad else loss
+            yield loss + float("nan") if bad and poison == "loss" else loss
 
     for step in range(steps):
-        result = engine.train_step(ds, losses(step))
+        before = parameters(ds.module, stage)
+        result = engine.train_step(ds, losses(step)).read()
         log["loss"].append(distributed.reduce_floats({"loss": result.loss})["loss"])
         for key in ("grad_norm", "applied", "learning_rate"):
             log[key].append(getattr(result, key))
+        log["stood_still"].append(all(distributed.gather_objects(parameters(ds.module, stage) == before)))
     log["parameters"] = parameters(ds.module, stage)
+    log["line"] = engine.describe(ds, engine.parameter_groups(module, 0.1))
     engine.release(ds)
     return log
 
@@ -58,14 +72,21 @@ def parameters(module: torch.nn.Module, stage: int) -> list[float]:
 
 def main() -> None:
     distributed.init(timeout_s=60)
-    report: dict[str, Any] = {"plain": {}, "poisoned": {}, "second_engine": {}, "bfloat16": {}}
+    report: dict[str, Any] = {"plain": {}, "poisoned": {}, "second_engine": {}, "bfloat16": {}, "offload": {}}
     for stage in range(4):
         module = TinyLM()
         report["plain"][stage] = train(stage, module)
         report["second_engine"][stage] = train(stage, module, steps=2)
-        report["poisoned"][stage] = train(stage, TinyLM(), poison_at=2)
+        for poison in ("loss", "gradient"):
+            report["poisoned"][f"{stage}-{poison}-float32"] = train(stage, TinyLM(), poison=poison)
         if stage > 0:
-            report["bfloat16"][stage] = train(stage, TinyLM().to(torch.bfloat16))
+            half = TinyLM().to(torch.bfloat16)
+            report["bfloat16"][stage] = train(stage, half)
+            for poison in ("loss", "gradient"):
+                found = train(stage, TinyLM().to(torch.bfloat16), poison=poison)
+                report["poisoned"][f"{stage}-{poison}-bfloat16"] = found
+            report["offload"][f"{stage}"] = train(stage, TinyLM(), config=OFFLOAD)
+            report["poisoned"][f"{stage}-loss-offload"] = train(stage, TinyLM(), poison="loss", config=OFFLOAD)
     if distributed.is_main():
         with open(sys.argv[1], "w") as file:
             json.dump(report, file)

@@ -37,7 +37,7 @@ def train(stage: int, frozen: bool) -> dict[str, list[float]]:
             build_row([random_group(rng, list(grids), [4], model.family.patch_size)], model.family) for grids in images
         ]
         mine = rows[distributed.rank() :: distributed.world_size()]
-        result = engine.train_step(ds, (ds(row, sft_head(row, 8.0))[0] for row in mine))
+        result = engine.train_step(ds, (ds(row, sft_head(row, 8.0))[0] for row in mine)).read()
         log["loss"].append(distributed.reduce_floats({"loss": result.loss})["loss"])
         log["grad_norm"].append(result.grad_norm)
     engine.release(ds)

@@ -52,9 +52,9 @@ def test_types_arrive_as_declared(yaml_file: Any) -> None:
 
 
 def test_one_entry_of_a_mapping_from_the_command_line() -> None:
-    config = load_config(["--rewards.terms.iou=2", "--deepspeed.config.bf16.enabled=true"])
+    config = load_config(["--rewards.terms.iou=2", "--deepspeed.config.comms_logger.enabled=true"])
     assert config.rewards.terms == {"iou": 2.0, "format": 1.0}
-    assert config.deepspeed.config == {"bf16": {"enabled": True}}
+    assert config.deepspeed.config == {"comms_logger": {"enabled": True}}
     assert load_config([]).rewards.terms == {"iou": 1.0, "format": 1.0}, "the default must not be touched"
 
 
@@ -106,6 +106,15 @@ def test_published_values_of_the_recipes() -> None:
         ("sft:\n\n  learning_rate: -1\n", ":3: sft.learning_rate: expected a number > 0, got -1.0"),
         ("sft:\n  learning_rate: .nan\n", ":2: sft.learning_rate: expected a number > 0, got nan"),
         ("grpo:\n  top_p: 1.5\n", ":2: grpo.top_p: expected a number > 0 and <= 1, got 1.5"),
+        (
+            "deepspeed:\n  config: {zero_optimization: {stage: 2}}\n",
+            "expected no zero_optimization.stage (2), which the trainer sets; use deepspeed.zero_stage",
+        ),
+        (
+            "deepspeed:\n  config: {gradient_accumulation_steps: 4}\n",
+            ":2: deepspeed.config: expected no gradient_accumulation_steps (4), which the trainer sets; use",
+        ),
+        ("deepspeed:\n  config: {optimizer: {type: Adam}}\n", "which the trainer sets; use the keys of sft and grpo"),
         ("deepspeed:\n  zero_stage: 4\n", ":2: deepspeed.zero_stage: expected a number >= 0 and <= 3, got 4"),
         ("pack:\n  window: -1\n", ":2: pack.window: expected a number >= 0, got -1"),
         ("data: {builtin: {lattice: 0}}\n", ":1: data.builtin.lattice: expected "),

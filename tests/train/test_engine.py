@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from univg_fast.config import DeepSpeedConfig, OptimConfig
 from univg_fast.train import engine
@@ -73,13 +74,37 @@ def test_second_engine_starts_from_the_first_ones_weights(report: Any, stage: in
     assert got["parameters"] == pytest.approx(want["parameters"], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "offload"])
 @pytest.mark.parametrize("stage", range(4))
-def test_non_finite_gradient_on_one_rank_skips_the_step_on_all(report: Any, stage: int) -> None:
-    got, want = report["poisoned"][str(stage)], plain_torch(TinyLM(), skip=2)
+def test_what_is_not_a_number_on_one_rank_skips_the_step_on_all(
+    report: Any, stage: int, dtype: str, poison: str
+) -> None:
+    if (got := report["poisoned"].get(f"{stage}-{poison}-{dtype}")) is None:
+        return  # no bfloat16 or offload at stage 0
     assert got["applied"] == [True, True, False, True, True]
-    assert math.isnan(got["loss"][2]) and not math.isfinite(got["grad_norm"][2])
+    assert got["stood_still"] == [False, False, True, False, False], "bit for bit"
+    assert math.isnan(got["loss"][2]) == (poison == "loss") and not math.isfinite(got["grad_norm"][2])
+    want = plain_torch(TinyLM(), skip=2)
     assert got["learning_rate"] == pytest.approx(want["learning_rate"])
-    assert got["parameters"] == pytest.approx(want["parameters"], rel=1e-5, abs=1e-6)
+    if dtype != "bfloat16":
+        assert got["parameters"] == pytest.approx(want["parameters"], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", (1, 2, 3))
+def test_an_offloaded_optimizer_makes_the_same_steps(report: Any, stage: int) -> None:
+    got, want = report["offload"][str(stage)], plain_torch(TinyLM())
+    for key in ("loss", "grad_norm", "parameters"):
+        assert got[key] == pytest.approx(want[key], rel=1e-5, abs=1e-6), key
+    assert "AdamW on cpu" in got["line"], "and it is offloaded"
+
+
+def test_the_wrapper_is_told(report: Any) -> None:
+    lines = {stage: report["plain"][str(stage)]["line"] for stage in range(4)}
+    assert "AdamW, AdamW; weights float32, gradients summed in float32" in lines[0]
+    assert "DeepSpeedZeroOptimizer," in lines[1] and "Stage3," in lines[3]
+    half = report["bfloat16"]["1"]["line"]
+    assert "BF16_Optimizer, AdamW; weights bfloat16, gradients summed in float32; 2 groups of at most" in half
 
 
 @pytest.mark.parametrize("stage", (1, 2, 3))
@@ -97,6 +122,21 @@ def test_schedule_ends_and_shapes() -> None:
     assert [linear(s) for s in (0, 1, 2, 6, 10, 99)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0, 0.0])
     constant = engine.learning_rate_factor(OptimConfig(lr_scheduler_type="constant"), 10)
     assert [constant(s) for s in (0, 5, 99)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("cosine", {}), ("linear", {}), ("constant_with_warmup", {}), ("cosine_with_min_lr", {"min_lr_rate": 0.1})],
+)
+def test_schedules_are_transformers_after_the_warm_up(name: Any, kwargs: dict[str, float]) -> None:
+    ours = engine.learning_rate_factor(OptimConfig(lr_scheduler_type=name, warmup_ratio=0.2, min_lr_rate=0.1), 20)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = transformers.get_scheduler(name, optimizer, 4, 20, scheduler_specific_kwargs=kwargs)
+    for step in range(20):
+        want = theirs.get_last_lr()[0] + (0.25 if step < 4 else 0.0)  # theirs begins with a step of rate 0
+        assert ours(step) == pytest.approx(want), step
+        optimizer.step()
+        theirs.step()
 
 
 def test_weight_decay_on_trainable_matrices_only_and_bounded_groups(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,24 @@ if TYPE_CHECKING:
     from univg_fast.config.schema import Config
 
 
+BATCH = "sft.per_step_samples or grpo.prompts_per_step, and pack.budget_tokens for the length of a row"
+# Of DeepSpeed's keys those that this trainer sets, and what to use in their place.
+MANAGED = {
+    "train_batch_size": BATCH,
+    "train_micro_batch_size_per_gpu": BATCH,
+    "gradient_accumulation_steps": BATCH,
+    "managed_gradient_accumulation": BATCH,
+    "gradient_clipping": "sft.max_grad_norm or grpo.max_grad_norm",
+    "optimizer": "the keys of sft and grpo: learning_rate, weight_decay, adam_beta1, adam_beta2, adam_epsilon",
+    "scheduler": "the keys of sft and grpo: lr_scheduler_type, warmup_ratio, min_lr_rate",
+    "fp16": "model.torch_dtype (float32 or bfloat16)",
+    "amp": "model.torch_dtype (float32 or bfloat16)",
+    "bf16.enabled": "model.torch_dtype (float32 or bfloat16)",
+    "bf16.check_grad_overflow": "run.max_skipped_steps: a step that is not finite is always skipped",
+    "zero_optimization.stage": "deepspeed.zero_stage",
+}
+
+
 def check(config: Config) -> None:
     """ValueError ("key: expected …, got …") at a value out of bounds or in conflict with another key."""
     _check_bounds(config, "")
@@ -35,6 +53,17 @@ def check(config: Config) -> None:
     if config.rewards.difficulty_from not in config.rewards.terms:
         terms, source = ", ".join(config.rewards.terms) or "none", config.rewards.difficulty_from
         raise ValueError(f"rewards.difficulty_from: expected one of rewards.terms ({terms}), got {source!r}")
+    _check_deepspeed(config.deepspeed.config)
+
+
+def _check_deepspeed(given: dict[str, Any]) -> None:
+    for key, instead in MANAGED.items():
+        section, _, name = key.rpartition(".")
+        held = given.get(section, {}) if section else given
+        if isinstance(held, dict) and name in held:
+            raise ValueError(
+                f"deepspeed.config: expected no {key} ({held[name]!r}), which the trainer sets; use {instead}"
+            )
 
 
 def _check_bounds(section: Any, prefix: str) -> None:

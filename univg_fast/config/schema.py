@@ -17,6 +17,7 @@ from univg_fast.data.builtin import BuiltinConfig
 
 Entry = str | dict[str, Any]  # univg_fast/data/entries.py
 AttentionName = Literal["auto", "torch", "flash_attn", "xformers", "varlen", "triton", "dense"]  # docs/performance.md
+Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr"]
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo", "gmpo", "reinforce"]
 FaultKind = Literal[
     "none", "nan_loss", "nan_gradient", "sigterm", "sigint", "sigkill", "hang", "slow", "disk_full", "bad_image"
@@ -102,7 +103,8 @@ class OptimConfig:
     max_steps: int | None = num(None, gt=0)  # optimizer steps of the stage; null: num_train_epochs decides
     num_train_epochs: float = num(1.0, gt=0)  # used where max_steps is null
     learning_rate: float = num(5e-6, gt=0)  # peak
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"  # after the warm-up
+    lr_scheduler_type: Schedule = "cosine"  # after the warm-up, which constant has as well
+    min_lr_rate: float = num(0.0, ge=0, le=1)  # of cosine_with_min_lr: the last rate as a fraction of the peak
     warmup_ratio: float = num(0.0, ge=0, le=1)  # fraction of the stage's steps
     weight_decay: float = num(0.0, ge=0)  # on matrices only
     adam_beta1: float = num(0.9, ge=0, le=1)  # AdamW
@@ -119,7 +121,7 @@ class SftConfig(OptimConfig):
 @dataclass(frozen=True)
 class GrpoStageConfig(OptimConfig):
     learning_rate: float = num(1e-6, gt=0)  # peak
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "linear"  # after the warm-up
+    lr_scheduler_type: Schedule = "linear"  # after the warm-up, which constant has as well
     num_generations: int = num(8, ge=2)  # G, responses of one prompt
     prompts_per_step: int = num(16, gt=0)  # prompts of one rollout, over all ranks
     num_iterations: int = num(1, gt=0)  # optimizer steps on one rollout (mu)

@@ -15,6 +15,7 @@ from univg_fast.model.attention import TEXT, VISION
 from univg_fast.model.families import FAMILIES
 
 TINY = "_tiny"  # ends the names of the families' small configs
+PROJECTOR = ("merger", "deepstack_merger_list")  # of the families' towers; the second one is Qwen3-VL's
 SUPPORTED = ("5.16", "5.24")
 
 
@@ -78,6 +79,14 @@ def load_model(
                 f"{problem}: {', '.join(keys[:5])}; is a shard lost, or the config.json another model's?"
             )
     return model
+
+
+def freeze_vision(visual: torch.nn.Module, projector: bool = True) -> None:
+    """Nothing of the vision tower trains; `projector` False: but what maps its features to the language model does."""
+    visual.requires_grad_(False)
+    for name, part in visual.named_children():
+        if name in PROJECTOR and not projector:
+            part.requires_grad_(True)
 
 
 def small_config(name: str, vocab: dict[str, int]) -> PretrainedConfig:

@@ -41,6 +41,11 @@ class PackedModel(nn.Module):
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def vision_trains(self) -> bool:
+        """Whether a step changes the features of images: where not, they can be made once for all that a step does."""
+        return any(p.requires_grad for p in self.model.model.visual.parameters())
+
     def encode_images(self, pixel_values: torch.Tensor, vision: VisionInputs) -> ImageFeatures:
         """Vision tower over all images at once, [patches, patch_dim] -> features of M tokens, in the given order."""
         if vision.order is not None:
@@ -87,7 +92,7 @@ class PackedModel(nn.Module):
 
     def _tower_takes_part(self) -> bool:
         """Whether a row without images goes through the tower too: it trains, or ZeRO 3 gathers it on all ranks."""
-        return any(p.requires_grad or hasattr(p, "ds_id") for p in self.model.model.visual.parameters())
+        return self.vision_trains or any(hasattr(p, "ds_id") for p in self.model.model.visual.parameters())
 
     def _language(self, embeds: torch.Tensor, position_ids: torch.Tensor, layout: Any, **more: Any) -> torch.Tensor:
         out = self.model.model.language_model(

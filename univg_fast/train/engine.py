@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
 from typing import Any
@@ -30,15 +30,21 @@ GROUP_ELEMENTS = 500_000_000  # parameters of one optimizer group
 class StepResult:
     """What one optimizer step did.
 
-    `loss` is the sum of this rank's row losses. `grad_norm` is the global norm before clipping, NaN or
-    infinity where the gradients were not finite; then `applied` is False: nothing moved.
-    `learning_rate` is the rate that the step used.
+    `loss` is the sum of this rank's row losses. `grad_norm` is the global norm before clipping, NaN or infinity where
+    a loss or a gradient of any rank was not finite; then `applied` is False on all ranks: nothing moved.
+    `learning_rate` is the rate that the step used. `loss` and `grad_norm` are 0-d tensors on the device until `read`.
     """
 
-    loss: float
-    grad_norm: float
+    loss: Any
+    grad_norm: Any
     applied: bool
     learning_rate: float
+
+    def read(self) -> StepResult:
+        """The same with floats, in one copy from the device."""
+        both = (torch.as_tensor(x, dtype=torch.float32, device=self.loss.device) for x in (self.loss, self.grad_norm))
+        loss, norm = torch.stack(list(both)).tolist()
+        return replace(self, loss=loss, grad_norm=norm)
 
 
 def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfig, total_steps: int) -> Any:
@@ -58,15 +64,66 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
     (dtype,) = dtypes
     if dtype == torch.bfloat16 and deepspeed.zero_stage == 0:
         raise ValueError("deepspeed.zero_stage: expected 1, 2 or 3 with bfloat16 (0 would accumulate in bfloat16)")
-    betas = (optim.adam_beta1, optim.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, optim.learning_rate, betas, optim.adam_epsilon, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
     config = engine_config(optim, deepspeed, dtype, next(module.parameters()).device.type)
+    optimizer = make_optimizer(groups, optim, config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
     if deepspeed.zero_stage == 0:
         optimizer.register_step_pre_hook(partial(_clip_or_skip, max_norm=optim.max_grad_norm))
     with redirect_stdout(StringIO()):  # DeepSpeed prints its memory use at every stage of the bfloat16 set-up
         engine, *_ = ds.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    line = describe(engine, groups)
+    if distributed.is_main():
+        print(line, flush=True)
     return engine
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], optim: OptimConfig, config: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """AdamW: torch's fused one; DeepSpeed's for the CPU where the optimizer is offloaded, unless the config says no."""
+    how: dict[str, Any] = {"lr": optim.learning_rate, "eps": optim.adam_epsilon}
+    how["betas"] = (optim.adam_beta1, optim.adam_beta2)
+    if not offload_device(config) or not config.get("zero_force_ds_cpu_optimizer", True):
+        return torch.optim.AdamW(groups, fused=True, **how)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    try:
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **how)
+    except (RuntimeError, OSError, ImportError) as error:  # it is compiled at its first use
+        raise ValueError(
+            "deepspeed.config: zero_optimization.offload_optimizer wants DeepSpeedCPUAdam, which could not be built "
+            f"({str(error).strip().splitlines()[-1][:200]}); expected a C++ compiler and ninja, or "
+            "deepspeed.config.zero_force_ds_cpu_optimizer=false, which takes torch's AdamW"
+        ) from error
+
+
+def offload_device(config: Mapping[str, Any]) -> str | None:
+    """Where a DeepSpeed config offloads the optimizer to; None: it stays with the model."""
+    device = (config.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none")
+    return None if device == "none" else str(device)
+
+
+def describe(engine: Any, groups: list[dict[str, Any]]) -> str:
+    """A line on what DeepSpeed made. RuntimeError where it chose another wrapper than this trainer was proved with."""
+    model_dtype, accumulation = engine.get_data_types()
+    stage, optimizer = engine.zero_optimization_stage(), type(engine.basic_optimizer)
+    summing_apart = model_dtype == torch.bfloat16 and accumulation == torch.float32 and not engine.zero_cpu_offload()
+    wrapper = type(engine.optimizer).__name__
+    expected = {
+        0: optimizer.__name__,
+        1: "BF16_Optimizer" if summing_apart else "DeepSpeedZeroOptimizer",
+        2: "DeepSpeedZeroOptimizer",
+        3: "DeepSpeedZeroOptimizer_Stage3",
+    }[stage]
+    if wrapper != expected:
+        raise RuntimeError(f"DeepSpeed at ZeRO {stage}: expected the optimizer wrapper {expected}, got {wrapper}")
+    largest = max(sum(map(elements, group["params"])) for group in groups)
+    offloaded = offload_device(engine.config)
+    where = f" on {offloaded}" if offloaded else ""
+    return (
+        f"engine: ZeRO {stage}, {wrapper}, {optimizer.__name__}{where}; weights {str(model_dtype)[6:]}, gradients "
+        f"summed in {str(accumulation)[6:]}; {len(groups)} groups of at most {largest / 1e6:.4g} M parameters"
+    )
 
 
 def release(engine: Any) -> nn.Module:
@@ -79,18 +136,19 @@ def train_step(engine: Any, losses: Iterable[torch.Tensor]) -> StepResult:
     """Backward through each row's scalar loss as the iterable makes it, then one optimizer step. Collective.
 
     `losses`: at least one 0-d tensor per rank. The forward pass of a row runs when the iterator reaches it,
-    so only one row's activations live at a time.
+    so only one row's activations live at a time. A loss that is not finite makes gradients that are not, so that all
+    ranks see it in the norm, and skip the step together.
     """
     learning_rate, scale = engine.get_lr()[0], distributed.world_size()
     kept = []  # on the device: no synchronisation per row
     for loss in losses:
-        engine.backward(loss * scale, scale_wrt_gas=False)
-        kept.append(loss.detach())
+        value = loss.detach()
+        engine.backward(loss * (scale + 0.0 * value), scale_wrt_gas=False)  # 0 * infinity is NaN, too
+        kept.append(value)
     if not kept:
         raise ValueError(f"rank {distributed.rank()}: a step needs a row on every rank; pad with one of weight 0")
     engine.step()
-    total, norm = float(torch.stack(kept).sum()), float(engine.get_global_grad_norm())
-    return StepResult(total, norm, engine.was_step_applied(), learning_rate)
+    return StepResult(torch.stack(kept).sum(), engine.get_global_grad_norm(), engine.was_step_applied(), learning_rate)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -102,27 +160,40 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     for is_matrix in (True, False):
         room = 0
         for parameter in module.parameters():
-            shape = getattr(parameter, "ds_shape", parameter.shape)  # under zero.Init the tensor itself is empty
-            if not parameter.requires_grad or (len(shape) >= 2) != is_matrix:
+            if not parameter.requires_grad or (len(shape_of(parameter)) >= 2) != is_matrix:
                 continue
             if room <= 0:
                 groups.append({"params": [], "weight_decay": weight_decay if is_matrix else 0.0})
                 room = GROUP_ELEMENTS
             groups[-1]["params"].append(parameter)
-            room -= math.prod(shape)
+            room -= elements(parameter)
     return groups
 
 
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """The whole parameter's, also where ZeRO 3 holds it in pieces and the tensor itself is empty."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def elements(parameter: nn.Parameter) -> int:
+    return math.prod(shape_of(parameter))
+
+
 def learning_rate_factor(optim: OptimConfig, total_steps: int) -> Any:
-    """step -> factor of the peak rate. The warm-up begins at 1/warmup: at 0 a step would be wasted."""
+    """step -> factor of the peak rate, under transformers' names.
+
+    The warm-up begins at 1/warmup, where transformers' begins at 0: that step would be wasted.
+    """
+    least = optim.min_lr_rate if optim.lr_scheduler_type == "cosine_with_min_lr" else 0.0
     warmup = math.ceil(optim.warmup_ratio * total_steps)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
         progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        if optim.lr_scheduler_type == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        if optim.lr_scheduler_type in ("cosine", "cosine_with_min_lr"):
+            return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
         return 1.0 - progress if optim.lr_scheduler_type == "linear" else 1.0
 
     return factor
@@ -147,7 +218,8 @@ def engine_config(
         "steps_per_print": None,
     }
     if dtype == torch.bfloat16:
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        # immediate: a weight's bfloat16 gradient goes into the float32 sum and is freed, not kept until the pass's end
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True, "immediate_grad_update": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return _overlay(config, deepspeed.config)
 

@@ -112,7 +112,7 @@ class GrpoStep:
             with self.phases("update"):
                 outputs: list[GrpoOutput] = []
                 result = train_step(self.engine, self._losses(rows, targets, features, passes, responses, outputs))
-            results.append(result)
+            results.append(result := result.read())
             every.append(outputs)
             if iteration == 0:  # later iterations measure their ratio against the policy that sampled
                 for target, output in zip(targets, outputs, strict=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from univg_fast import distributed
 from univg_fast.config import Config
+from univg_fast.config.schema import LoraConfig
 from univg_fast.data.builtin import write_builtin
 from univg_fast.data.index import Records
 from univg_fast.data.prompts import corpus
@@ -22,7 +23,8 @@ from univg_fast.data.scan import Report, require, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import PackedModel, family_of, load_model
 from univg_fast.model.liger import apply_liger
-from univg_fast.model.load import builtin_configs, check_path, small_config
+from univg_fast.model.load import builtin_configs, check_path, freeze_vision, small_config
+from univg_fast.model.lora import apply_lora
 from univg_fast.rewards import ask_for_images, check_terms, unscorable
 from univg_fast.structs import Record, Sample
 
@@ -163,19 +165,32 @@ def make_run_processor(config: Config, records: dict[str, Sequence[Record]]) -> 
     )
 
 
-def load_policy(config: Config, processor: Processor, path: str, device: torch.device) -> PackedModel:
-    """The model at `path` on `device`, its vision tower frozen and its layers replaced as the config says."""
-    vocab, seed = processor.tokenizer.get_vocab(), config.run.seed + config.model.init_seed
-    model: Any = load_model(path, DTYPES[config.model.torch_dtype], vocab=vocab, seed=seed)
+def load_policy(
+    config: Config, processor: Processor, path: str, device: torch.device, adapters: bool = True
+) -> PackedModel:
+    """The model at `path` on `device`, frozen and with its layers replaced as the config says.
+
+    `adapters` False: without those of `model.lora`, as for evaluation, or a reference of its own.
+    """
+    how, vocab = config.model, processor.tokenizer.get_vocab()
+    seed = config.run.seed + how.init_seed
+    model: Any = load_model(path, DTYPES[how.torch_dtype], vocab=vocab, seed=seed)
     model.to(device)
-    if config.model.freeze_vision_tower:
-        model.model.visual.requires_grad_(False)
-    if config.model.gradient_checkpointing:
+    if how.freeze_vision_tower:
+        freeze_vision(model.model.visual, how.freeze_multi_modal_projector)
+    packed = PackedModel(model, how.attention)
+    if how.lora is not None and adapters:
+        packed.lines.append(apply_lora(packed, seed=seed, **adapter_settings(how.lora)))
+    if how.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    packed = PackedModel(model, config.model.attention)
-    if config.model.liger:
+    if how.liger:
         packed.lines.append(apply_liger(packed))
     return packed
+
+
+def adapter_settings(lora: LoraConfig) -> dict[str, Any]:
+    """The arguments of `apply_lora`."""
+    return {key: value for key, value in asdict(lora).items() if key != "merge_on_export"}
 
 
 def first_sample(records: Sequence[Record], processor: Processor, with_response: bool) -> Sample:

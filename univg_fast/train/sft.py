@@ -45,7 +45,7 @@ class SftStep:
             mine |= {"num_tokens": sum(len(r.target_ids) for r in rows), "bad_records": len(batch.bad)}
             total = reduce_step(mine, batch.digest, {"dearest": mine["cost"]}, batch.refused)
         with self.phases("update"):
-            result = train_step(self.engine, self._losses(rows, passes, max(total["num_tokens"], 1.0)))
+            result = train_step(self.engine, self._losses(rows, passes, max(total["num_tokens"], 1.0))).read()
         metrics = {
             "loss": distributed.reduce_floats({"loss": result.loss})["loss"],
             "grad_norm": result.grad_norm,

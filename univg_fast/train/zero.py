@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from univg_fast.model import PackedModel
+from univg_fast.model.lora import is_adapted, is_saved
 
 BUCKET_BYTES = 2**30
 
@@ -24,9 +25,9 @@ def plain_copy(module: PackedModel, zero_stage: int) -> PackedModel:
     if zero_stage < 3:
         return module
     copied = copy.deepcopy(module).requires_grad_(False)
-    for name, layer in [(n, m) for n, m in copied.named_modules() if is_adapted(m)]:
+    for name, layer in [(n, m) for n, m in copied.named_modules() if is_adapted(m) or is_saved(m)]:
         parent, _, last = name.rpartition(".")
-        setattr(copied.get_submodule(parent), last, layer.get_base_layer())
+        setattr(copied.get_submodule(parent), last, _base(layer) if is_adapted(layer) else layer.original_module)
     return copied
 
 
@@ -35,7 +36,8 @@ def declare_head(module: PackedModel, zero_stage: int) -> None:
     if zero_stage == 3:
         import deepspeed
 
-        deepspeed.zero.register_external_parameter(module, module.model.lm_head.weight)
+        for weight in module.model.lm_head.parameters():  # two, where adapters hold a trained copy
+            deepspeed.zero.register_external_parameter(module, weight)
 
 
 def weight_buckets(module: PackedModel, max_bytes: int = BUCKET_BYTES) -> Iterator[dict[str, Tensor]]:
@@ -58,29 +60,40 @@ def weight_buckets(module: PackedModel, max_bytes: int = BUCKET_BYTES) -> Iterat
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(name, the module it belongs to, its name there) of every weight once; of an adapted layer the base's."""
-    adapted = [name + "." for name, layer in model.named_modules() if is_adapted(layer)]
+    """(name, the module it belongs to, its name there) of every weight once; of an adapted layer the base's.
+
+    An adapted weight that is tied to another one comes beside it, under both names: only one of the two has changed.
+    """
     seen: set[int] = set()
+    inside: tuple[str, ...] = ()  # of what peft put around a layer
     for name, layer in model.named_modules():
-        if name.startswith(tuple(adapted)):
-            continue  # an adapted layer's inside
-        for key, weight in _base(layer).named_parameters(recurse=False):
-            if id(weight) not in seen:
-                seen.add(id(weight))
+        if inside and name.startswith(inside):
+            continue
+        held = layer
+        if is_adapted(layer) or is_saved(layer):
+            inside = (*inside, name + ".")
+            held = _base(layer)
+        changed = is_adapted(layer) and not layer.disable_adapters and bool(layer.active_adapters)
+        for key, weight in held.named_parameters(recurse=is_saved(layer)):
+            if changed or id(weight) not in seen:
+                seen.update(() if changed else (id(weight),))
                 yield f"{name}.{key}" if name else key, layer, key
 
 
-def is_adapted(layer: nn.Module) -> bool:
-    """Whether this is one of peft's LoRA layers, which hold the layer they adapt."""
-    return hasattr(layer, "get_delta_weight")
-
-
-def _base(layer: nn.Module) -> nn.Module:
-    return layer.get_base_layer() if is_adapted(layer) else layer  # type: ignore[operator]
+def _base(layer: Any) -> nn.Module:
+    """What peft has put its adapters around, or of `modules_to_save` the one in use; else the layer itself."""
+    if is_adapted(layer):
+        base: nn.Module = layer.get_base_layer()
+        return base
+    if not is_saved(layer):
+        return layer
+    off = layer.disable_adapters or not layer.active_adapters
+    used: nn.Module = layer.original_module if off else layer.modules_to_save[layer.active_adapters[0]]
+    return used
 
 
 def _gathered(bucket: list[tuple[str, nn.Module, str]]) -> Iterator[dict[str, Tensor]]:
-    layers = [layer if is_adapted(layer) else layer.get_parameter(key) for _, layer, key in bucket]
+    layers = [layer if is_adapted(layer) else _base(layer).get_parameter(key) for _, layer, key in bucket]
     needed = [p for x in layers for p in (x.parameters() if isinstance(x, nn.Module) else [x])]
     context: Any = nullcontext()
     if any(hasattr(p, "ds_id") for p in needed):
@@ -94,8 +107,15 @@ def _gathered(bucket: list[tuple[str, nn.Module, str]]) -> Iterator[dict[str, Te
 def _merged(name: str, layer: Any, key: str) -> Tensor:
     """The weight, with the changes that the active adapters make to it."""
     weight = _base(layer).get_parameter(key).detach()
-    if not is_adapted(layer) or key != "weight" or layer.disable_adapters or layer.merged:
-        return weight  # peft's merge_adapter leaves the changes in the base weight itself
-    if layer.lora_variant:
+    if not is_adapted(layer) or key != "weight":
+        return weight
+    # peft's merge_adapter leaves the changes in the base weight itself
+    wanted = [] if layer.disable_adapters else list(layer.active_adapters)
+    added = [a for a in wanted if a not in layer.merged_adapters]
+    removed = [a for a in layer.merged_adapters if a not in wanted]
+    if (added or removed) and layer.lora_variant:
         raise ValueError(f"{name}: expected plain LoRA adapters, got {layer.lora_variant}; these cannot be sent merged")
-    return weight + sum(layer.get_delta_weight(adapter).to(weight) for adapter in layer.active_adapters)
+    for sign, adapters in ((1.0, added), (-1.0, removed)):
+        for adapter in adapters:
+            weight = weight + sign * layer.get_delta_weight(adapter).to(weight)
+    return weight
