@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.loss import logprob_head
 from univg_fast.model import ImageFeatures, PackedModel
+from univg_fast.model.families import qwen2_vl
 from univg_fast.packing import build_row
 from univg_fast.rollout import LocalEngine, RolloutEngine, Sampling, check_rollout
 from univg_fast.structs import Completion, Group, Sample
@@ -45,7 +46,7 @@ def training(model: PackedModel, temperature: float = 1.0) -> Callable[[Group], 
 
 def check(engine: RolloutEngine, model: PackedModel, temperature: float = 1.0, trained_at: float | None = None) -> str:
     logprobs = training(model, temperature if trained_at is None else trained_at)
-    return check_rollout(engine, SAMPLE, temperature, logprobs, torch.float32)
+    return check_rollout(engine, SAMPLE, temperature, logprobs, torch.float32, 2)
 
 
 def test_a_sound_engine_passes(model: PackedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -100,13 +101,16 @@ def test_equal_samples_are_found_where_the_model_would_not_give_them(
         check(Stuck(model, tokenizer), model)
     certain = copy.deepcopy(model)  # of a model as sure of itself as this, equal samples are to be expected
     certain.model.model.language_model.norm.weight.data.mul_(2000)
-    found = check_rollout(Stuck(certain, tokenizer), SAMPLE, 1.0, training(certain), torch.bfloat16)
+    found = check_rollout(Stuck(certain, tokenizer), SAMPLE, 1.0, training(certain), torch.bfloat16, 2)
     assert found.startswith("rollout: 1 different samples of 4")
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_bfloat16_is_judged_by_the_models_own_noise(tokenizer: PreTrainedTokenizerFast, temperature: float) -> None:
-    """Of a model whose logits are as large as published ones', to which rounding does more."""
+@pytest.mark.parametrize(("temperature", "layers"), [(1.0, 3), (0.5, 3), (1.0, 20)])
+def test_bfloat16_is_judged_by_what_rounding_does(
+    tokenizer: PreTrainedTokenizerFast, temperature: float, layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a model whose logits are as large as published ones': more in a deep one."""
+    monkeypatch.setitem(qwen2_vl.SMALL["text_config"], "num_hidden_layers", layers)
     policy = tiny_model()
     policy.model.model.language_model.norm.weight.data.mul_(6)
     for parameter in policy.parameters():
@@ -122,6 +126,6 @@ def test_bfloat16_is_judged_by_the_models_own_noise(tokenizer: PreTrainedTokeniz
 
     for k in range(4):
         sample = random_sample(np.random.default_rng(k), [(8, 8), (4, 6)], f"u{k}")
-        check_rollout(LocalEngine(policy, tokenizer, -1), sample, temperature, logprobs, torch.bfloat16)
+        check_rollout(LocalEngine(policy, tokenizer, -1), sample, temperature, logprobs, torch.bfloat16, layers)
         with pytest.raises(ValueError, match="in the mean, as training's own differ by"):
-            check_rollout(LocalEngine(stale, tokenizer, -1), sample, temperature, logprobs, torch.bfloat16)
+            check_rollout(LocalEngine(stale, tokenizer, -1), sample, temperature, logprobs, torch.bfloat16, layers)

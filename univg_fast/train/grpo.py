@@ -77,7 +77,8 @@ class GrpoStep:
                 return self.engine(row, logprob_head(row, temperature)).float().cpu().numpy()
 
         self.rollout.sync_weights(weight_buckets(self.model))
-        return check_rollout(self.rollout, sample, temperature, logprobs, self.model.model.dtype)
+        layers = self.model.model.config.get_text_config().num_hidden_layers
+        return check_rollout(self.rollout, sample, temperature, logprobs, self.model.model.dtype, layers)
 
     def __call__(self, state: StageState) -> Outcome | None:
         with self.phases("data"):
@@ -118,12 +119,12 @@ class GrpoStep:
                 for target, output in zip(targets, outputs, strict=False):
                     target.old_logp = output.logp
         sums["spare_tokens"] = float((passes - len(plan)) * self.spare.num_tokens)
-        metrics = reduce_metrics(scored, plan, sums, every, self.config)
+        metrics = reduce_metrics(scored, plan, sums, every)
         metrics["loss"] = distributed.reduce_floats({"loss": sum(r.loss for r in results) / len(results)})["loss"]
         metrics |= {"grad_norm": result.grad_norm, "learning_rate": result.learning_rate}
         metrics["skipped"] = float(not all(r.applied for r in results))
         uids = [sample.record.uid for sample in sampled.samples]
-        return Outcome(metrics, rollout_rows(scored, state.step + 1), scored.bad, state.cursor + 1, uids)
+        return Outcome(metrics, rollout_rows(scored, state.step + 1, self.config), scored.bad, state.cursor + 1, uids)
 
     def _sample(self, batch: Batch[Images], step: int) -> Sampled:
         config, samples = self.config.grpo, batch.samples
