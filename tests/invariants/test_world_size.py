@@ -37,7 +37,7 @@ def test_the_rewards_teach_something(one_rank: Any) -> None:
     assert len(rows) == 3
     assert all(row["frac_reward_zero_std"] < 1 and row["grad_norm"] > 0 for row in rows)
     assert rows[-1]["kl"] > 0
-    assert all(row["sampling/logp_difference/max"] <= 1e-4 for row in rows)
+    assert all(row["sampling/sampling_logp_difference/max"] <= 1e-4 for row in rows)
 
 
 @pytest.mark.slow

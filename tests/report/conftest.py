@@ -156,7 +156,7 @@ def grpo_step(i: int, total: int, rng: np.random.Generator) -> dict:
         "clip_ratio/region_mean": 0.0,
         "completions/mean_length": float(34 + rng.normal()),
         "completions/clipped_ratio": float(max(0.0, 0.05 * (1 - progress) + 0.01 * rng.normal())),
-        "sampling/logp_difference/max": float(2e-5 * math.exp(0.3 * rng.normal())),
+        "sampling/sampling_logp_difference/max": float(2e-5 * math.exp(0.3 * rng.normal())),
         "pack/fill": float(0.93 + 0.02 * rng.normal()),
         "timing_s/data": 0.1,
         "timing_s/rollout": float(3.2 + 0.2 * rng.normal()),

@@ -7,7 +7,7 @@ holds not on the number of ranks. A prompt's tokens are charged once to the row 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import NamedTuple
@@ -28,6 +28,9 @@ class GroupSize:
     prompt: int
     responses: tuple[int, ...]
     patches: int = 0
+    patch_pairs: int = field(
+        default=0, compare=False
+    )  # patches of an image that attend to each other; for figures only
 
     @property
     def tokens(self) -> int:

@@ -19,6 +19,9 @@ def tally(
     return {
         "groups": float(len(groups)),
         "group_tokens": float(sum(group.tokens for group in groups)),
+        "pairs": float(sum(group.pairs for group in groups)),
+        "patches": float(sum(group.patches for group in groups)),
+        "patch_pairs": float(sum(group.patch_pairs for group in groups)),
         "packed_tokens": float(sum(lengths)),
         "separate_tokens": float(sum(sequences)),
         "padded_tokens": float(max(sequences, default=0) * len(sequences)),
@@ -40,6 +43,11 @@ def figures(total: Mapping[str, float], dearest: float, ranks: int) -> dict[str,
     return {
         "num_samples": total["groups"],
         "group_tokens": total["group_tokens"],  # each prompt once, in however many rows its group lies
+        "packed_tokens": packed,
+        "dense_tokens": total["separate_tokens"],  # what one sequence for each response would have
+        "attention_pairs": total["pairs"],
+        "patches": total["patches"],
+        "patch_pairs": total["patch_pairs"],
         "pack/fill": share(packed, total["room"]),
         # of the tokens of one sequence per response: each with its own copy of the prompt, and padded to the longest
         "pack/shared": share(total["separate_tokens"] - packed, total["separate_tokens"]),

@@ -110,7 +110,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
             "Sampling vs training log-probs",
             "nats",
             "Largest difference in a step: shows that rollout and training agree.",
-            (("sampling/logp_difference/max", ""),),
+            (("sampling/sampling_logp_difference/max", ""),),
             log=True,
         ),
         Panel(

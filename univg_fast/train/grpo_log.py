@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from univg_kernels.metrics import METRICS, NUM_SUMS
 
 from univg_fast import distributed
 from univg_fast.config import Config
+from univg_fast.data.prompts import prompt_text
 from univg_fast.packing.plan import Part
 from univg_fast.packing.report import figures
 from univg_fast.train.scoring import Scored
@@ -22,7 +24,6 @@ def reduce_metrics(
     plan: Sequence[Sequence[Part]],
     packed: Mapping[str, float],
     outputs: Sequence[Sequence[GrpoOutput]],
-    config: Config,
 ) -> dict[str, float]:
     """The step's metrics over all ranks, from this rank's part; one collective.
 
@@ -30,65 +31,84 @@ def reduce_metrics(
     """
     total = scored.scores.total
     lengths = [len(c.token_ids) for group in scored.completions for c in group]
-    clipped = [c.finish == "length" for group in scored.completions for c in group]
+    ended = [len(c.token_ids) for group in scored.completions for c in group if c.finish != "length"]
     sums = {
         "prompts": len(scored.samples),
         "responses": len(lengths),
         "reward": float(total.sum()),
-        "reward_std": float(scored.reward_std.sum()),
+        "reward_squared": float((total**2).sum()),
+        "reward_group_std": float(scored.reward_std.sum()),
         "zero_std": float((scored.reward_std == 0).sum()),
         "miou": float(scored.miou.sum()),
         "phi": float(scored.phi.sum()),
         "length": float(sum(lengths)),
-        "clipped": float(sum(clipped)),
-        "prompt_tokens": float(sum(len(s.prompt_ids) for s in scored.samples)),
+        "ended": float(len(ended)),
+        "ended_length": float(sum(ended)),
         "bad_records": float(len(scored.bad)),
     }
     sums |= packed
-    sums |= {f"rewards/{name}": float(part.sum()) for name, part in scored.scores.parts.items()}
+    for name, part in scored.scores.parts.items():
+        sums |= {f"rewards/{name}": float(part.sum()), f"squares/{name}": float((part**2).sum())}
     vector = (
         combine_metrics(*(o.metrics for rows_ in outputs for o in rows_)).tolist() if plan else [0.0] * len(METRICS)
     )
     sums |= {f"kernel/{name}": x for name, x in zip(METRICS[:NUM_SUMS], vector, strict=False)}
     maxima = {f"kernel/{name}": x for name, x in zip(METRICS[NUM_SUMS:], vector[NUM_SUMS:], strict=True)}
-    maxima |= {"gap": logprob_gap(scored, plan, outputs[0]), "dearest": packed["cost"]}
+    sums["gap_sum"], maxima["gap"] = logprob_gap(scored, plan, outputs[0])
+    maxima |= {"dearest": packed["cost"], "longest": max(lengths, default=0), "longest_ended": max(ended, default=0)}
+    maxima |= {"-shortest": -min(lengths, default=math.inf), "-shortest_ended": -min(ended, default=math.inf)}
     all_ = distributed.reduce_floats(sums, maxima)
     prompts, responses = max(all_["prompts"], 1.0), max(all_["responses"], 1.0)
     metrics = summarize(torch.tensor([all_[f"kernel/{name}"] for name in METRICS]))
-    metrics["num_tokens"] /= len(outputs)  # every iteration scores the same tokens
+    metrics["scored_tokens"] = metrics.pop("num_tokens") / len(outputs)  # every iteration scores the same tokens
+    del metrics["sampling/logp_difference/max"]  # of the iterations to the first one
     metrics |= {
         "reward": all_["reward"] / responses,
-        "reward_std": all_["reward_std"] / prompts,
+        "reward_std": spread(all_["reward"], all_["reward_squared"], all_["responses"]),
+        "reward_group_std": all_["reward_group_std"] / prompts,
         "frac_reward_zero_std": all_["zero_std"] / prompts,
         "miou": all_["miou"] / prompts,
         "difficulty_weight": all_["phi"] / responses,
         "completions/mean_length": all_["length"] / responses,
-        "completions/clipped_ratio": all_["clipped"] / responses,
-        "sampling/logp_difference/max": all_["gap"],
-        "packed_tokens": all_["packed_tokens"],
-        # what G separate sequences per prompt would have cost
-        "dense_tokens": all_["prompt_tokens"] * config.grpo.num_generations + all_["length"],
+        "completions/min_length": -all_["-shortest"] if all_["responses"] else 0.0,
+        "completions/max_length": all_["longest"],
+        "completions/clipped_ratio": 1.0 - all_["ended"] / responses if all_["responses"] else 0.0,
+        "completions/mean_terminated_length": all_["ended_length"] / max(all_["ended"], 1.0),
+        "completions/min_terminated_length": -all_["-shortest_ended"] if all_["ended"] else 0.0,
+        "completions/max_terminated_length": all_["longest_ended"],
+        "sampling/sampling_logp_difference/mean": all_["gap_sum"] / max(metrics["scored_tokens"], 1.0),
+        "sampling/sampling_logp_difference/max": all_["gap"],
         "bad_records": all_["bad_records"],
     }
     metrics |= figures(all_, all_["dearest"], distributed.world_size())
-    metrics |= {f"rewards/{name}/mean": all_[f"rewards/{name}"] / responses for name in scored.scores.parts}
+    for name in scored.scores.parts:
+        total_, squares = all_[f"rewards/{name}"], all_[f"squares/{name}"]
+        metrics[f"rewards/{name}/mean"] = total_ / responses
+        metrics[f"rewards/{name}/std"] = spread(total_, squares, all_["responses"])
     return metrics
 
 
-def logprob_gap(scored: Scored, plan: Sequence[Sequence[Part]], outputs: Sequence[GrpoOutput]) -> float:
-    """Largest |log-prob at sampling - log-prob in training| of this rank's tokens."""
-    gap = 0.0
+def spread(total: float, squares: float, count: float) -> float:
+    """The standard deviation (over count - 1) of `count` values, from their sum and the sum of their squares."""
+    variance = (squares - total**2 / count) / (count - 1) if count > 1 else 0.0
+    return math.sqrt(variance) if variance > 1e-12 * squares else 0.0  # what rounding leaves of equal values is none
+
+
+def logprob_gap(scored: Scored, plan: Sequence[Sequence[Part]], outputs: Sequence[GrpoOutput]) -> tuple[float, float]:
+    """Sum and maximum of |log-prob at sampling - log-prob in training| over this rank's tokens."""
+    total, gap = 0.0, 0.0
     for parts, output in zip(plan, outputs, strict=True):
         sampled = np.concatenate([scored.completions[part.group][j].logprobs for part in parts for j in part.responses])
-        gap = max(gap, float(np.abs(sampled - output.logp.float().cpu().numpy()).max(initial=0.0)))
-    return gap
+        apart = np.abs(sampled - output.logp.float().cpu().numpy())
+        total, gap = total + float(apart.sum(dtype=np.float64)), max(gap, float(apart.max(initial=0.0)))
+    return total, gap
 
 
-def rollout_rows(scored: Scored, step: int) -> list[dict[str, Any]]:
+def rollout_rows(scored: Scored, step: int, config: Config) -> list[dict[str, Any]]:
     """One object per prompt, as rollouts/*.jsonl has them."""
-    rows, at = [], 0
+    rows, at, drop = [], 0, config.grpo.zero_std_groups == "drop"
     for k, (sample, group) in enumerate(zip(scored.samples, scored.completions, strict=True)):
-        record = sample.record
+        record, std = sample.record, float(scored.reward_std[k])
         completions = []
         for c in group:
             parts = {name: round(float(part[at]), 6) for name, part in scored.scores.parts.items()}
@@ -112,11 +132,19 @@ def rollout_rows(scored: Scored, step: int) -> list[dict[str, Any]]:
                 "task": record.task,
                 "images": list(record.images),
                 "sizes": [list(size) for size in sample.sizes],
+                "grid": sample.image_grid_thw.tolist(),
                 "question": record.question,
+                "prompt": prompt_text(record, config.data.prompt_template),
+                "coords": "norm1000",  # of gt and of the completions' boxes
                 "target_image": record.target_image,
                 "gt": record.box,
                 "miou": round(float(scored.miou[k]), 6),
-                "difficulty_weight": round(float(scored.phi[at - 1]), 6),
+                "group": {
+                    "mean": round(sum(c["reward"] for c in completions) / max(len(completions), 1), 6),
+                    "std": round(std, 6),
+                    "weight": round(float(scored.phi[at - 1]), 6),  # the difficulty's, of the policy term
+                    "dropped": drop and std == 0.0,
+                },
                 "completions": completions,
             }
         )

@@ -21,8 +21,9 @@ from univg_fast.structs import BadRecord, Group, Record, Sample
 def size_of(group: Group) -> GroupSize:
     """What planning needs to know of a group."""
     sample = group.sample
-    patches = int(sample.image_grid_thw.prod(-1).sum())
-    return GroupSize(len(sample.prompt_ids), tuple(len(r) for r in group.responses), patches)
+    images = sample.image_grid_thw.prod(-1)
+    lengths = tuple(len(r) for r in group.responses)
+    return GroupSize(len(sample.prompt_ids), lengths, int(images.sum()), int((images**2).sum()))
 
 
 @dataclass(frozen=True)

@@ -42,17 +42,16 @@ class SftStep:
                 self.over_budget.tell(sample.record, size.tokens)
             spare_tokens = (passes - len(rows)) * self.spare.num_tokens
             mine = tally([size for row in sizes for size in row], sizes, budget, spare_tokens)
-            mine |= {"num_tokens": sum(len(r.target_ids) for r in rows), "bad_records": len(batch.bad)}
+            mine |= {"scored_tokens": sum(len(r.target_ids) for r in rows), "bad_records": len(batch.bad)}
             total = reduce_step(mine, batch.digest, {"dearest": mine["cost"]}, batch.refused)
         with self.phases("update"):
-            result = train_step(self.engine, self._losses(rows, passes, max(total["num_tokens"], 1.0))).read()
+            result = train_step(self.engine, self._losses(rows, passes, max(total["scored_tokens"], 1.0))).read()
         metrics = {
             "loss": distributed.reduce_floats({"loss": result.loss})["loss"],
             "grad_norm": result.grad_norm,
             "learning_rate": result.learning_rate,
             "skipped": float(not result.applied),
-            "num_tokens": total["num_tokens"],
-            "packed_tokens": total["packed_tokens"],
+            "scored_tokens": total["scored_tokens"],
             "bad_records": total["bad_records"],
         }
         metrics |= figures(total, total["dearest"], distributed.world_size())
