@@ -124,7 +124,7 @@ def test_bfloat16_is_judged_by_what_rounding_does(
         with torch.no_grad():
             return policy(row, logprob_head(row, temperature)).float().numpy()
 
-    for k in range(4):
+    for k in range(4 if layers < 9 else 2):
         sample = random_sample(np.random.default_rng(k), [(8, 8), (4, 6)], f"u{k}")
         check_rollout(LocalEngine(policy, tokenizer, -1), sample, temperature, logprobs, torch.bfloat16, layers)
         with pytest.raises(ValueError, match="in the mean, as training's own differ by"):
