@@ -20,8 +20,10 @@ import torch
 from engine_problem import OPTIM, TinyLM, batch
 
 from univg_fast import distributed
-from univg_fast.config import DeepSpeedConfig
+from univg_fast.config import DeepSpeedConfig, SaveConfig
 from univg_fast.train import checkpoint, engine
+from univg_fast.train.resume import resume as resume_from
+from univg_fast.train.state import StageState
 
 STEPS, SAVED_AT = 5, 2
 ROOT = Path()  # set in main
@@ -42,8 +44,10 @@ def step(ds: Any, number: int) -> list[float]:
     return [loss, result.grad_norm, result.learning_rate]
 
 
-def save(ds: Any, number: int, limit: int = 2) -> None:
-    checkpoint.save(ROOT, "sft", number, ds, {"seen": number * 10 + distributed.rank()}, "hash", limit)
+def save(ds: Any, number: int, **config: Any) -> StageState:
+    state = StageState(step=number, cursor=number * 10)
+    checkpoint.save(ROOT, "sft", state, ds, "hash", SaveConfig(**{"on_error": "stop"} | config))
+    return state
 
 
 def train(zero_stage: int) -> Any:
@@ -61,11 +65,8 @@ def resume(zero_stage: int) -> Any:
     ds = start(zero_stage, seed=99)
     with torch.no_grad():
         for parameter in ds.module.parameters():
-            parameter.mul_(0.5)
-    folder = checkpoint.find(ROOT, "sft", "auto")
-    assert folder is not None
-    state = checkpoint.load(folder, ds, "hash")
-    assert state == {"seen": SAVED_AT * 10 + distributed.rank()}, state
+            parameter.mul_(0.5 if parameter.requires_grad else 1.0)
+    assert resume_from(ROOT, "sft", "auto", ds, "hash") == StageState(step=SAVED_AT, cursor=SAVED_AT * 10)
     return [step(ds, number) for number in range(SAVED_AT, STEPS)]
 
 
@@ -90,7 +91,7 @@ def fail(zero_stage: int) -> Any:
         (ROOT / "sft_000001" / "manifest.json").write_text("damaged")  # nor may that stop the next one
     distributed.barrier()
     step(ds, 1)
-    save(ds, 3, limit=1)
+    save(ds, 3, total_limit=1)
     return {
         "messages": distributed.gather_objects(message),
         "between": between,
@@ -109,9 +110,8 @@ def loop(zero_stage: int) -> Any:
 def open_newest(zero_stage: int) -> Any:
     """Load the newest complete checkpoint; what it says it is."""
     ds = start(zero_stage, seed=1)
-    folder = checkpoint.find(ROOT, "sft", "auto")
-    assert folder is not None
-    return {"folder": folder.name, "state": checkpoint.load(folder, ds, "hash"), "steps": ds.global_steps}
+    state = resume_from(ROOT, "sft", "auto", ds, "hash")
+    return {"step": state.step, "cursor": state.cursor, "engine_steps": ds.global_steps}
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from univg_fast.train import checkpoint
+from univg_fast.train import manifest, resume
 
 
 def result(done: subprocess.CompletedProcess[str]) -> Any:
@@ -67,8 +67,9 @@ def test_kill_while_saving_leaves_a_checkpoint_that_loads(launch: Any, start: An
         kill_while_saving(start, zero_stage, tmp_path / str(zero_stage), delay)
     assert list(tmp_path.glob("*/.tmp-*")), "no kill hit a save in progress: the test did not test"
     for opened in result(launch("checkpoint_worker.py", "open_newest", "all", tmp_path, world=0)):
-        number = int(opened["folder"][-6:])
-        assert number >= 3 and opened["state"] == {"seen": number * 10} and opened["steps"] == number
+        assert (
+            opened["step"] >= 3 and opened["cursor"] == opened["step"] * 10 and opened["engine_steps"] == opened["step"]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +89,9 @@ def two(written: Path, tmp_path: Path) -> Path:
 
 
 def test_newest_wins_and_stages_do_not_mix(two: Path) -> None:
-    assert checkpoint.latest_complete(two, "sft") == two / "sft_000004"
-    assert checkpoint.latest_complete(two, "grpo") is None
-    assert checkpoint.latest_complete(two / "absent", "sft") is None
+    assert resume.find(two, "sft", "auto") == two / "sft_000004"
+    assert resume.find(two, "grpo", "auto") is None
+    assert resume.find(two / "absent", "sft", "auto") is None
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -114,26 +115,24 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_passed_over_loudly(two: Path, capsys: Any, damage: str) -> None:
     spoil, reason = DAMAGE[damage]
     spoil(two / "sft_000004")
-    assert checkpoint.find(two, "sft", "auto") == two / "sft_000002"
+    assert resume.find(two, "sft", "auto") == two / "sft_000002"
     told = capsys.readouterr().err
     assert "sft_000004 is not complete" in told and reason in told
     with pytest.raises(ValueError, match="run.resume: expected auto, never or a complete checkpoint"):
-        checkpoint.find(two, "sft", str(two / "sft_000004"))
+        resume.find(two, "sft", str(two / "sft_000004"))
 
 
 def test_resume_choices(two: Path) -> None:
-    assert checkpoint.find(two, "sft", "never") is None
-    assert checkpoint.find(two, "sft", str(two / "sft_000002")) == two / "sft_000002"
-    assert checkpoint.find(two, "grpo", str(two / "sft_000002")) is None
+    assert resume.find(two, "sft", "never") is None
+    assert resume.find(two, "sft", str(two / "sft_000002")) == two / "sft_000002"
+    assert resume.find(two, "grpo", str(two / "sft_000002")) is None
     with pytest.raises(ValueError, match="got nowhere"):
-        checkpoint.find(two, "sft", "nowhere")
+        resume.find(two, "sft", "nowhere")
 
 
-@pytest.mark.parametrize(("stage", "key"), [(1, "world_size 2, this run has 1"), (2, "zero_stage 1, this run has 2")])
-def test_another_world_size_or_zero_stage_is_refused(launch: Any, written: Path, stage: int, key: str) -> None:
-    world = 1 if "world" in key else 2
-    done = launch("checkpoint_worker.py", "open_newest", stage, written, world=world)
+def test_another_zero_stage_is_refused(launch: Any, written: Path) -> None:
+    done = launch("checkpoint_worker.py", "open_newest", 2, written, world=2)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1 and key in told[0] and "--run.resume=never" in told[0]
+    assert len(told) == 1 and "zero_stage 1, this run has 2" in told[0] and "--run.resume=never" in told[0]
     assert "ValueError" not in done.stderr, "no traceback of ours"

@@ -1,23 +1,19 @@
 """Checkpoints that are whole or not there.
 
-`ckpt/{stage}_{step:06d}/` holds DeepSpeed's files, a file per rank with random states and the caller's state,
+`ckpt/{stage}_{step:06d}/` holds DeepSpeed's files, a file per rank with random states and the stage's state,
 and a manifest with size and SHA-256 of each. All is written into a hidden temporary folder and synced to
 disk; the manifest comes last, then one rename. A kill at any moment leaves the older checkpoints, and no half
-one that counts. All ranks must see the same folder.
+one that counts. Weights that do not train are not in it: they are those of the stage's first model.
+All ranks must see the same folder.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import shutil
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import file_digest
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,226 +21,148 @@ from uuid import uuid4
 import torch
 
 from univg_fast import distributed
-from univg_fast.train.random_state import random_state, set_random_state
-
-MANIFEST = "manifest.json"
-_TAG = "engine"  # DeepSpeed's own files lie below this name
+from univg_fast.config import SaveConfig
+from univg_fast.train import manifest
+from univg_fast.train.random_state import random_state
+from univg_fast.train.reshape import frozen_sum
+from univg_fast.train.state import StageState
 
 
 def save(
-    root: Path, stage: str, step: int, engine: Any, state: dict[str, Any], config_hash: str, total_limit: int
-) -> Path:
-    """Write `root/{stage}_{step:06d}` and remove the stage's oldest ones beyond `total_limit`. Collective.
+    root: Path,
+    stage: str,
+    state: StageState,
+    engine: Any,
+    config_hash: str,
+    config: SaveConfig,
+    *,
+    must: bool = False,
+    on_write: Callable[[], None] = lambda: None,
+) -> Path | None:
+    """Write `root/{stage}_{step:06d}` and remove the stage's oldest ones beyond save.total_limit. Collective.
 
-    `state` is this rank's own (plain data) and comes back from `load`. If a rank fails, nothing new appears,
-    the temporary folder is removed, and every rank raises RankError with culprit and cause.
+    If a rank fails, nothing new appears, the temporary folder is removed, and every rank raises RankError with culprit
+    and cause; unless save.on_error=warn and not `must`: then it is said and counted, and the result is None.
+    `on_write` is called before each large file; what it raises counts as the disk's error (an injected fault).
     """
-    target = root / f"{stage}_{step:06d}"
+    target = root / f"{stage}_{state.step:06d}"
+    if distributed.broadcast_object(target.exists()) and manifest.defect(target) is None:
+        return target  # the run went on from it, and has done no step since
+    description = manifest.describe(stage, state.step, _zero(engine), config_hash) | {"frozen": frozen_sum(engine)}
+    try:
+        _write(target, engine, description, state, on_write)
+    except distributed.RankError as error:
+        if must or config.on_error == "stop":
+            raise
+        state.saves_failed += 1
+        manifest.warn(
+            f"{error}. The run goes on without this checkpoint (save.on_error=warn) and tries again at its next one"
+        )
+        return None
+    if distributed.is_main():
+        _prune(root, stage, config.total_limit)
+    return target
+
+
+def _write(
+    target: Path, engine: Any, description: dict[str, Any], state: StageState, on_write: Callable[[], None]
+) -> None:
+    root = target.parent
     temporary = root / distributed.broadcast_object(f".tmp-{target.name}-{uuid4().hex[:8]}")
+    needed = _needed_bytes(root, description["stage"], engine)
 
     def prepare() -> None:
         if distributed.is_main():
             root.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(root)
-            _require_space(root, stage)
-            (temporary / _TAG).mkdir(parents=True)
+            for leftover in root.glob(".tmp-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if shutil.disk_usage(root).free < needed:
+                raise OSError("not enough room on the disk")
+            (temporary / manifest.ENGINE).mkdir(parents=True)
 
     def write_mine() -> None:
         if failures:
             raise failures[0]
-        torch.save({"random": random_state(), "state": state}, temporary / _rank_file())
+        on_write()
+        torch.save(
+            {"random": random_state(), "state": asdict(state)}, temporary / manifest.rank_file(distributed.rank())
+        )
 
     def publish() -> None:
         if distributed.is_main():
-            manifest = _manifest(stage, step, engine, config_hash) | {"files": dict(sorted(files))}
-            _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1))
-            _sync(temporary)
-            if target.exists():  # an earlier, broken or repeated one of this very step
+            files = {name: entry for part in parts for name, entry in part.items()}
+            manifest.write(temporary, description | {"files": dict(sorted(files.items()))})
+            if target.exists():  # a damaged one of this very step
                 shutil.rmtree(target)
             os.rename(temporary, target)
-            _sync(root)
-            _prune(root, stage, total_limit)
+            manifest.sync([root])
 
     try:
         distributed.all_or_none(f"making {temporary}", prepare)
-        with _writing_failures(engine) as failures:
-            engine.save_checkpoint(str(temporary), tag=_TAG, save_latest=False)
+        with _collecting_failures(engine, on_write) as failures:
+            engine.save_checkpoint(
+                str(temporary), tag=manifest.ENGINE, save_latest=False, exclude_frozen_parameters=True
+            )
         distributed.all_or_none(f"writing checkpoint {target}", write_mine)
-        mine = distributed.all_or_none(f"syncing checkpoint {target}", lambda: _sync_share(temporary))
-        files = [item for part in distributed.gather_objects(mine) for item in part]
+        mine = distributed.all_or_none(f"syncing checkpoint {target}", lambda: manifest.sync_share(temporary))
+        parts = distributed.gather_objects(mine)
         distributed.all_or_none(f"publishing checkpoint {target}", publish)
-    except distributed.RankError:
+    except distributed.RankError as error:
+        room = distributed.broadcast_object(shutil.disk_usage(root).free if root.exists() else 0)
         if distributed.is_main():
             shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return target
-
-
-def latest_complete(root: Path, stage: str) -> Path | None:
-    """The stage's newest checkpoint with every file of its manifest unharmed, or None. Collective.
-
-    Says on stderr which newer ones it passes over and why.
-    """
-    names = sorted((p.name for p in root.glob(f"{stage}_*") if p.is_dir()), reverse=True)
-    for name in distributed.broadcast_object(names):
-        problem = defect(root / name)
-        if problem is None:
-            return root / name
-        if distributed.is_main():
-            print(
-                f"warning: checkpoint {root / name} is not complete, passing it over: {problem}",
-                file=sys.stderr,
-            )
-    return None
-
-
-def find(root: Path, stage: str, resume: str) -> Path | None:
-    """What `run.resume` means: "never", "auto" (`latest_complete`), or a checkpoint's folder. Collective.
-
-    A named folder of another stage gives None; one that is damaged or missing raises ValueError.
-    """
-    if resume in ("never", "auto"):
-        return latest_complete(root, stage) if resume == "auto" else None
-    folder = Path(resume)
-    problem = defect(folder)
-    if problem is not None:
-        raise ValueError(f"run.resume: expected auto, never or a complete checkpoint, got {resume}: {problem}")
-    return folder if _read_manifest(folder)["stage"] == stage else None
-
-
-def defect(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None if each file is as the manifest says. Collective."""
-    problem: str | None
-    try:
-        files = _read_manifest(folder)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        problem = f"no readable {MANIFEST} ({type(error).__name__}: {error})"
-    else:
-        problem = _first_difference(folder, files)
-    return next((p for p in distributed.gather_objects(problem) if p), None)
-
-
-def load(folder: Path, engine: Any, config_hash: str) -> dict[str, Any]:
-    """Put engine and random states where the checkpoint has them; returns this rank's `state`. Collective.
-
-    ValueError if another number of ranks or another ZeRO stage wrote it. Other versions or another
-    configuration get a warning: the run goes on, but not bit by bit as it would have.
-    """
-    manifest, now = _read_manifest(folder), _manifest("", 0, engine, config_hash)
-    for key, knob in (("world_size", "the number of processes"), ("zero_stage", "deepspeed.zero_stage")):
-        if manifest[key] != now[key]:
-            raise ValueError(
-                f"{folder} was written with {key} {manifest[key]}, this run has {now[key]}: "
-                f"change {knob} back, or start afresh with --run.resume=never"
-            )
-    for key in ("config_hash", "versions"):
-        if manifest[key] != now[key] and distributed.is_main():
-            print(f"warning: {folder} has other {key}: {manifest[key]}, now {now[key]}", file=sys.stderr)
-    loaded, _ = engine.load_checkpoint(str(folder), tag=_TAG)
-    if loaded is None:
-        raise ValueError(f"{folder}: DeepSpeed found nothing to load under {folder / _TAG}")
-    mine = torch.load(folder / _rank_file(), weights_only=False)
-    set_random_state(mine["random"])
-    return mine["state"]
+        raise distributed.RankError(
+            f"{error}. {root} had {room:,} bytes free then; a checkpoint needs about {needed:,}. "
+            "Older checkpoints are as they were"
+        ) from error
 
 
 @contextmanager
-def _writing_failures(engine: Any) -> Iterator[list[Exception]]:
+def _collecting_failures(engine: Any, on_write: Callable[[], None]) -> Iterator[list[Exception]]:
     """Collect what DeepSpeed's writer raises, for later: raised, it would leave the others at a barrier."""
     failures: list[Exception] = []
     writer, original = engine.checkpoint_engine, engine.checkpoint_engine.save
 
     def guarded(state_dict: Any, path: str) -> None:
         try:
+            on_write()
             original(state_dict, path)
         except (OSError, RuntimeError) as error:
             failures.append(RuntimeError(f"{path}: {error} (disk full, or over quota?)"))
 
     writer.save = guarded
+    engine._copy_recovery_script = lambda path: None  # scripts that model.export makes needless, and that may fail
     try:
         yield failures
     finally:
-        del writer.save  # the class's own again
+        del writer.save, engine._copy_recovery_script  # the classes' own again
 
 
-def _manifest(stage: str, step: int, engine: Any, config_hash: str) -> dict[str, Any]:
-    packages = ("torch", "deepspeed", "transformers")
-    return {
-        "stage": stage,
-        "step": step,
-        "world_size": distributed.world_size(),
-        "zero_stage": engine.zero_optimization_stage(),
-        "config_hash": config_hash,
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "time": time.time(),
-    }
+def _needed_bytes(root: Path, stage: str, engine: Any) -> int:
+    """What the stage's last checkpoint took and a tenth more; before the first one, what weights and optimizer take."""
+    last = [p for p in manifest.of_stage(root, stage) if manifest.is_whole(p)][-1:] if distributed.is_main() else []
+    size = int(1.1 * manifest.num_bytes(last[0])) if last else _first_size(engine)
+    return distributed.broadcast_object(size)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-
-
-def _sync_share(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Sync this rank's part of the folder's files to disk; their relative names, sizes and hashes."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    mine = files[distributed.rank() :: distributed.world_size()]
-    for path in [*mine, *{p.parent for p in mine}]:
-        _sync(path)
-    return [(path.relative_to(folder).as_posix(), _size_and_hash(path)) for path in mine]
-
-
-def _size_and_hash(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": file_digest(file, "sha256").hexdigest()}
-
-
-def _first_difference(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
-    for name, expected in sorted(files.items())[distributed.rank() :: distributed.world_size()]:
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes, the manifest says {expected['size']}"
-        if _size_and_hash(path)["sha256"] != expected["sha256"]:
-            return f"{name} is not what was written: another SHA-256"
-    return None
-
-
-def _remove_leftovers(root: Path) -> None:
-    for path in root.glob(".tmp-*"):
-        shutil.rmtree(path)
-
-
-def _require_space(root: Path, stage: str) -> None:
-    """Fail before writing where a folder as large as the stage's last checkpoint would not fit."""
-    last = sum(p.stat().st_size for older in _with_manifest(root, stage)[-1:] for p in older.rglob("*"))
-    free = shutil.disk_usage(root).free
-    if free < 1.1 * last:
-        raise OSError(f"{free / 1e9:.2f} GB free in {root}, the last checkpoint took {last / 1e9:.2f} GB")
+def _first_size(engine: Any) -> int:
+    trained = [p for p in engine.module.parameters() if p.requires_grad]
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.element_size()) for p in trained]
+    master = 0 if _zero(engine) == 0 else 4  # float32 weights beside the computing ones; both of AdamW's moments
+    return sum(n * ((0 if _zero(engine) == 3 else width) + master + 8) for n, width in sizes)
 
 
 def _prune(root: Path, stage: str, total_limit: int) -> None:
-    for path in _with_manifest(root, stage)[:-total_limit]:
-        os.rename(path, root / f".tmp-{path.name}")  # first out of sight: half removed it must not count
-        shutil.rmtree(root / f".tmp-{path.name}")
-
-
-def _with_manifest(root: Path, stage: str) -> list[Path]:
-    return sorted(p for p in root.glob(f"{stage}_*") if (p / MANIFEST).is_file())
-
-
-def _write_synced(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Keep so many complete ones, and remove all that are older."""
+    found = manifest.of_stage(root, stage)
+    kept = [p for p in found if manifest.is_whole(p)][-total_limit:]
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        for path in found[: found.index(kept[0])] if len(kept) == total_limit else []:
+            os.rename(path, root / f".tmp-{path.name}")  # first out of sight: half removed it must not count
+            shutil.rmtree(root / f".tmp-{path.name}")
+    except OSError as error:
+        manifest.warn(f"cannot remove an old checkpoint: {error}")
 
 
-def _rank_file() -> str:
-    return f"rank_{distributed.rank():04d}.pt"
+def _zero(engine: Any) -> int:
+    return engine.zero_optimization_stage()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from univg_fast.train.export import export
 from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.metrics import MetricsLogger
 from univg_fast.train.phases import Phases
+from univg_fast.train.resume import resume
 from univg_fast.train.rows import Builder
 from univg_fast.train.setup import Inputs, first_sample, load_policy
 from univg_fast.train.sft import SftStep
@@ -51,7 +51,7 @@ def run_stage(
     updates = 1 if stage == "sft" else config.grpo.num_iterations  # optimizer steps of one step of the loader
     engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total * updates)
     declare_head(model, config.deepspeed.zero_stage)
-    state = resume(stage, config, run_dir, engine)
+    state = resume(run_dir / "ckpt", stage, config.run.resume, engine, config_hash(config))
     bad, phases = BadRecords(config.data.max_bad_fraction, state), Phases()
     with (
         MetricsLogger(run_dir, stage, total, state.step, config.log) as logger,
@@ -75,7 +75,7 @@ def run_stage(
             logger.log(state.step, metrics, phases.take())
             if is_save_step(state.step, last, total, config.save.steps):
                 with phases("save"):
-                    save(stage, state, config, run_dir, engine)
+                    save(stage, state, config, run_dir, engine, must=state.step == last)
     if last == total:
         export(engine, inputs.processor, exported)
     release(engine)
@@ -160,21 +160,9 @@ def total_steps(stage: str, config: Config, num_records: int) -> int:
     return max(1, math.ceil(num_records * optim.num_train_epochs / batch_size(stage, config)))
 
 
-def resume(stage: str, config: Config, run_dir: Path, engine: Any) -> StageState:
-    """Load the checkpoint that run.resume asks for; where the stage then stands."""
-    folder = checkpoint.find(run_dir / "ckpt", stage, config.run.resume)
-    if folder is None:
-        return StageState()
-    state = StageState(**checkpoint.load(folder, engine, config_hash(config)))
-    if distributed.is_main():
-        print(f"resumed {stage} at step {state.step} from {folder}", flush=True)
-    return state
-
-
-def save(stage: str, state: StageState, config: Config, run_dir: Path, engine: Any) -> None:
-    """A checkpoint: the order of data and the samples drawn depend on the seed and the state alone."""
-    limit = config.save.total_limit
-    checkpoint.save(run_dir / "ckpt", stage, state.step, engine, asdict(state), config_hash(config), limit)
+def save(stage: str, state: StageState, config: Config, run_dir: Path, engine: Any, must: bool = True) -> None:
+    """A checkpoint. Not `must`: one of many, which may fail where save.on_error=warn."""
+    checkpoint.save(run_dir / "ckpt", stage, state, engine, config_hash(config), config.save, must=must)
 
 
 def write_rollouts(run_dir: Path, stage: str, step: int, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,110 @@
+"""Going on from a checkpoint: which one, and putting engine, random states and the stage's state where it has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from univg_fast import distributed
+from univg_fast.train import manifest
+from univg_fast.train.random_state import reseed, set_random_state
+from univg_fast.train.reshape import frozen_sum, keep_config, load_files, load_for_other_ranks
+from univg_fast.train.state import StageState
+
+
+def resume(root: Path, stage: str, choice: str, engine: Any, config_hash: str) -> StageState:
+    """Put the engine where the checkpoint has it that `choice` (run.resume) means; where the stage stands. Collective.
+
+    Checkpoints that this one does not lead to (damaged ones, or those of steps that are now done again) are moved into
+    root/old_N: they would be taken for newer ones.
+    """
+    folder = find(root, stage, choice)
+    if folder is None:
+        return StageState()
+    state = load(folder, engine, config_hash)
+    if distributed.is_main():
+        print(f"resumed {stage} at step {state.step} from {folder}", flush=True)
+        _set_aside(root, stage, folder)
+    return state
+
+
+def _set_aside(root: Path, stage: str, chosen: Path) -> None:
+    step = manifest.read(chosen)["step"]
+    later = [p for p in manifest.of_stage(root, stage) if manifest.step_of(p) >= step and not p.samefile(chosen)]
+    if later:
+        old = next(root / f"old_{n}" for n in range(1, 10_000) if not (root / f"old_{n}").exists())
+        old.mkdir()
+        for path in later:
+            path.rename(old / path.name)
+        manifest.warn(f"{', '.join(p.name for p in later)} moved to {old}: this run goes on from before them")
+
+
+def find(root: Path, stage: str, choice: str) -> Path | None:
+    """What `run.resume` means: "never", "auto" (the newest complete checkpoint), or a checkpoint's folder. Collective.
+
+    None: begin at step 0. To another stage than its own a named folder means "auto". ValueError if it is damaged or
+    missing, or if the stage has checkpoints and all of them are damaged: nothing begins anew by itself.
+    """
+    if choice == "never":
+        return None
+    if choice != "auto":
+        if problem := manifest.defect(Path(choice)):
+            raise ValueError(f"run.resume: expected auto, never or a complete checkpoint, got {choice}: {problem}")
+        if manifest.read(Path(choice))["stage"] == stage:
+            return Path(choice)
+    passed_over = []
+    for name in distributed.broadcast_object([p.name for p in manifest.of_stage(root, stage)][::-1]):
+        problem = manifest.defect(root / name)
+        if problem is None:
+            return root / name
+        passed_over.append(f"{root / name} ({problem})")
+        manifest.warn(f"checkpoint {root / name} is not complete, passing it over: {problem}")
+    if passed_over:
+        raise ValueError(
+            f"run.resume={choice}: expected a complete checkpoint of stage {stage}, got only damaged ones: "
+            f"{'; '.join(passed_over)}. Bring one back, give --run.resume=FOLDER of another, or begin this run anew "
+            "with --run.resume=never, which keeps the old files in old_N"
+        )
+    return None
+
+
+def load(folder: Path, engine: Any, config_hash: str) -> StageState:
+    """Put engine and random states where the checkpoint has them; returns the stage's state. Collective.
+
+    Another number of ranks may have written it (`reshape`): then ranks that are new begin random streams of their own.
+    ValueError if another ZeRO stage wrote it. Other versions or another configuration get a warning: the run goes on,
+    but not bit by bit as it would have.
+    """
+    then, now = manifest.read(folder), manifest.describe("", 0, engine.zero_optimization_stage(), config_hash)
+    if then["zero_stage"] != now["zero_stage"]:
+        raise ValueError(
+            f"{folder} was written with deepspeed.zero_stage {then['zero_stage']}, this run has {now['zero_stage']}: "
+            "change it back, or start afresh with --run.resume=never"
+        )
+    if then["frozen"] != frozen_sum(engine):
+        raise ValueError(
+            f"{folder}: the weights that do not train are not those that it was written beside; expected the model "
+            "and the freezing that the stage began with (model.path, model.lora, the run's hf/sft)"
+        )
+    for key in ("config_hash", "versions"):
+        if then[key] != now[key]:
+            manifest.warn(f"{folder} has other {key}: {then[key]}, now {now[key]}")
+    with keep_config(engine) as changes:
+        if then["world_size"] == now["world_size"]:
+            load_files(engine, folder)
+        else:
+            manifest.warn(
+                f"{folder} was written by {then['world_size']} ranks and is divided anew for {now['world_size']}"
+            )
+            load_for_other_ranks(engine, folder)
+    for change in changes:
+        manifest.warn(f"{folder} has {change}; the configuration's holds from here on")
+    rank = distributed.rank()
+    mine = torch.load(folder / manifest.rank_file(rank if rank < then["world_size"] else 0), weights_only=False)
+    if rank < then["world_size"]:
+        set_random_state(mine["random"])
+    else:
+        reseed(mine["state"]["step"], rank)
+    return StageState(**mine["state"])
