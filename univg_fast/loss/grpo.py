@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from univg_kernels import GrpoConfig, GrpoOutput, linear_grpo_loss, linear_logprob
+from univg_kernels import Backend, GrpoConfig, GrpoOutput, linear_grpo_loss, linear_logprob
 
 from univg_fast.model.packed import Head
 from univg_fast.packing import Row
@@ -21,7 +21,9 @@ class RowTargets:
     old_logp: torch.Tensor | None = None  # [N] fp32; None: the policy itself, ratio 1
 
 
-def grpo_head(row: Row, targets: RowTargets, num_responses: float, config: GrpoConfig) -> Head:
+def grpo_head(
+    row: Row, targets: RowTargets, num_responses: float, config: GrpoConfig, backend: Backend = "auto"
+) -> Head:
     """The row's share of the loss of `num_responses` responses (the step's, over all rows and ranks)."""
 
     def head(hidden: torch.Tensor, weight: torch.Tensor) -> GrpoOutput:
@@ -36,15 +38,16 @@ def grpo_head(row: Row, targets: RowTargets, num_responses: float, config: GrpoC
             ref_logp=targets.ref_logp,
             denominator=num_responses,
             config=config,
+            backend=backend,
         )
 
     return head
 
 
-def logprob_head(row: Row, temperature: float) -> Head:
+def logprob_head(row: Row, temperature: float, backend: Backend = "auto") -> Head:
     """Log-probs of the row's targets, [N] fp32; call it under no_grad for a reference or old policy."""
 
     def head(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return linear_logprob(hidden, weight, row.target_ids, temperature=temperature)[0]
+        return linear_logprob(hidden, weight, row.target_ids, temperature=temperature, backend=backend)[0]
 
     return head

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import torch
-from univg_kernels import linear_ce
+from univg_kernels import Backend, linear_ce
 
 from univg_fast.model.packed import Head
 from univg_fast.packing import Row
 
 
-def sft_head(row: Row, num_tokens: float) -> Head:
+def sft_head(row: Row, num_tokens: float, backend: Backend = "auto") -> Head:
     """Sum over the row's targets of -log p / `num_tokens` (the step's, over all rows and ranks) -> (loss, logp [N])."""
 
     def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         row_weight = torch.full((len(row.target_ids),), 1.0 / num_tokens, device=hidden.device)
-        return linear_ce(hidden, weight, row.target_ids, row_weight=row_weight)
+        return linear_ce(hidden, weight, row.target_ids, row_weight=row_weight, backend=backend)
 
     return head

@@ -26,11 +26,13 @@ from univg_fast.packing.plan import Part, plan_rows
 from univg_fast.packing.report import tally
 from univg_fast.packing.vision import VisionInputs
 from univg_fast.rollout import RolloutEngine, Sampling, check_rollout
+from univg_fast.rollout.local import evaluating
 from univg_fast.structs import Group, Sample
 from univg_fast.train import stopping
 from univg_fast.train.engine import StepResult, train_step
 from univg_fast.train.grpo_log import reduce_metrics, rollout_rows
 from univg_fast.train.phases import Phases
+from univg_fast.train.reference import Reference
 from univg_fast.train.rows import Builder, OverBudget, reduce_step, size_of
 from univg_fast.train.scoring import Sampled, Scored, loss_config, score_step
 from univg_fast.train.state import Outcome, StageState
@@ -52,7 +54,7 @@ class GrpoStep:
         loader: SampleLoader[Images],
         rollout: RolloutEngine,
         plain: PackedModel,
-        reference: PackedModel | None,
+        reference: Reference | None,
         spare: Sample,
         phases: Phases,
     ) -> None:
@@ -69,12 +71,12 @@ class GrpoStep:
 
     def check(self, sample: Sample) -> str:
         """Before the first step: `check_rollout` against this step's own training pass. Collective."""
-        temperature = self.config.grpo.temperature
+        temperature, kernels = self.config.grpo.temperature, self.config.model.kernels
 
         def logprobs(group: Group) -> np.ndarray:
             row = self.build.row([group]).to(self.model.device)
-            with torch.no_grad():
-                return self.engine(row, logprob_head(row, temperature)).float().cpu().numpy()
+            with evaluating(self.model):  # the rollout knows no dropout
+                return self.engine(row, logprob_head(row, temperature, kernels)).float().cpu().numpy()
 
         self.rollout.sync_weights(weight_buckets(self.model))
         layers = self.model.model.config.get_text_config().num_hidden_layers
@@ -105,8 +107,11 @@ class GrpoStep:
             for parts in plan
         ]
         with self.phases("ref"):
-            triples = zip(rows, plan, features, strict=True)
-            targets = [self._targets(row, parts, scored, feature) for row, parts, feature in triples]
+            targets = [self._targets(row, parts, scored) for row, parts in zip(rows, plan, strict=True)]
+            if self.reference is not None:
+                spare = (self.spare, self.spare_features)
+                for target, logp in zip(targets, self.reference.log_probs(rows, features, passes, spare), strict=True):
+                    target.ref_logp = logp
         results: list[StepResult] = []
         every: list[list[GrpoOutput]] = []  # of each iteration, of each row
         for iteration in range(self.config.grpo.num_iterations):
@@ -154,7 +159,7 @@ class GrpoStep:
 
     def _encode(self, samples: Sequence[Sample], images: Images | None) -> list[ImageFeatures] | None:
         """Each sample's image features, made once for rollout, reference and update; None where the tower trains."""
-        if not self.config.model.freeze_vision_tower:
+        if self.model.vision_trains:
             return None
         if not samples or images is None:
             return []
@@ -165,18 +170,14 @@ class GrpoStep:
         tokens = iter(vision.image_tokens)
         return features.split([sum(next(tokens) for _ in s.image_grid_thw) for s in samples])
 
-    def _targets(self, row: Row, parts: Sequence[Part], scored: Scored, features: ImageFeatures | None) -> RowTargets:
-        """The row's responses' advantages and phi, and the reference's log-probs."""
+    def _targets(self, row: Row, parts: Sequence[Part], scored: Scored) -> RowTargets:
+        """The row's responses' advantages and phi."""
         generations, device = self.config.grpo.num_generations, row.target_ids.device
         index = torch.tensor([part.group * generations + j for part in parts for j in part.responses])
         both = torch.stack([scored.advantages, scored.phi]).index_select(1, index)
         if device.type == "cuda":
             both = both.pin_memory()
-        targets = RowTargets(*both.to(device, non_blocking=True))
-        if self.reference is not None:
-            with torch.no_grad():
-                targets.ref_logp = self.reference(row, logprob_head(row, self.config.grpo.temperature), features)
-        return targets
+        return RowTargets(*both.to(device, non_blocking=True))
 
     def _losses(
         self,
@@ -189,11 +190,11 @@ class GrpoStep:
     ) -> Iterator[torch.Tensor]:
         for index in range(passes):
             if index < len(rows):
-                head = grpo_head(rows[index], targets[index], responses, self.loss)
+                head = grpo_head(rows[index], targets[index], responses, self.loss, self.config.model.kernels)
                 output = self.engine(rows[index], head, features[index])
                 outputs.append(GrpoOutput(output.loss.detach(), output.metrics, output.logp))
                 yield output.loss
             else:  # another rank has more rows: take part with weight 0
                 nothing = RowTargets(*torch.zeros(2, 1, device=self.model.device))
-                head = grpo_head(self.spare, nothing, 1.0, self.loss)
+                head = grpo_head(self.spare, nothing, 1.0, self.loss, self.config.model.kernels)
                 yield self.engine(self.spare, head, self.spare_features).loss * 0.0

@@ -61,5 +61,5 @@ class SftStep:
         """A row goes to the device when its turn comes: the copy is queued behind the row before, without waiting."""
         for index in range(passes):
             row = rows[index].to(self.model.device) if index < len(rows) else self.spare
-            loss, _ = self.engine(row, sft_head(row, num_tokens))
+            loss, _ = self.engine(row, sft_head(row, num_tokens, self.config.model.kernels))
             yield loss if index < len(rows) else loss * 0.0

@@ -23,6 +23,7 @@ from univg_fast.train.export import export
 from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.metrics import MetricsLogger
 from univg_fast.train.phases import Phases
+from univg_fast.train.reference import make_reference
 from univg_fast.train.resume import resume
 from univg_fast.train.rows import Builder
 from univg_fast.train.setup import Inputs, first_sample, load_policy
@@ -98,7 +99,7 @@ def make_loader(stage: str, config: Config, inputs: Inputs, model: PackedModel) 
         seed=config.run.seed,
         with_response=stage == "sft",
         planning=planning(stage, config),
-        build=build.sft_row if stage == "sft" else build.images if config.model.freeze_vision_tower else None,
+        build=build.sft_row if stage == "sft" else None if model.vision_trains else build.images,
         num_steps=total_steps(stage, config, mix_of(records).epoch),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -127,10 +128,9 @@ def make_step(
     spare = first_sample(inputs.records[stage], processor, with_response=stage == "sft")
     if stage == "sft":
         return SftStep(config, engine, loader, spare, phases)
-    reference = None
-    if config.grpo.beta > 0:  # the stage's first weights, for good
-        reference = load_policy(config, processor, start, device)
-        reference.eval().requires_grad_(False)
+    reference = make_reference(config, processor, start, device, engine, plain)
+    if reference is not None and distributed.is_main():
+        print(reference.line, flush=True)
     rollout = LocalEngine(
         plain,
         processor.tokenizer,
