@@ -12,6 +12,7 @@ import random
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ STEPS, SAVED_AT = 5, 2
 ROOT = Path()  # set in main
 
 
-def start(zero_stage: int, seed: int) -> Any:
+def start(zero_stage: int, seed: int, **optim: float) -> Any:
     for seeded in (random.seed, np.random.seed, torch.manual_seed):
         seeded(seed + distributed.rank())
     config = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-    return engine.make_engine(TinyLM(), OPTIM, DeepSpeedConfig(zero_stage=zero_stage, config=config), STEPS)
+    return engine.make_engine(
+        TinyLM(), replace(OPTIM, **optim), DeepSpeedConfig(zero_stage=zero_stage, config=config), STEPS
+    )
 
 
 def step(ds: Any, number: int) -> list[float]:
@@ -61,13 +64,19 @@ def train(zero_stage: int) -> Any:
 
 
 def resume(zero_stage: int) -> Any:
-    """The rest of the steps in a new process, whose own seed and weights would lead elsewhere."""
+    """The rest of the steps in a new process, whose own seed and weights lead elsewhere; and at other rates."""
     ds = start(zero_stage, seed=99)
     with torch.no_grad():
         for parameter in ds.module.parameters():
             parameter.mul_(0.5 if parameter.requires_grad else 1.0)
     assert resume_from(ROOT, "sft", "auto", ds, "hash") == StageState(step=SAVED_AT, cursor=SAVED_AT * 10)
-    return [step(ds, number) for number in range(SAVED_AT, STEPS)]
+    log = [step(ds, number) for number in range(SAVED_AT, STEPS)]
+    engine.release(ds)
+    ds = start(zero_stage, seed=1, learning_rate=OPTIM.learning_rate / 2, weight_decay=0.0, adam_beta2=0.5)
+    resume_from(ROOT, "sft", "auto", ds, "hash")
+    rates = [step(ds, number)[-1] for number in range(SAVED_AT, STEPS)]
+    groups = [[group["weight_decay"], *group["betas"]] for group in ds.lr_scheduler.optimizer.param_groups]
+    return {"log": log, "rates": rates, "groups": groups}
 
 
 def fail(zero_stage: int) -> Any:

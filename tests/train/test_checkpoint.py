@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from univg_fast.train import manifest, resume
+from univg_fast.train import resume
 
 
 def result(done: subprocess.CompletedProcess[str]) -> Any:
@@ -27,7 +27,8 @@ def courses(request: pytest.FixtureRequest, launch: Any, tmp_path_factory: pytes
     """At each ZeRO stage, what an uninterrupted run logged and what another process logged, resuming."""
     folder = tmp_path_factory.mktemp("resume")
     whole = result(launch("checkpoint_worker.py", "train", "all", folder, world=request.param))
-    return whole, result(launch("checkpoint_worker.py", "resume", "all", folder, world=request.param))
+    done = launch("checkpoint_worker.py", "resume", "all", folder, world=request.param)
+    return whole, result(done), done.stderr
 
 
 @pytest.mark.slow
@@ -35,7 +36,18 @@ def courses(request: pytest.FixtureRequest, launch: Any, tmp_path_factory: pytes
 def test_resume_is_bit_exact(courses: Any, stage: int) -> None:
     whole, rest = courses[0][stage], courses[1][stage]
     assert len(whole) == 5 and len({loss for loss, *_ in whole}) == 5
-    assert rest == whole[2:], "losses, gradient norms and learning rates, every bit"
+    assert rest["log"] == whole[2:], "losses, gradient norms and learning rates, every bit"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", range(4))
+def test_the_configuration_decides_the_rates_after_a_resume(courses: Any, stage: int) -> None:
+    whole, rest = courses[0][stage], courses[1][stage]
+    assert rest["rates"] == pytest.approx([rate / 2 for *_, rate in whole[2:]], rel=1e-12), (
+        "half the peak, same schedule"
+    )
+    assert rest["groups"] == [[0.0, 0.9, 0.5]] * 2
+    assert courses[2].count("has learning_rate 0.01, not 0.005; the configuration's holds from here on") == 4
 
 
 def test_a_rank_that_cannot_write_makes_all_give_up_and_go_on(launch: Any, tmp_path: Path) -> None:
