@@ -111,8 +111,8 @@ def rollout(prompt: dict, step: int, progress: float, rng: np.random.Generator) 
     for c, advantage in zip(completions, (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4), strict=True):
         c["advantage"] = float(advantage)
     miou = float(np.mean([c["rewards"]["iou"] for c in completions]))
-    weight = {"miou": miou, "difficulty_weight": math.exp(1 - miou)}
-    return {"step": step, **prompt, **weight, "completions": completions}
+    group = {"mean": float(rewards.mean()), "std": float(rewards.std(ddof=1)), "weight": math.exp(1 - miou)}
+    return {"step": step, **prompt, "miou": miou, "group": group | {"dropped": False}, "completions": completions}
 
 
 def sft_step(i: int, total: int, rng: np.random.Generator) -> dict:
@@ -159,8 +159,8 @@ def grpo_step(i: int, total: int, rng: np.random.Generator) -> dict:
         "sampling/sampling_logp_difference/max": float(2e-5 * math.exp(0.3 * rng.normal())),
         "pack/fill": float(0.93 + 0.02 * rng.normal()),
         "timing_s/data": 0.1,
-        "timing_s/rollout": float(3.2 + 0.2 * rng.normal()),
-        "timing_s/reward": 0.01,
+        "timing_s/gen": float(3.2 + 0.2 * rng.normal()),
+        "timing_s/score": 0.01,
         "timing_s/ref": 0.9,
         "timing_s/update": float(3.4 + 0.2 * rng.normal()),
         "timing_s/step": 7.7,

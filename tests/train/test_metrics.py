@@ -17,7 +17,7 @@ from univg_fast.train.console import clock, numbers
 from univg_fast.train.metrics import MetricsLogger, eval_progress, trim_metrics
 from univg_fast.train.phases import Phases
 
-STEP = {"loss": 0.9123, "grad_norm": 0.41, "learning_rate": 1e-3, "packed_tokens": 4000.0, "pack/fill": 0.96}
+STEP = {"loss": 0.9123, "grad_norm": 0.41, "learning_rate": 1e-3, "group_tokens": 4000.0, "pack/fill": 0.96}
 
 
 def rows(path: Path) -> list[dict[str, object]]:

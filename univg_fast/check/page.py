@@ -19,8 +19,8 @@ from univg_fast.check.packed import Packing
 from univg_fast.data.index import Records
 from univg_fast.data.prompts import prompt_text, target_text
 from univg_fast.data.scan import Report
-from univg_fast.report.html import UNPRINTABLE
 from univg_fast.report.overlays import Album, Picture, to_pixels
+from univg_fast.report.page import UNPRINTABLE
 from univg_fast.structs import Record
 
 SHOWN = 20  # bad records that the page quotes for each kind

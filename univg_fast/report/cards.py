@@ -54,8 +54,11 @@ class RolloutCard:
     task: str
     question: str
     size: int  # G
-    miou: float | None
-    weight: float | None
+    miou: float
+    weight: float
+    mean: float  # of the group's rewards
+    std: float
+    dropped: bool
     views: tuple[View, ...]
     reward_names: tuple[str, ...]
     completions: tuple[dict[str, Any], ...]  # of rollouts/*.jsonl, merged by `_merge`
@@ -86,7 +89,7 @@ def rollout_cards(run: Run, album: Album) -> list[RolloutCard]:
             continue
         fresh = [g for g in groups if g["uid"] not in {card.uid for card in cards}] or groups
         stage = path.stem.rsplit("_", 1)[0]
-        cards.append(_rollout_card(stage, max(fresh, key=_spread_of_rewards), album))
+        cards.append(rollout_card(stage, max(fresh, key=spread_of_rewards), album))
     return cards
 
 
@@ -106,7 +109,8 @@ def _answer(name: str, row: dict[str, Any], album: Album) -> Answer:
     return Answer(name, row["iou"], note, split_text(row["text"]), _views(row, marks, album))
 
 
-def _rollout_card(stage: str, group: dict[str, Any], album: Album) -> RolloutCard:
+def rollout_card(stage: str, group: dict[str, Any], album: Album) -> RolloutCard:
+    """The card of a line of rollouts/."""
     lines = _merge(group["completions"])
     target = group.get("target_image")
     boxes = {tuple(line["box"]): line for line in reversed(lines) if line["box"]}  # a box once, at its best reward
@@ -122,8 +126,11 @@ def _rollout_card(stage: str, group: dict[str, Any], album: Album) -> RolloutCar
         task=group["task"],
         question=group["question"],
         size=len(group["completions"]),
-        miou=group.get("miou"),
-        weight=group.get("difficulty_weight"),
+        miou=group["miou"],
+        weight=group["group"]["weight"],
+        mean=group["group"]["mean"],
+        std=group["group"]["std"],
+        dropped=group["group"]["dropped"],
         views=_views(group, marks, album),
         reward_names=tuple(dict.fromkeys(name for line in lines for name in line["rewards"])),
         completions=tuple(lines),
@@ -169,7 +176,8 @@ def _spread(paths: Sequence[Path], number: int) -> list[Path]:
     return [paths[round(i * (len(paths) - 1) / (number - 1))] for i in range(number)]
 
 
-def _spread_of_rewards(group: dict[str, Any]) -> float:
+def spread_of_rewards(group: dict[str, Any]) -> float:
+    """How much there is to learn from the differences within a group."""
     rewards = [c["reward"] for c in group["completions"]]
     mean = sum(rewards) / len(rewards)
     return sum((r - mean) ** 2 for r in rewards)

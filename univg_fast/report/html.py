@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from univg_fast.evaluate.metrics import METRICS, TITLES, percent, table_lines
-from univg_fast.report import cards, plots
-from univg_fast.report.overlays import PREDICTION_COLOUR, TRUTH_COLOUR, Album, to_pixels
+from univg_fast.evaluate.metrics import METRICS, TITLES, table_lines
+from univg_fast.report import cards, page, plots
+from univg_fast.report.overlays import Album
 from univg_fast.report.run import Run, gain, load_run
 
 STAGES = {"before": "before training", "sft": "after SFT", "grpo": "after GRPO"}
@@ -26,8 +22,6 @@ KINDS = {  # the counts of evaluate.metrics.summarize, in words
     "out_of_range_box": "boxes beyond 0-1000",
     "duplicate_uid": "repeated samples",
 }
-# An untrained byte-level model says these too: HTML forbids the first, UTF-8 cannot hold the second.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|[\ud800-\udfff]")
 CHAPTERS = {"sft": "Stage 1: chain-of-thought SFT", "grpo": "Stage 2: GRPO"}
 
 
@@ -37,11 +31,7 @@ def write_report(run_dir: str | Path) -> Path:
     Files that are missing are named on the page. A page that is there already is replaced in one piece.
     """
     run = load_run(run_dir)
-    page = run.path / "report.html"
-    half = page.with_suffix(".html.tmp")
-    half.write_text(render(run), encoding="utf-8")
-    os.replace(half, page)
-    return page
+    return page.write(run.path / "report.html", render(run))
 
 
 def render(run: Run) -> str:
@@ -49,19 +39,8 @@ def render(run: Run) -> str:
     album = Album(run.path)
     rollouts = cards.rollout_cards(run, album)
     examples = cards.eval_cards(run, album)
-    environment = Environment(
-        loader=PackageLoader("univg_fast", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "points": lambda x: f"{100 * x:+.1f}",
-        "capitalize_first": lambda s: s[:1].upper() + s[1:],
-    }
-    page = environment.get_template("report.html.j2").render(
+    return page.render(
+        "report.html.j2",
         run=run,
         name=run.path.resolve().name,
         stages=STAGES,
@@ -71,17 +50,47 @@ def render(run: Run) -> str:
         titles=TITLES,
         kinds=KINDS,
         lines=[(label, [pick(e) for e in run.evals.values()]) for label, pick in table_lines(run.evals)],
-        chapters=[(CHAPTERS.get(s, s), duration(rows), plots.charts(s, rows)) for s, rows in run.metrics.items()],
+        chapters=[
+            (CHAPTERS.get(s, s), duration(rows), mishaps(s, rows, run.events), plots.charts(s, rows))
+            for s, rows in run.metrics.items()
+        ],
         rollouts=rollouts,
         examples=examples,
         album=[p for p in album.pictures.values() if p.uri],
         album_full=album.full,
         facts=facts(run),
         data_report=json.dumps(_short(run.data_report), indent=1, ensure_ascii=False),
-        to_pixels=to_pixels,
-        colours={"truth": TRUTH_COLOUR, "prediction": PREDICTION_COLOUR},
     )
-    return UNPRINTABLE.sub("\ufffd", page)
+
+
+def write_sheet(run_dir: Path, stage: str, step: int, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write RUN_DIR/sheets/STAGE_STEP.html of some of a step's lines of rollouts/; returns its path."""
+    album, given = Album(run_dir), [row for row in rows if row["completions"]]
+    chosen = sorted(given, key=cards.spread_of_rewards, reverse=True)[: cards.ROLLOUT_CARDS]
+    shown = [cards.rollout_card(stage, row, album) for row in chosen]
+    text = page.render(
+        "sheet.html.j2",
+        name=f"{run_dir.resolve().name}: {stage} step {step}",
+        cards=shown,
+        of=len(rows),
+        album=[p for p in album.pictures.values() if p.uri],
+    )
+    return page.write(run_dir / "sheets" / f"{stage}_{step:06d}.html", text)
+
+
+def mishaps(stage: str, rows: list[dict[str, Any]], events: Sequence[dict[str, Any]]) -> list[str]:
+    """What did not go smoothly in a stage: skipped steps, failed saves, interruptions."""
+    skipped = [row["step"] for row in rows if row.get("skipped")]
+    failed = int(max((row.get("saves_failed", 0) for row in rows), default=0))
+    resumed = [e["step"] for e in events if e.get("event") == "resumed" and e.get("stage") == stage]
+    found = []
+    if skipped:
+        found.append(f"{_times(len(skipped), 'step')} skipped for gradients that were not finite: {_listed(skipped)}")
+    if failed:
+        found.append(f"{_times(failed, 'checkpoint')} could not be written")
+    if resumed:
+        found.append(f"resumed {_times(len(resumed), 'time')}, after step {_listed(resumed)}")
+    return found
 
 
 def headline(run: Run) -> list[dict[str, Any]]:
@@ -101,7 +110,7 @@ def headline(run: Run) -> list[dict[str, Any]]:
 
 def duration(rows: list[dict[str, Any]]) -> str:
     """For example "400 steps, 6 min 12 s": the steps' own time, so a pause before a resume does not count."""
-    text = f"{len(rows)} step{'s' * (len(rows) != 1)}"
+    text = _times(len(rows), "step")
     seconds = sum(row.get("timing_s/step", 0.0) for row in rows)
     return f"{text}, {_minutes(seconds)}" if seconds else text
 
@@ -144,3 +153,12 @@ def _minutes(seconds: float) -> str:
         return f"{seconds:.1f} s"
     hours, minutes = divmod(int(seconds) // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {int(seconds) % 60} s"
+
+
+def _times(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def _listed(numbers: list[int], most: int = 10) -> str:
+    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
+    return ", ".join(map(str, numbers[:most])) + more

@@ -20,6 +20,7 @@ class Run:
     metrics: dict[str, list[dict[str, Any]]]  # stage -> rows by step; of a step logged twice, the later row
     evals: dict[str, dict[str, Any]]  # name -> summary
     answers: dict[str, list[dict[str, Any]]]  # name -> rows of eval/NAME.jsonl
+    events: list[dict[str, Any]]  # of events.jsonl: what interrupted the run
     rollouts: tuple[Path, ...]  # by stage and step; read when needed, they are large
     config: str | None
     env: dict[str, Any]
@@ -57,6 +58,7 @@ def load_run(path: str | Path) -> Run:
         metrics={stage: _by_step(rows, stage) for stage in stages},
         evals={name: evals[name] for name in sorted(evals, key=_place) if evals[name]},
         answers={name: answers[name] for name in sorted(answers, key=_place) if answers[name]},
+        events=read_jsonl(folder / "events.jsonl", []),
         rollouts=rollouts,
         config=config.read_text(encoding="utf-8") if config.exists() else None,
         env=read_json(folder / "env.json", notes),

@@ -32,6 +32,12 @@ _WORDS: tuple[tuple[str, str, str], ...] = (
     ("learning_rate", "lr", "rate"),
     ("num_samples", "n", "round"),
 )
+# metric, its name: told where it is not 0
+_TROUBLES = (
+    ("bad_records", "bad"),
+    ("skipped_steps", "skipped so far"),
+    ("saves_failed", "SAVES FAILED"),
+)
 _FORMATS: dict[str, Callable[[float], str]] = {
     "number": lambda x: f"{x:.3g}" if abs(x) < 1000 else f"{x:.3e}",
     "percent": lambda x: f"{x:.0%}",
@@ -59,6 +65,7 @@ def numbers(metrics: Mapping[str, float]) -> str:
     words = [f"{short} {_FORMATS[kind](metrics[key])}" for key, short, kind in _WORDS if key in metrics]
     if metrics.get("skipped"):
         words.append("SKIPPED (gradients not finite)")
+    words += [f"{text} {metrics[key]:.0f}" for key, text in _TROUBLES if metrics.get(key)]
     speed = []
     if "tokens_per_second" in metrics:
         rate = metrics["tokens_per_second"]
@@ -67,10 +74,11 @@ def numbers(metrics: Mapping[str, float]) -> str:
         speed.append(f"fill {metrics['pack/fill']:.0%}")
     if metrics.get("pack/imbalance", 0.0) >= 0.005:
         speed.append(f"wait {metrics['pack/imbalance']:.0%}")
-    if "memory_gb" in metrics:
-        speed.append(f"{metrics['memory_gb']:.0f} GB")
-    if metrics.get("bad_records"):
-        speed.append(f"bad {metrics['bad_records']:.0f}")
+    if "mfu" in metrics:
+        speed.append(f"mfu {metrics['mfu']:.0%}")
+    memory = metrics.get("memory/reserved_gb", metrics.get("memory/resident_gb"))
+    if memory is not None:
+        speed.append(f"{memory:.{0 if memory >= 10 else 1}f} GB")
     times = {k.removeprefix("timing_s/"): v for k, v in metrics.items() if k.startswith("timing_s/")}
     whole = times.pop("step", 0.0)
     parts = " ".join(f"{name} {seconds:.1f}" for name, seconds in times.items() if seconds >= 0.05)

@@ -1,0 +1,143 @@
+"""Where the metrics of a step go: one dict, written as it is to each place that the log section names."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from univg_fast.config import LogConfig
+
+Row = Mapping[str, Any]  # a line of metrics.jsonl: stage, step, time, and the metrics
+NOT_METRICS = ("stage", "step", "time")
+MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+class Sink(NamedTuple):
+    """`close` is told whether the stage failed."""
+
+    log: Callable[[Row], None]
+    close: Callable[[bool], None]
+
+
+def check(log: LogConfig) -> None:
+    """Before anything runs: ValueError where a sink was asked for that cannot work here."""
+    found = {}
+    for name, module in MODULES.items():
+        if getattr(log, name):
+            try:
+                found[name] = importlib.import_module(module)
+            except ImportError as error:
+                raise ValueError(
+                    f"log.{name}: expected the package {name}, got: {error}. Install it (pip install {name}), or leave "
+                    f"log.{name} out: metrics.jsonl holds the same numbers"
+                ) from error
+    if "wandb" in found:
+        _check_login(found["wandb"])
+
+
+def open_sinks(run_dir: Path, stage: str, first: int, log: LogConfig, settings: Row) -> list[Sink]:
+    """The sinks of one stage of which `first` steps are done; for rank 0. `settings`: the run's, for the trackers."""
+    sinks = [_jsonl(run_dir / "metrics.jsonl")]
+    if log.tensorboard:
+        sinks.append(_tensorboard(run_dir / "tb" / stage, first))
+    if log.wandb:
+        sinks.append(_wandb(run_dir, log.wandb, stage, settings))
+    if log.trackio:
+        sinks.append(_trackio(run_dir, log.trackio, settings))
+    return sinks
+
+
+def run_id(run_dir: Path) -> str:
+    """What the trackers know this run folder by: made once, so that a resumed run goes on in the same tracker's run."""
+    path = run_dir / "track.json"
+    if not path.is_file():
+        path.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n")
+    return str(json.loads(path.read_text())["id"])
+
+
+def warn(what: str, error: OSError) -> None:
+    """A log that cannot be written does not end a run."""
+    print(f"warning: {what} could not be written, the run goes on: {error}", file=sys.stderr, flush=True)
+
+
+def _jsonl(path: Path) -> Sink:
+    file = path.open("a", encoding="utf-8")
+
+    def log(row: Row) -> None:
+        try:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        except OSError as error:  # the disk is full, say; what is in the buffer goes out with a later line
+            warn(str(path), error)
+
+    def close(failed: bool) -> None:
+        try:
+            file.close()
+        except OSError as error:
+            warn(str(path), error)
+
+    return Sink(log, close)
+
+
+def _tensorboard(folder: Path, first: int) -> Sink:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder), purge_step=first + 1)
+
+    def log(row: Row) -> None:
+        for key, value in row.items():
+            if key not in NOT_METRICS:
+                writer.add_scalar(key, value, row["step"])
+
+    return Sink(log, lambda failed: writer.close())
+
+
+def _wandb(run_dir: Path, project: str, stage: str, settings: Row) -> Sink:
+    import wandb
+
+    name, ours = run_dir.resolve().name, run_id(run_dir)
+    quiet = wandb.Settings(console="off")  # the console is the run's own, and may be a live bar
+    run = wandb.init(
+        project=project, name=name, id=ours, resume="allow", dir=str(run_dir), config=dict(settings), settings=quiet
+    )
+    run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+    return Sink(lambda row: run.log(_prefixed(row)), lambda failed: run.finish(exit_code=int(failed)))
+
+
+def _trackio(run_dir: Path, project: str, settings: Row) -> Sink:
+    import trackio
+
+    name = f"{run_dir.resolve().name}-{run_id(run_dir)}"
+    run = trackio.init(
+        project=project,
+        name=name,
+        resume="allow",
+        config=dict(settings),
+        embed=False,
+        auto_log_gpu=False,
+        auto_log_cpu=False,
+    )
+    return Sink(lambda row: run.log(_prefixed(row), step=row["step"]), lambda failed: run.finish())
+
+
+def _prefixed(row: Row) -> dict[str, float]:
+    """Both stages of a run in one tracker's run: stage/metric, over stage/step."""
+    return {f"{row['stage']}/{key}": value for key, value in row.items() if key not in ("stage", "time")}
+
+
+def _check_login(wandb: Any) -> None:
+    """ValueError where wandb would send its data away and has no account to send it to."""
+    if wandb.setup().settings.mode != "online":
+        return
+    remedy = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline, which needs no account and no network"
+    try:
+        known = wandb.login(prompt=False)
+    except wandb.errors.Error as error:
+        raise ValueError(f"log.wandb: expected a login that wandb takes, got: {error}; {remedy}") from error
+    if not known:
+        raise ValueError(f"log.wandb: expected an account, got none; {remedy}")
