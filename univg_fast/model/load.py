@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from univg_fast.model.families import FAMILIES
 
 TINY = "_tiny"  # ends the names of the families' small configs
 PROJECTOR = ("merger", "deepstack_merger_list")  # of the families' towers; the second one is Qwen3-VL's
+ADAPTERS = "adapter_config.json"  # peft's: a folder with it holds LoRA adapters for another folder's model
 SUPPORTED = ("5.16", "5.24")
 
 
@@ -44,7 +46,8 @@ def check_path(path: str) -> None:
 def load_model(
     path: str, dtype: torch.dtype = torch.float32, *, vocab: dict[str, int] | None = None, seed: int = 0
 ) -> PreTrainedModel:
-    """A model with this package's attention. `path`: a transformers folder, or a built-in config's name.
+    """A model with this package's attention. `path`: a transformers folder, or a built-in config's name; or a folder of
+    LoRA adapters, as peft writes it, which come merged into the model that it names.
 
     A built-in config needs `vocab` (token -> id of its tokenizer, for the vocabulary's size and the special ids) and is
     initialised from `seed`. ValueError if `path` is neither, the family is unknown, or the folder's weights lack one of
@@ -61,6 +64,14 @@ def load_model(
             parameter.data = parameter.data.to(dtype)
         return model
     check_path(path)
+    if (Path(path) / ADAPTERS).is_file():
+        import peft
+
+        base = load_model(adapted_model(path), dtype, vocab=vocab, seed=seed)
+        merged: PreTrainedModel = peft.PeftModel.from_pretrained(
+            base, path, autocast_adapter_dtype=False, torch_device=str(base.device)
+        ).merge_and_unload()
+        return merged
     config = AutoConfig.from_pretrained(path)
     if config.model_type not in FAMILIES:
         raise ValueError(f"model.path: {path} holds a {config.model_type!r} model; supported: {sorted(FAMILIES)}")
@@ -79,6 +90,16 @@ def load_model(
                 f"{problem}: {', '.join(keys[:5])}; is a shard lost, or the config.json another model's?"
             )
     return model
+
+
+def adapted_model(path: str) -> str:
+    """The model that the LoRA adapters in the folder `path` are for. ValueError if it is not there any more."""
+    base = json.loads((Path(path) / ADAPTERS).read_text())["base_model_name_or_path"]
+    try:
+        check_path(base)
+    except ValueError as error:
+        raise ValueError(f"model.path: {path} holds LoRA adapters for {base!r}: {error}") from None
+    return str(base)
 
 
 def freeze_vision(visual: torch.nn.Module, projector: bool = True) -> None:

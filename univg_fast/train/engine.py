@@ -30,15 +30,17 @@ GROUP_ELEMENTS = 500_000_000  # parameters of one optimizer group
 class StepResult:
     """What one optimizer step did.
 
-    `loss` is the sum of this rank's row losses. `grad_norm` is the global norm before clipping, NaN or infinity where
-    a loss or a gradient of any rank was not finite; then `applied` is False on all ranks: nothing moved.
-    `learning_rate` is the rate that the step used. `loss` and `grad_norm` are 0-d tensors on the device until `read`.
+    `loss` is the sum of this rank's row losses, which are the tensor `losses`. `grad_norm` is the global norm before
+    clipping, NaN or infinity where a loss or a gradient of any rank was not finite; then `applied` is False on all
+    ranks: nothing moved. `learning_rate` is the rate that the step used. `loss` and `grad_norm` are 0-d tensors on the
+    device until `read`.
     """
 
     loss: Any
     grad_norm: Any
     applied: bool
     learning_rate: float
+    losses: torch.Tensor
 
     def read(self) -> StepResult:
         """The same with floats, in one copy from the device."""
@@ -148,7 +150,8 @@ def train_step(engine: Any, losses: Iterable[torch.Tensor]) -> StepResult:
     if not kept:
         raise ValueError(f"rank {distributed.rank()}: a step needs a row on every rank; pad with one of weight 0")
     engine.step()
-    return StepResult(torch.stack(kept).sum(), engine.get_global_grad_norm(), engine.was_step_applied(), learning_rate)
+    rows = torch.stack(kept)
+    return StepResult(rows.sum(), engine.get_global_grad_norm(), engine.was_step_applied(), learning_rate, rows)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -95,12 +95,7 @@ def _base(layer: Any) -> nn.Module:
 def _gathered(bucket: list[tuple[str, nn.Module, str]]) -> Iterator[dict[str, Tensor]]:
     layers = [layer if is_adapted(layer) else _base(layer).get_parameter(key) for _, layer, key in bucket]
     needed = [p for x in layers for p in (x.parameters() if isinstance(x, nn.Module) else [x])]
-    context: Any = nullcontext()
-    if any(hasattr(p, "ds_id") for p in needed):
-        import deepspeed
-
-        context = deepspeed.zero.GatheredParameters(needed)
-    with context, torch.no_grad():
+    with gathered(needed), torch.no_grad():
         yield {name: _merged(name, layer, key) for name, layer, key in bucket}
 
 
@@ -119,3 +114,13 @@ def _merged(name: str, layer: Any, key: str) -> Tensor:
         for adapter in adapters:
             weight = weight + sign * layer.get_delta_weight(adapter).to(weight)
     return weight
+
+
+def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Inside, the parameters are whole, also where ZeRO 3 holds them in pieces. Collective there."""
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        return nullcontext()
+    import deepspeed
+
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(list(parameters))
+    return context
