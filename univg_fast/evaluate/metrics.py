@@ -11,94 +11,101 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
-from univg_kernels import box_iou
 
-THRESHOLDS = (0.3, 0.5, 0.7)
-METRICS = (*(f"acc@{t}" for t in THRESHOLDS), "miou")
+from univg_fast.evaluate.overlap import Numbers, box_fault, iou
+from univg_fast.evaluate.slices import images_named, sets, slices
+
+THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+METRICS = ("acc@0.3", "acc@0.5", "acc@0.7", "miou")  # of tables
 TITLES = {"acc@0.3": "Acc@0.3", "acc@0.5": "Acc@0.5", "acc@0.7": "Acc@0.7", "miou": "mIoU"}
 BOX_RANGE = (0, 1000)  # norm1000, see univg_fast/structs.py
 
 Row = Mapping[str, Any]
 
 
-def box_fault(box: Sequence[float] | None) -> str | None:
-    """Why a box cannot be scored: no_box, bad_box (not 4 finite numbers) or inverted_box; None if it can."""
-    if box is None:
-        return "no_box"
-    if (
-        not isinstance(box, list | tuple)
-        or len(box) != 4
-        or not all(isinstance(v, int | float) and math.isfinite(v) for v in box)
-    ):
-        return "bad_box"
-    return None if box[2] > box[0] and box[3] > box[1] else "inverted_box"
-
-
-def ious(boxes: Sequence[Sequence[float] | None], gts: Sequence[Sequence[float]]) -> np.ndarray:
-    """Plain IoU of aligned pairs, [n] float64; 0 where the predicted box cannot be scored.
-
-    A box outside 0-1000 is scored as it stands, without clipping. A bad ground truth is a ValueError.
-    """
-    if len(boxes) != len(gts):
-        raise ValueError(f"ious: got {len(boxes)} boxes and {len(gts)} ground truths; they must be pairs")
+def ious(boxes: Sequence[Numbers | None], gts: Sequence[Numbers]) -> list[float]:
+    """Plain IoU of pairs; 0 where the predicted box cannot be scored. A bad ground truth is a ValueError."""
     for i, gt in enumerate(gts):
         if fault := box_fault(gt):
             raise ValueError(f"ious: ground truth {i} is {gt} ({fault}); expected x1 < x2 and y1 < y2, finite")
-    out = np.zeros(len(boxes))
-    usable = [i for i, box in enumerate(boxes) if box_fault(box) is None]
-    if usable:
-        predicted = torch.tensor([list(boxes[i] or ()) for i in usable], dtype=torch.float64)
-        truth = torch.tensor([list(gts[i]) for i in usable], dtype=torch.float64)
-        out[usable] = box_iou(predicted, truth, mode="aligned", kind="iou", convention="continuous").numpy()
-    return out
-
-
-def iou(box: Sequence[float] | None, gt: Sequence[float]) -> float:
-    """Plain IoU of two xyxy boxes in the same units; 0.0 where `box` cannot be scored (see `box_fault`)."""
-    return float(ious([box], [gt])[0])
+    return [iou(box, gt) for box, gt in zip(boxes, gts, strict=True)]
 
 
 def bootstrap_interval(
-    values: Sequence[float] | np.ndarray, *, seed: int = 0, num_resamples: int = 1000
+    *parts: Sequence[float] | np.ndarray, seed: int = 0, num_resamples: int = 1000
 ) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean of `values` [n]; the same for the same seed."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
+    """95% percentile bootstrap interval of the mean over `parts` of their means; the same for the same seed.
+
+    Each part [n] is resampled by itself: of one part, it is the interval of its mean.
+    """
+    arrays = [np.asarray(part, dtype=np.float64) for part in parts]
+    if not arrays or any(array.size == 0 for array in arrays):
         raise ValueError("bootstrap_interval: got no values; an interval needs at least one sample")
     rng = np.random.default_rng(seed)
-    means = [array[rng.integers(array.size, size=array.size)].mean() for _ in range(num_resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    means = np.zeros(num_resamples)
+    for array in arrays:
+        means += [array[rng.integers(array.size, size=array.size)].mean() for _ in range(num_resamples)]
+    low, high = np.percentile(means / len(arrays), [2.5, 97.5])
     return float(low), float(high)
 
 
-def summarize(rows: Sequence[Row], *, seed: int = 0, num_resamples: int = 1000) -> dict[str, Any]:
+def summarize(
+    rows: Sequence[Row], *, seed: int = 0, num_resamples: int = 1000, tasks: Sequence[str] = ()
+) -> dict[str, Any]:
     """The figures of eval/NAME.json from the rows of eval/NAME.jsonl.
 
     Args:
-        rows: a mapping per sample: `uid`, `task`, `box` (xyxy or None), and `iou` (used where given) or
-            `gt`; `format` (0 or 1) is averaged where every row has it.
-        seed, num_resamples: of the bootstrap interval.
+        rows: a mapping per sample: `uid`, `task`, `box` (xyxy in thousandths, or None), and `iou` (used where given) or
+            `gt`; `fault` where the scorer has judged the box already; `format` (0 or 1) is averaged
+            where every row has it; `target_image`, `image` and `images`: see `slices.py`.
+        seed, num_resamples: of the bootstrap intervals.
+        tasks: what `macro` is a mean over; empty: all of the rows.
 
     Returns:
-        `n`; micro `acc@0.3`, `acc@0.5`, `acc@0.7`, `miou` over all samples; `acc@0.5_ci95` [low, high];
+        `n`; micro `acc@0.1` to `acc@0.9`, `miou` over all samples; `acc@0.5_ci95` and `miou_ci95` [low, high];
         `macro`, the unweighted mean over tasks; `tasks`, the same figures per task; `counts` of what scored 0
         (`no_box`, `bad_box`, `inverted_box`, `bad_iou`) and of what was odd but scored (`out_of_range_box`,
-        `duplicate_uid`).
+        `duplicate_uid`); `images`, `sets` and `slices` of slices.py, where there is any.
 
-    Raises: ValueError for no rows, and for a ground truth that cannot be scored.
+    Raises: ValueError for no rows, and for a ground truth that cannot be scored where there is no `iou`.
     """
     if not rows:
         raise ValueError("summarize: got no rows; expected one row for each held-out sample")
     scores, counts = _sample_ious(rows)
-    tasks = np.array([str(row.get("task", "unknown")) for row in rows])
-    by_task = {str(t): _figures(scores[tasks == t], seed, num_resamples) for t in sorted(set(tasks))}
-    summary = _figures(scores, seed, num_resamples)
-    summary["macro"] = {m: float(np.mean([task[m] for task in by_task.values()])) for m in METRICS}
+    names = np.array([str(row.get("task", "unknown")) for row in rows])
+    by_task = {str(t): scores[names == t] for t in sorted(set(names))}
+    averaged = [by_task[task] for task in (tasks or by_task) if task in by_task]
+    summary = figures(scores) | _intervals([scores], seed, num_resamples)
+    summary["macro"] = _macro(averaged) | _intervals(averaged, seed, num_resamples) if averaged else {}
     if all("format" in row for row in rows):
         summary["format"] = float(np.mean([row["format"] for row in rows]))
-    return summary | {"counts": counts, "tasks": by_task}
+    each = {task: figures(part) | _intervals([part], seed, num_resamples) for task, part in by_task.items()}
+    parts = {name: {k: figures(scores[at]) for k, at in where.items()} for name, where in slices(rows).items()}
+    found = {"images": images_named(rows, scores), "sets": sets(rows, scores), "slices": parts}
+    if all("center" in row for row in rows):  # lmms-eval's tasks
+        summary["center_acc"] = math.fsum(row["center"] for row in rows) / len(rows)
+    return summary | {"counts": counts, "tasks": each} | {name: part for name, part in found.items() if part}
+
+
+def figures(scores: np.ndarray) -> dict[str, Any]:
+    """The share of `scores` [n] at each threshold or above, and their mean, whatever their order."""
+    accuracy = {f"acc@{t}": int((scores >= t).sum()) / len(scores) for t in THRESHOLDS}
+    return {"n": len(scores), **accuracy, "miou": math.fsum(scores) / len(scores)}
+
+
+def _macro(parts: Sequence[np.ndarray]) -> dict[str, float]:
+    each = [figures(part) for part in parts]
+    return {m: math.fsum(one[m] for one in each) / len(each) for m in each[0] if m != "n"} | {"tasks": len(each)}
+
+
+def _intervals(parts: Sequence[np.ndarray], seed: int, num_resamples: int) -> dict[str, Any]:
+    """95% intervals of the mean over `parts` of their Acc@0.5 and mean IoU, each part resampled by itself."""
+    given = {"num_resamples": num_resamples, "seed": seed}
+    return {
+        "acc@0.5_ci95": list(bootstrap_interval(*[part >= 0.5 for part in parts], **given)),
+        "miou_ci95": list(bootstrap_interval(*parts, **given)),
+    }
 
 
 def paired_difference(
@@ -160,16 +167,10 @@ def _task_figures(task: str, summary: Mapping[str, Any]) -> Mapping[str, Any]:
     return summary.get("tasks", {}).get(task, {})
 
 
-def _figures(scores: np.ndarray, seed: int, num_resamples: int) -> dict[str, Any]:
-    accuracy = {f"acc@{t}": float(np.mean(scores >= t)) for t in THRESHOLDS}
-    low, high = bootstrap_interval(scores >= 0.5, seed=seed, num_resamples=num_resamples)
-    return {"n": len(scores), **accuracy, "miou": float(scores.mean()), "acc@0.5_ci95": [low, high]}
-
-
 def _sample_ious(rows: Sequence[Row]) -> tuple[np.ndarray, dict[str, int]]:
     """IoU of each row, [n] float64 in [0, 1], and the counts that `summarize` reports."""
     boxes = [row.get("box") for row in rows]
-    faults = [box_fault(box) for box in boxes]
+    faults = [row["fault"] if "fault" in row else box_fault(box) for row, box in zip(rows, boxes, strict=True)]
     scores = np.zeros(len(rows))
     unscored = [i for i, row in enumerate(rows) if faults[i] is None and "iou" not in row]
     scores[unscored] = ious([boxes[i] for i in unscored], [rows[i]["gt"] for i in unscored])

@@ -1,0 +1,75 @@
+"""`python -m univg_fast.evaluate --benchmark NAME --data FILE (--predictions FILE | --model PATH) --out DIR`.
+
+Scores answers by a benchmark's protocol. docs/evaluation.md says how each benchmark's file is read and scored, what a
+file of predictions looks like, and what is in DIR/results.json and DIR/rows.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = (
+    "mig_bench, lisa_val, lisa_test, llmseg, reasonvos, revos, refcoco, refcoco+, refcocog, multi_target, records"
+)
+PARSERS = ("answer_tag", "univg_r1", "migician", "univg_r1_zero_shot", "lmms_eval")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m univg_fast.evaluate", description=__doc__, allow_abbrev=False)
+    add = top.add_argument
+    add("--benchmark", required=True, help=BENCHMARKS)
+    add("--data", required=True, type=Path, help="the benchmark's file (JSON or JSONL)")
+    add("--image-root", type=Path, help="relative image paths start here (default: at the data file's folder)")
+    add("--protocol", help="of mig_bench: original or revised (default: what its numbers are of)")
+    add("--parser", default="answer_tag", choices=PARSERS, help="how a box is read from an answer (default answer_tag)")
+    add("--predictions", type=Path, help="answers to score (JSONL)")
+    add("--out", required=True, type=Path, help="folder of results.json and rows.jsonl")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0: scored. 1: a mistake in the input."""
+    given = parser().parse_args(argv)
+    try:
+        score_file(given)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def score_file(given: argparse.Namespace) -> None:
+    from univg_fast.evaluate.benchmarks import read_items
+    from univg_fast.evaluate.predictions import read_predictions
+    from univg_fast.evaluate.results import digest, result_of, write_result
+
+    if given.predictions is None:
+        raise ValueError("expected --predictions")
+    items, protocol = read_items(given.benchmark, given.data, given.image_root, given.protocol)
+    predictions, report = read_predictions(given.predictions, items)
+    about: dict[str, Any] = {
+        "model": None,
+        "generation": None,
+        "files": {"data": str(given.data), "data_digest": digest(given.data),
+                  "predictions": str(given.predictions), "predictions_digest": digest(given.predictions)},
+        "predictions": report,
+    }  # fmt: skip
+    result, rows = result_of(given.benchmark, protocol, given.parser, items, predictions, about)
+    write_result(given.out, result, rows)
+    tell(result, given.out)
+
+
+def tell(result: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+
+    from univg_fast.evaluate.results import lines_of, table_of
+
+    Console(width=None if sys.stdout.isatty() else 100, soft_wrap=True).print(table_of(result))
+    print(*lines_of(result), f"{out / 'results.json'}", sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Answers from a file: whose they are, and what is odd about them, counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from univg_fast.data.formats.raw import is_int
+from univg_fast.data.jsonfile import Row, read_rows
+
+from .items import Item
+
+IDS = ("uid", "id", "question_id", "index")
+TEXTS = ("text", "prediction", "response", "output", "answer", "completion")
+SHOWN = 20  # examples that a report names of each kind
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was answered: a text, or a box of four numbers in thousandths (of which any may be NaN)."""
+
+    text: str = ""
+    box: tuple[Any, ...] | None = None
+    tokens: int = 0
+    error: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not self.text.strip() and self.box is None
+
+
+def read_predictions(path: Path, items: Sequence[Item]) -> tuple[dict[str, Prediction], dict[str, Any]]:
+    """Predictions by the uid of their item, and the report: counts, and the first ids of each kind.
+
+    A line is an object with an id (uid, id, question_id or index) and a text (text, prediction, response, output,
+    answer or completion; four numbers there or under "box" are a box in thousandths). Where no line has an id, they are
+    the items' in their order. Of several for one item the first counts. ValueError where there is no such file.
+    """
+    lines, broken = [], []
+    for row in read_rows(path, path.name):
+        if isinstance(row, Row) and isinstance(row.value, dict):
+            lines.append((row.value, _prediction(row.value)))
+        elif isinstance(row, Row) and isinstance(row.value, str | list):  # a bare answer
+            lines.append(({}, _prediction({"text": row.value})))
+        else:
+            broken.append(f"{path.name}:{row.place}" if isinstance(row, Row) else row.source)
+    ids = [_id(line) for line, _ in lines]
+    ordered = bool(lines) and not any(uid is not None for uid in ids)
+    found: dict[str, Prediction] = {}
+    known = {item.uid for item in items}
+    odd: dict[str, list[str]] = {"unknown": [], "duplicate": [], "without_id": []}
+    for number, (uid, (_, prediction)) in enumerate(zip(ids, lines, strict=True)):
+        if ordered and not broken:
+            uid = items[number].uid if number < len(items) else f"line {number + 1}"
+        if uid is None:
+            odd["without_id"].append(f"entry {number + 1}")
+        elif uid not in known:
+            odd["unknown"].append(uid)
+        elif uid in found:
+            odd["duplicate"].append(uid)
+        else:
+            found[uid] = prediction
+    missing = [item.uid for item in items if item.uid not in found]
+    empty = [uid for uid, prediction in found.items() if prediction.empty]
+    examples = {"broken_lines": broken, **odd, "missing": missing, "empty": empty}
+    report: dict[str, Any] = {"lines": len(lines) + len(broken), "matched_by": "order" if ordered else "id"}
+    report |= {kind: len(names) for kind, names in examples.items()}
+    return found, report | {"examples": {kind: names[:SHOWN] for kind, names in examples.items() if names}}
+
+
+def _id(line: dict[str, Any]) -> str | None:
+    for key in IDS:
+        value = line.get(key)
+        if isinstance(value, str) and value or is_int(value):
+            return str(value)
+    return None
+
+
+def _prediction(line: dict[str, Any]) -> Prediction:
+    """A text wins over a box: it says more."""
+    box, error = line.get("box"), line.get("error")
+    tokens = line["tokens"] if is_int(line.get("tokens")) else 0
+    error = error if isinstance(error, str) else None
+    for key in TEXTS:
+        value = line.get(key)
+        if isinstance(value, str):
+            return Prediction(value, None, tokens, error)
+        if isinstance(value, list) and box is None:
+            box = value
+    return Prediction("", tuple(box) if isinstance(box, list | tuple) else None, tokens, error)
+
+
+def data_report(items: Sequence[Item], problems: Sequence[str | None], counts: dict[str, int]) -> dict[str, Any]:
+    """What is odd about the benchmark's file. `counts`: how many of each task there should be, {} where nobody says."""
+    missing = [item.uid for item in items if any(not Path(path).is_file() for path in item.images)]
+    again = [item.uid for item in items if item.again]
+    bad = [f"{i.uid} ({i.source}): {p}" for i, p in zip(items, problems, strict=True) if p]
+    have = Counter(item.task for item in items)
+    report: dict[str, Any] = {"entries": len(items), "bad_entries": len(bad), "missing_images": len(missing)}
+    report |= {"duplicate_ids": len(again), "entries_by_task": dict(sorted(have.items()))}
+    off = {task: f"{have[task]} of {n}" for task, n in counts.items() if have[task] != n}
+    report |= {"other_number_than_published": off} if off else {}
+    examples = {"bad_entries": bad, "missing_images": missing, "duplicate_ids": again}
+    return report | {"examples": {kind: names[:SHOWN] for kind, names in examples.items() if names}}

@@ -1,0 +1,118 @@
+"""The result of one benchmark: its figures with everything that they depend on, as a file and as a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .benchmarks import BENCHMARKS
+from .items import Item, Protocol, truth_problem
+from .metrics import percent, summarize
+from .parsers import parser_of
+from .predictions import Prediction, data_report
+from .published import published
+from .score import score
+
+COLUMNS = {"acc@0.3": "@0.3", "acc@0.5": "Acc@0.5", "acc@0.7": "@0.7", "acc@0.9": "@0.9", "miou": "mIoU"}
+
+
+def result_of(
+    benchmark: str,
+    protocol: Protocol,
+    parser: str,
+    items: Sequence[Item],
+    predictions: Mapping[str, Prediction],
+    about: Mapping[str, Any],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(the content of results.json, a row for each item or target). `about`: model, generation, files."""
+    rows = score(items, predictions, protocol, parser_of(parser))
+    known = BENCHMARKS[benchmark]
+    result: dict[str, Any] = {"benchmark": benchmark, "protocol": protocol.name, "parser": parser, **about}
+    result["iou"] = {"unit": protocol.unit, "epsilon": protocol.epsilon}
+    result["versions"] = versions()
+    result["data"] = data_report(items, [truth_problem(i) for i in items], known.counts.get(protocol.name, {}))
+    result |= summarize(rows, tasks=tuple(known.tasks))
+    result["published"] = published(benchmark, protocol.name)
+    return result, rows
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("univg-fast", "torch", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def digest(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def write_result(folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """FOLDER/rows.jsonl and, when that is whole, FOLDER/results.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    _replace(folder / "rows.jsonl", lines)
+    _replace(folder / "results.json", json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    half = path.with_name(path.name + ".tmp")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)
+
+
+def lines_of(result: Mapping[str, Any]) -> list[str]:
+    """What is odd about data, predictions and answers, each in a line; nothing where all is well."""
+    out = []
+    for name in ("data", "predictions"):
+        report = result.get(name, {})
+        odd = {k: v for k, v in report.items() if isinstance(v, int) and v and k not in ("entries", "lines")}
+        if odd:
+            out.append(f"{name}: " + ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in odd.items()))
+        for task, count in report.get("other_number_than_published", {}).items():
+            out.append(f"{name}: {task} has {count} entries of the published set")
+    odd = {k: v for k, v in result["counts"].items() if v}
+    if odd:
+        told = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in odd.items())
+        out.append(f"answers: {told} (all of them stay in the denominator)")
+    return out
+
+
+def table_of(result: Mapping[str, Any]) -> Table:
+    """A line per task, their mean, all samples, and below them the published averages."""
+    names = BENCHMARKS[result["benchmark"]].tasks
+    heading = f"{result['benchmark']} ({result['protocol']}, parser {result['parser']}), %"
+    table = Table(title=heading, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    for label in ("n", *COLUMNS.values(), "95% of Acc@0.5"):
+        table.add_column(label, justify="right", no_wrap=True)
+    tasks = result["tasks"]
+    order = [t for t in names if t in tasks] + [t for t in tasks if t not in names]
+    for task in order:
+        table.add_row(*_cells(str(names.get(task, task)), tasks[task]))
+    if len(tasks) > 1:
+        table.add_row(*_cells(f"mean of {result['macro'].get('tasks', 0)} tasks", result["macro"]), style="bold")
+    table.add_row(*_cells("all samples", result), style="bold")
+    for row in result["published"]:
+        figure = row.get("values", {}).get(result["benchmark"], row["average"])  # of one set, where it is of several
+        table.add_row(f"published: {row['model']}", "", "", f"{figure:.2f}", style="dim")
+    return table
+
+
+def _cells(label: str, figures: Mapping[str, Any]) -> list[str]:
+    low, high = figures.get("acc@0.5_ci95", (None, None))
+    interval = f"{percent(low)}-{percent(high)}"
+    return [label, str(figures.get("n", "")), *(percent(figures.get(column)) for column in COLUMNS), interval]
