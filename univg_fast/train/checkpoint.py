@@ -48,7 +48,7 @@ def save(
     target = root / f"{stage}_{state.step:06d}"
     if distributed.broadcast_object(target.exists()) and manifest.defect(target) is None:
         return target  # the run went on from it, and has done no step since
-    description = manifest.describe(stage, state.step, _zero(engine), config_hash) | {"frozen": frozen_sum(engine)}
+    description = manifest.describe(stage, state.step, _zero(engine), config_hash) | {"frozen": frozen_sum(engine.module)}
     try:
         _write(target, engine, description, state, on_write)
     except distributed.RankError as error:

@@ -1,48 +1,122 @@
-"""The trained model as a transformers folder that `from_pretrained` and `--model.path` read."""
+"""The trained model as a transformers folder that `from_pretrained` and `--model.path` read; LoRA adapters as peft's.
+
+A folder appears only when it is whole. Weights go into files a bucket at a time: no rank holds a second copy of them.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers.core_model_loading import revert_weight_conversion
 
 from univg_fast import distributed
 from univg_fast.data.samples import Processor
+from univg_fast.model import PackedModel
+from univg_fast.train import manifest
+from univg_fast.train.zero import gathered, weight_buckets
 
 
-def export(engine: Any, processor: Processor, folder: Path) -> None:
-    """Write model, tokenizer and image processor; the folder appears only when it is whole. Collective."""
-    model, state = engine.module.model, full_state(engine)
+def export(policy: PackedModel, processor: Processor, folder: Path, adapters_for: str | None = None) -> None:
+    """Write model, tokenizer and image processor. Collective.
 
-    def write() -> None:
-        if not distributed.is_main():
-            return
-        temporary = folder.with_name(f".tmp-{folder.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        model.save_pretrained(temporary, state_dict=state)
-        processor.tokenizer.save_pretrained(temporary)
-        processor.image_processor.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+    LoRA adapters come merged into the weights. `adapters_for`: the model that they were put into; then the folder holds
+    the adapters alone, as peft has them, and that path.
+    """
+    temporary = folder.with_name(f".tmp-{folder.name}")
 
-    distributed.all_or_none(f"exporting the model to {folder}", write)
+    def begin() -> None:
+        if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            processor.tokenizer.save_pretrained(temporary)
+            processor.image_processor.save_pretrained(temporary)
+
+    def publish() -> None:
+        if distributed.is_main():
+            manifest.sync([*temporary.rglob("*"), temporary])
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+            manifest.sync([folder.parent])
+
+    try:
+        distributed.all_or_none(f"exporting the model to {folder}", begin)
+        if adapters_for is None:
+            write_model(policy, temporary)
+        else:
+            write_adapters(policy.model, temporary, adapters_for)
+        distributed.all_or_none(f"exporting the model to {folder}", publish)
+    except distributed.RankError:
+        if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
-def full_state(engine: Any) -> dict[str, torch.Tensor]:
-    """The model's whole state dict on rank 0's host, {} elsewhere. Collective."""
-    model, state = engine.module.model, {}
-    if engine.zero_optimization_stage() < 3:
-        if not distributed.is_main():
-            return {}
-        return {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    import deepspeed
+def write_model(policy: PackedModel, folder: Path) -> None:
+    """Config and weights, under the names that the family's published checkpoints have. Collective."""
+    model, shards, total = policy.model, list[list[str]](), 0
+    problem: Exception | None = None  # raised at the end: until then every rank takes part in gathering
+    for bucket in weight_buckets(policy):
+        if not distributed.is_main() or problem is not None:
+            continue
+        tensors = {name: weight.to("cpu", copy=True).contiguous() for name, weight in bucket.items()}
+        tensors = revert_weight_conversion(model, tensors)
+        shards.append(sorted(tensors))
+        total += sum(x.numel() * x.element_size() for x in tensors.values())
+        try:
+            save_file(tensors, folder / f"{len(shards)}.part", {"format": "pt"})
+        except (OSError, RuntimeError, SafetensorError) as error:
+            problem = error
 
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        with deepspeed.zero.GatheredParameters([parameter]):
-            if distributed.is_main():
-                state[name] = parameter.detach().cpu().clone()
-    return state
+    def finish() -> None:
+        if problem is not None:
+            raise problem
+        if distributed.is_main():
+            _name_shards(folder, shards, total)
+            config = deepcopy(model.config)
+            config.architectures, config.dtype = [type(model).__name__], model.dtype
+            config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+
+    distributed.all_or_none(f"writing weights to {folder}", finish)
+
+
+def _name_shards(folder: Path, shards: list[list[str]], total: int) -> None:
+    names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    names = names if len(names) > 1 else ["model.safetensors"]
+    for number, name in enumerate(names):
+        (folder / f"{number + 1}.part").rename(folder / name)
+    if len(names) > 1:
+        where = {weight: name for name, weights in zip(names, shards, strict=True) for weight in weights}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_adapters(model: Any, folder: Path, base: str) -> None:
+    """peft's files, and the model's config.json, so that the folder is one of a model. Collective."""
+    state = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if weight.requires_grad:
+            with gathered([weight]):
+                if distributed.is_main():
+                    state[f"base_model.model.{name}"] = weight.detach().to("cpu", copy=True)
+
+    def finish() -> None:
+        if distributed.is_main():
+            import peft
+
+            settings = deepcopy(model.peft_config["default"])
+            settings.base_model_name_or_path = base
+            with torch.device("meta"):  # without what the trainer has put into the layers
+                wrapped = peft.get_peft_model(type(model)(model.config), settings, autocast_adapter_dtype=False)
+            wrapped.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+            model.config.save_pretrained(folder)
+
+    distributed.all_or_none(f"writing adapters to {folder}", finish)

@@ -54,13 +54,13 @@ def load_for_other_ranks(engine: Any, folder: Path) -> None:
             state["step"] = state["step"].to(parameter.device, copy=True)
 
 
-def frozen_sum(engine: Any) -> int:
+def frozen_sum(module: torch.nn.Module) -> int:
     """A sum of all bits that do not train, whoever holds them. Collective.
 
     They are not in a checkpoint: by this number `load` knows that the model is the one that the stage began with.
     """
     total = 0
-    for parameter in engine.module.parameters():
+    for parameter in module.parameters():
         held = getattr(parameter, "ds_tensor", parameter).detach()  # ZeRO 3: this rank's piece
         if not parameter.requires_grad and (hasattr(parameter, "ds_tensor") or distributed.is_main()):
             total += int(held.contiguous().view(torch.int16).sum(dtype=torch.int64))

@@ -83,7 +83,7 @@ def load(folder: Path, engine: Any, config_hash: str) -> StageState:
             f"{folder} was written with deepspeed.zero_stage {then['zero_stage']}, this run has {now['zero_stage']}: "
             "change it back, or start afresh with --run.resume=never"
         )
-    if then["frozen"] != frozen_sum(engine):
+    if then["frozen"] != frozen_sum(engine.module):
         raise ValueError(
             f"{folder}: the weights that do not train are not those that it was written beside; expected the model "
             "and the freezing that the stage began with (model.path, model.lora, the run's hf/sft)"
