@@ -60,14 +60,20 @@ class Run:
 
 def launch_command(*arguments: str, ranks: int = 0, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """`-m univg_fast.train ARGUMENTS` on the CPU: with plain python, or under torchrun if `ranks` is given."""
+    return launch_python("-m", "univg_fast.train", *arguments, ranks=ranks, timeout=timeout)
+
+
+def launch_python(*words: str, ranks: int = 0, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    """The same for any script or module."""
     command = [sys.executable]
     if ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", port]
-    command += ["-m", "univg_fast.train", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command += words
+    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -98,6 +104,11 @@ def train(folder: Path, ranks: int = 1, check: bool = True, **settings: str) -> 
 @pytest.fixture(scope="session")
 def launcher() -> Callable[..., subprocess.CompletedProcess[str]]:
     return launch_command
+
+
+@pytest.fixture(scope="session")
+def python_launcher() -> Callable[..., subprocess.CompletedProcess[str]]:
+    return launch_python
 
 
 @pytest.fixture(scope="session")

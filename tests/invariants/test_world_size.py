@@ -1,4 +1,4 @@
-"""The same global batch gives the same losses on one rank or two, at every ZeRO stage, in both stages of training."""
+"""The same global batch gives the same losses on one rank or two, samples and all; test_trajectories.py has more steps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_rewards_teach_something(one_rank: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "zero_stage"), [(1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)])
+@pytest.mark.parametrize(("ranks", "zero_stage"), [(2, 0), (2, 2), (2, 3)])
 def test_same_losses(
     trainer: Callable[..., Any], warm: Path, one_rank: Any, tmp_path: Path, ranks: int, zero_stage: int
 ) -> None:
