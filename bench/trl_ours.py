@@ -20,6 +20,7 @@ from univg_fast.structs import Completion, Record, Sample
 from univg_fast.train.engine import make_engine
 from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.phases import Phases
+from univg_fast.train.reference import make_reference
 from univg_fast.train.rows import Builder
 from univg_fast.train.setup import load_policy
 from univg_fast.train.state import StageState
@@ -38,7 +39,12 @@ class Replay:
         """There are none."""
 
     def generate(
-        self, samples: Sequence[Sample], num_generations: int, sampling: Sampling, features: ImageFeatures | None = None
+        self,
+        samples: Sequence[Sample],
+        num_generations: int,
+        sampling: Sampling,
+        features: ImageFeatures | None = None,
+        repeats: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         def completion(ids: np.ndarray) -> Completion:
             return Completion(ids, np.zeros(len(ids), np.float32), "length", self.tokenizer.decode(ids))
@@ -55,8 +61,8 @@ class Ours:
         self.config, self.processor = make_config(size), processor
         policy = load_policy(self.config, processor, str(folder), device)
         policy.model.load_state_dict(weights)
-        reference = load_policy(self.config, processor, str(folder), device).eval().requires_grad_(False)
         engine = make_engine(policy.train(), self.config.grpo, self.config.deepspeed, 1000)
+        reference = make_reference(self.config, processor, str(folder), device, engine, policy)
         loader: Any = SampleLoader(
             records,
             processor,
@@ -76,12 +82,12 @@ class Ours:
         self.steps = 0
 
     def __call__(self, rollout: RolloutEngine | None = None) -> dict[str, float]:
-        usual = self.step.rollout
-        self.step.rollout = rollout or usual
+        usual = self.step.draws.rollout
+        self.step.draws.rollout = rollout or usual
         outcome = self.step(StageState(self.steps, self.steps))
         assert outcome is not None
         metrics, bad = outcome.metrics, outcome.bad
-        self.step.rollout, self.phases = usual, self.timed.take()
+        self.step.draws.rollout, self.phases = usual, self.timed.take()
         self.steps += 1
         assert not bad, bad
         return metrics

@@ -8,7 +8,7 @@ import numpy as np
 
 from univg_fast.config import Config
 from univg_fast.structs import Completion, Record, Sample, Target
-from univg_fast.train.scoring import Sampled, score_step
+from univg_fast.train.scoring import Sampled, score_draw
 
 RESIZED = ((644, 476), (308, 504))
 
@@ -26,10 +26,10 @@ def test_a_family_that_counts_in_pixels_is_scored_in_0_to_1000() -> None:
     texts = [f"<think>a</think><answer>(0,0),({w},{h})</answer>" for w, h in RESIZED]
     group = [Completion(np.zeros(9, np.int64), nothing, "stop", text) for text in texts]
     config = replace(Config(), grpo=replace(Config().grpo, num_generations=2))
-    scored = score_step(Sampled(samples, [group, group], None), [], config, "resized")
+    scored = score_draw(Sampled(samples, [group, group], None), [], config, "resized")
     first, second = scored.scores.parts["iou"].reshape(2, 2).tolist()
     assert first[0] == second[1] == 1.0 and max(first[1], second[0]) < 0.6
     assert scored.scores.parts["format"].tolist() == [1.0] * 4
     assert scored.scores.boxes[0] == (0, 0, 1000, 1000)
-    plain = score_step(Sampled(samples, [group, group], None), [], config, "norm1000")
+    plain = score_draw(Sampled(samples, [group, group], None), [], config, "norm1000")
     assert plain.scores.boxes[0] == (0, 0, 644, 476)

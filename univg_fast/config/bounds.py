@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from univg_fast.config.losses import loss_config
 from univg_fast.data.entries import check_entry
 
 if TYPE_CHECKING:
-    from univg_fast.config.schema import Config
+    from univg_fast.config.schema import Config, GrpoStageConfig
 
 
 BATCH = "sft.per_step_samples or grpo.prompts_per_step, and pack.budget_tokens for the length of a row"
@@ -54,6 +55,14 @@ def check(config: Config) -> None:
         terms, source = ", ".join(config.rewards.terms) or "none", config.rewards.difficulty_from
         raise ValueError(f"rewards.difficulty_from: expected one of rewards.terms ({terms}), got {source!r}")
     _check_deepspeed(config.deepspeed.config)
+    _check_grpo(config.grpo)
+
+
+def _check_grpo(grpo: GrpoStageConfig) -> None:
+    loss_config(grpo)
+    if grpo.steps_per_generation > grpo.prompts_per_step:
+        most, got = grpo.prompts_per_step, grpo.steps_per_generation
+        raise ValueError(f"grpo.steps_per_generation: expected at most grpo.prompts_per_step ({most}), got {got}")
 
 
 def _check_deepspeed(given: dict[str, Any]) -> None:

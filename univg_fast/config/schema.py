@@ -124,7 +124,8 @@ class GrpoStageConfig(OptimConfig):
     lr_scheduler_type: Schedule = "linear"  # after the warm-up, which constant has as well
     num_generations: int = num(8, ge=2)  # G, responses of one prompt
     prompts_per_step: int = num(16, gt=0)  # prompts of one rollout, over all ranks
-    num_iterations: int = num(1, gt=0)  # optimizer steps on one rollout (mu)
+    steps_per_generation: int = num(1, gt=0)  # optimizer steps that share out the prompts of one rollout
+    num_iterations: int = num(1, gt=0)  # times that each rollout is trained on (mu)
     max_completion_length: int = num(256, gt=0)  # tokens
     temperature: float = num(1.0, gt=0)  # of sampling and of the loss
     top_k: int = num(0, ge=0)  # 0: off

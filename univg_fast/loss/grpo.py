@@ -1,4 +1,4 @@
-"""Stage 2: the GRPO loss of a row, and log-probs without a gradient for the reference policy."""
+"""Stage 2: the policy loss of a row, and log-probs without a gradient for the reference policy."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ class RowTargets:
     phi: torch.Tensor  # [B] fp32, the group's difficulty weight
     ref_logp: torch.Tensor | None = None  # [N] fp32
     old_logp: torch.Tensor | None = None  # [N] fp32; None: the policy itself, ratio 1
+    sampling_logp: torch.Tensor | None = None  # [N] fp32, as the rollout has them
 
 
-def grpo_head(
-    row: Row, targets: RowTargets, num_responses: float, config: GrpoConfig, backend: Backend = "auto"
-) -> Head:
-    """The row's share of the loss of `num_responses` responses (the step's, over all rows and ranks)."""
+def denominator(config: GrpoConfig, responses: float, tokens: float) -> float:
+    """What the sum behind the loss is divided by; `responses`, `tokens`: that count, of all rows and ranks."""
+    return max(tokens if config.aggregation == "token-mean" else responses, 1.0)
+
+
+def grpo_head(row: Row, targets: RowTargets, divisor: float, config: GrpoConfig, backend: Backend = "auto") -> Head:
+    """The row's share of a loss whose `denominator` is `divisor`: the shares of all rows and ranks add up to it."""
 
     def head(hidden: torch.Tensor, weight: torch.Tensor) -> GrpoOutput:
         return linear_grpo_loss(
@@ -36,7 +40,8 @@ def grpo_head(
             phi=targets.phi,
             old_logp=targets.old_logp,
             ref_logp=targets.ref_logp,
-            denominator=num_responses,
+            sampling_logp=targets.sampling_logp,
+            denominator=divisor,
             config=config,
             backend=backend,
         )

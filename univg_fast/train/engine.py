@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from io import StringIO
@@ -24,6 +24,7 @@ from univg_fast import distributed
 from univg_fast.config import DeepSpeedConfig, OptimConfig
 
 GROUP_ELEMENTS = 500_000_000  # parameters of one optimizer group
+NOTHING = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ def describe(engine: Any, groups: list[dict[str, Any]]) -> str:
     largest = max(sum(map(elements, group["params"])) for group in groups)
     offloaded = offload_device(engine.config)
     where = f" on {offloaded}" if offloaded else ""
+    inside = "" if stage == 0 else f" of {optimizer.__name__}{where}"
     return (
-        f"engine: ZeRO {stage}, {wrapper}, {optimizer.__name__}{where}; weights {str(model_dtype)[6:]}, gradients "
+        f"engine: ZeRO {stage}, {wrapper}{inside}; weights {str(model_dtype)[6:]}, gradients "
         f"summed in {str(accumulation)[6:]}; {len(groups)} groups of at most {largest / 1e6:.4g} M parameters"
     )
 
@@ -134,12 +136,14 @@ def release(engine: Any) -> nn.Module:
     return engine.module
 
 
-def train_step(engine: Any, losses: Iterable[torch.Tensor]) -> StepResult:
+def train_step(
+    engine: Any, losses: Iterable[torch.Tensor], stepping: AbstractContextManager[None] = NOTHING
+) -> StepResult:
     """Backward through each row's scalar loss as the iterable makes it, then one optimizer step. Collective.
 
     `losses`: at least one 0-d tensor per rank. The forward pass of a row runs when the iterator reaches it,
     so only one row's activations live at a time. A loss that is not finite makes gradients that are not, so that all
-    ranks see it in the norm, and skip the step together.
+    ranks see it in the norm, and skip the step together. The optimizer's step is made inside of `stepping`.
     """
     learning_rate, scale = engine.get_lr()[0], distributed.world_size()
     kept = []  # on the device: no synchronisation per row
@@ -149,7 +153,8 @@ def train_step(engine: Any, losses: Iterable[torch.Tensor]) -> StepResult:
         kept.append(value)
     if not kept:
         raise ValueError(f"rank {distributed.rank()}: a step needs a row on every rank; pad with one of weight 0")
-    engine.step()
+    with stepping:
+        engine.step()
     rows = torch.stack(kept)
     return StepResult(rows.sum(), engine.get_global_grad_norm(), engine.was_step_applied(), learning_rate, rows)
 

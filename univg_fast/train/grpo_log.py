@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from univg_kernels import GrpoOutput, combine_metrics, summarize
 from univg_kernels.metrics import METRICS, NUM_SUMS
@@ -14,21 +13,27 @@ from univg_kernels.metrics import METRICS, NUM_SUMS
 from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.data.prompts import prompt_text
-from univg_fast.packing.plan import Part
 from univg_fast.packing.report import figures
-from univg_fast.train.scoring import Scored
+from univg_fast.train.draws import Drawn
+from univg_fast.train.engine import StepResult
+from univg_fast.train.minibatch import Held
+
+
+class Update(NamedTuple):
+    """One optimizer step, and what came of each of this rank's rows."""
+
+    result: StepResult
+    outputs: list[GrpoOutput]
 
 
 def reduce_metrics(
-    scored: Scored,
-    plan: Sequence[Sequence[Part]],
-    packed: Mapping[str, float],
-    outputs: Sequence[Sequence[GrpoOutput]],
+    drawn: Drawn, packed: Mapping[str, float], held: Sequence[Held], updates: Sequence[Update], config: Config
 ) -> dict[str, float]:
-    """The step's metrics over all ranks, from this rank's part; one collective.
+    """The step's metrics over all ranks, from this rank's part; one collective, and one copy from the device.
 
-    `plan`: this rank's rows; `packed`: their tally. `outputs`: of each iteration, of each row.
+    Of rewards and completions: over all that was drawn. `packed`: the tally of the rows trained on, which are `held`.
     """
+    scored = drawn.scored
     total = scored.scores.total
     lengths = [len(c.token_ids) for group in scored.completions for c in group]
     ended = [len(c.token_ids) for group in scored.completions for c in group if c.finish != "length"]
@@ -49,20 +54,27 @@ def reduce_metrics(
     sums |= packed
     for name, part in scored.scores.parts.items():
         sums |= {f"rewards/{name}": float(part.sum()), f"squares/{name}": float((part**2).sum())}
-    vector = (
-        combine_metrics(*(o.metrics for rows_ in outputs for o in rows_)).tolist() if plan else [0.0] * len(METRICS)
-    )
+    vector, sums["gap_sum"], maxima_gap = read_rows(held, updates)
+    sums["loss"] = sum(update.result.loss for update in updates) / max(len(updates), 1)
     sums |= {f"kernel/{name}": x for name, x in zip(METRICS[:NUM_SUMS], vector, strict=False)}
     maxima = {f"kernel/{name}": x for name, x in zip(METRICS[NUM_SUMS:], vector[NUM_SUMS:], strict=True)}
-    sums["gap_sum"], maxima["gap"] = logprob_gap(scored, plan, outputs[0])
-    maxima |= {"dearest": packed["cost"], "longest": max(lengths, default=0), "longest_ended": max(ended, default=0)}
+    maxima |= {
+        "gap": maxima_gap,
+        "dearest": packed["cost"],
+        "longest": max(lengths, default=0),
+        "longest_ended": max(ended, default=0),
+    }
     maxima |= {"-shortest": -min(lengths, default=math.inf), "-shortest_ended": -min(ended, default=math.inf)}
     all_ = distributed.reduce_floats(sums, maxima)
     prompts, responses = max(all_["prompts"], 1.0), max(all_["responses"], 1.0)
     metrics = summarize(torch.tensor([all_[f"kernel/{name}"] for name in METRICS]))
-    metrics["scored_tokens"] = metrics.pop("num_tokens") / len(outputs)  # every iteration scores the same tokens
-    del metrics["sampling/logp_difference/max"]  # of the iterations to the first one
+    metrics["scored_tokens"] = metrics.pop("num_tokens") / config.grpo.num_iterations  # each scores the same tokens
+    del metrics["sampling/logp_difference/max"]  # of later updates to the policy that sampled
     metrics |= {
+        "loss": all_["loss"],
+        "grad_norm": sum(u.result.grad_norm for u in updates) / max(len(updates), 1),
+        "skipped": float(not all(u.result.applied for u in updates)),
+        "updates": float(len(updates)),
         "reward": all_["reward"] / responses,
         "reward_std": spread(all_["reward"], all_["reward_squared"], all_["responses"]),
         "reward_group_std": all_["reward_group_std"] / prompts,
@@ -81,6 +93,10 @@ def reduce_metrics(
         "bad_records": all_["bad_records"],
     }
     metrics |= figures(all_, all_["dearest"], distributed.world_size())
+    if config.grpo.dynamic_sampling_max_draws > 1:
+        kept = float(drawn.choice.prompts)
+        metrics |= {"sampling/draws": float(drawn.draws), "sampling/kept": kept}
+        metrics["sampling/wasted"] = 1.0 - kept / max(drawn.choice.drawn, 1)
     for name in scored.scores.parts:
         total_, squares = all_[f"rewards/{name}"], all_[f"squares/{name}"]
         metrics[f"rewards/{name}/mean"] = total_ / responses
@@ -94,22 +110,27 @@ def spread(total: float, squares: float, count: float) -> float:
     return math.sqrt(variance) if variance > 1e-12 * squares else 0.0  # what rounding leaves of equal values is none
 
 
-def logprob_gap(scored: Scored, plan: Sequence[Sequence[Part]], outputs: Sequence[GrpoOutput]) -> tuple[float, float]:
-    """Sum and maximum of |log-prob at sampling - log-prob in training| over this rank's tokens."""
-    total, gap = 0.0, 0.0
-    for parts, output in zip(plan, outputs, strict=True):
-        sampled = np.concatenate([scored.completions[part.group][j].logprobs for part in parts for j in part.responses])
-        apart = np.abs(sampled - output.logp.float().cpu().numpy())
-        total, gap = total + float(apart.sum(dtype=np.float64)), max(gap, float(apart.max(initial=0.0)))
-    return total, gap
+def read_rows(held: Sequence[Held], updates: Sequence[Update]) -> tuple[list[float], float, float]:
+    """The kernels' metrics of all rows of all updates, and the sum and maximum over this rank's tokens of
+    |log-prob at sampling - log-prob in training|; in one copy from the device."""
+    rows = [output.metrics for update in updates for output in update.outputs]
+    if not rows:
+        return [0.0] * len(METRICS), 0.0, 0.0
+    apart = [(h.targets.old_logp - h.sampled).abs() for h in held if h.targets.old_logp is not None]
+    gap = torch.stack([torch.stack([x.double().sum().float(), x.amax()]) for x in apart])
+    both = [gap[:, 0].sum()[None], gap[:, 1].amax()[None]]
+    *vector, total, largest = torch.cat([combine_metrics(*rows), *both]).tolist()
+    return vector, total, largest
 
 
-def rollout_rows(scored: Scored, step: int, config: Config) -> list[dict[str, Any]]:
-    """One object per prompt, as rollouts/*.jsonl has them."""
-    rows, at, drop = [], 0, config.grpo.zero_std_groups == "drop"
+def rollout_rows(drawn: Drawn, step: int, config: Config) -> list[dict[str, Any]]:
+    """One object per prompt drawn, as rollouts/*.jsonl has them."""
+    scored, rows, at = drawn.scored, [], 0
+    chosen: set[int] = {k for share in drawn.choice.shares for k in share.groups}
+    drop = config.grpo.zero_std_groups == "drop"
     for k, (sample, group) in enumerate(zip(scored.samples, scored.completions, strict=True)):
         record, std = sample.record, float(scored.reward_std[k])
-        completions = []
+        completions: list[dict[str, Any]] = []
         for c in group:
             parts = {name: round(float(part[at]), 6) for name, part in scored.scores.parts.items()}
             completions.append(
@@ -143,7 +164,7 @@ def rollout_rows(scored: Scored, step: int, config: Config) -> list[dict[str, An
                     "mean": round(sum(c["reward"] for c in completions) / max(len(completions), 1), 6),
                     "std": round(std, 6),
                     "weight": round(float(scored.phi[at - 1]), 6),  # the difficulty's, of the policy term
-                    "dropped": drop and std == 0.0,
+                    "dropped": k not in chosen or (drop and not scored.varied(k)),
                 },
                 "completions": completions,
             }

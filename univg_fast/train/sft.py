@@ -18,6 +18,7 @@ from univg_fast.train.engine import train_step
 from univg_fast.train.phases import Phases
 from univg_fast.train.rows import Builder, OverBudget, reduce_step, sft_group, size_of
 from univg_fast.train.state import Outcome, StageState
+from univg_fast.train.suspects import suspects
 
 
 class SftStep:
@@ -44,8 +45,8 @@ class SftStep:
             mine = tally([size for row in sizes for size in row], sizes, budget, spare_tokens)
             mine |= {"scored_tokens": sum(len(r.target_ids) for r in rows), "bad_records": len(batch.bad)}
             total = reduce_step(mine, batch.digest, {"dearest": mine["cost"]}, batch.refused)
-        with self.phases("update"):
-            result = train_step(self.engine, self._losses(rows, passes, max(total["scored_tokens"], 1.0))).read()
+        losses = self._losses(rows, passes, max(total["scored_tokens"], 1.0))
+        result = train_step(self.engine, losses, self.phases("optim")).read()
         metrics = {
             "loss": distributed.reduce_floats({"loss": result.loss})["loss"],
             "grad_norm": result.grad_norm,
@@ -55,11 +56,17 @@ class SftStep:
             "bad_records": total["bad_records"],
         }
         metrics |= figures(total, total["dearest"], distributed.world_size())
-        return Outcome(metrics, [], batch.bad, state.cursor + 1, [s.record.uid for s in batch.samples])
+        uids = [[sample.record.uid for sample in row.samples] for row in loaded]
+        named = [] if result.applied else suspects(result.losses, uids)
+        return Outcome(metrics, [], batch.bad, state.cursor + 1, [uid for names in uids for uid in names], named)
 
     def _losses(self, rows: Sequence[Row], passes: int, num_tokens: float) -> Iterator[torch.Tensor]:
-        """A row goes to the device when its turn comes: the copy is queued behind the row before, without waiting."""
+        """A row goes to the device when its turn comes: the copy is queued behind the row before, without waiting.
+
+        The backward pass of a loss is a part of its phase.
+        """
         for index in range(passes):
-            row = rows[index].to(self.model.device) if index < len(rows) else self.spare
-            loss, _ = self.engine(row, sft_head(row, num_tokens, self.config.model.kernels))
-            yield loss if index < len(rows) else loss * 0.0
+            with self.phases("update", row=index):
+                row = rows[index].to(self.model.device) if index < len(rows) else self.spare
+                loss, _ = self.engine(row, sft_head(row, num_tokens, self.config.model.kernels))
+                yield loss if index < len(rows) else loss * 0.0
