@@ -25,6 +25,7 @@ Launcher = Callable[..., "subprocess.CompletedProcess[str]"]
 SCAN = {"missing": 1, "json": 1, "count": 1, "box": 1}  # what the scan of each training file finds
 CUT = {"sft": 8, "grpo": 3}  # records whose image turns out truncated when it is decoded
 GOOD = {"sft": 12, "grpo": 5}
+ID = r"(?: \([^()]*\))?"  # of a record, behind its place, where the file gives one
 
 
 @dataclass
@@ -124,7 +125,7 @@ def test_the_scan_reports_each_bad_record_with_file_and_line(survived: Finished,
     assert report["kinds"] == (SCAN if use != "eval" else {"missing": 1})
     assert [entry["source"] for entry in report["bad"]] == files.scanned[use]
     for entry in report["bad"]:
-        assert entry["message"].startswith(entry["source"] + ": ")
+        assert re.match(rf"{re.escape(entry['source'])}{ID}: ", entry["message"])
         assert f"skipped {entry['message']}\n" in survived.done.stderr
     assert f"data.{use}: {report['good']} records of" in survived.done.stdout
 
@@ -137,7 +138,10 @@ def test_truncated_images_are_skipped_told_once_and_counted(survived: Finished, 
     assert {row["bad_records"] for row in rows} >= {0, 1}, "with 1, one of the two ranks had nothing to train on"
     assert all(abs(row["loss"]) < 100 for row in rows), "NaN fails, too"
     for place in files.cut[stage]:
-        assert len(re.findall(rf"rank \d: skipped {re.escape(place)}: cannot decode", survived.done.stderr)) == 1
+        assert len(re.findall(rf"rank \d: skipped {re.escape(place)}{ID}: cannot decode", survived.done.stderr)) == 1
+    told = [json.loads(line) for line in (survived.folder / "bad_records.jsonl").read_text().splitlines()]
+    assert sorted(row["source"] for row in told if row["stage"] == stage) == sorted(files.cut[stage])
+    assert all(row["kind"] == "decode" and row["uid"] and row["uid"] in row["message"] for row in told)
     assert (survived.folder / "hf" / stage / "config.json").is_file()
 
 
@@ -146,7 +150,7 @@ def test_a_truncated_held_out_image_counts_as_a_miss(survived: Finished, files: 
     for name in ("before", "sft", "grpo"):
         summary = survived.read(f"eval/{name}.json")
         assert summary["n"] == 5
-        assert [message.split(": ")[0] for message in summary["bad_records"]] == files.cut["eval"]
+        assert [re.split(rf"{ID}: ", message)[0] for message in summary["bad_records"]] == files.cut["eval"]
 
 
 @pytest.mark.slow
@@ -156,7 +160,7 @@ def test_too_many_found_by_the_scan(files: Files, launcher: Launcher, tmp_path: 
     total = len(files.scanned["sft"]) + CUT["sft"] + GOOD["sft"]
     assert f"4 of {total} records in {files.folder / 'sft.jsonl'} are bad" in done.stderr
     assert "more than data.max_bad_fraction=0.01" in done.stderr
-    assert all(f"  {place}: " in done.stderr for place in files.scanned["sft"])
+    assert all(re.search(rf"  {re.escape(place)}{ID}: ", done.stderr) for place in files.scanned["sft"])
     assert "Traceback" not in done.stderr, "a user's mistake has none"
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -171,7 +175,7 @@ def test_too_many_found_while_training(files: Files, launcher: Launcher, tmp_pat
     done = launcher(*files.arguments(tmp_path, f"--data.sft=[{clean}]", *rest), ranks=2)
     assert done.returncode not in (0, 2)
     assert re.search(r"error: data\.max_bad_fraction: 2 of \d+ records .* allowed fraction 0\.01", done.stderr)
-    assert len(re.findall(rf"rank \d: skipped {re.escape(str(clean))}:\d+: cannot decode", done.stderr)) == 2
+    assert len(re.findall(rf"rank \d: skipped {re.escape(str(clean))}:\d+{ID}: cannot decode", done.stderr)) == 2
     assert str(TRAINER) not in done.stderr, "no traceback of ours; the one that torchrun adds is its own"
     assert not (tmp_path / "hf").exists()
 

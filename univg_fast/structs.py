@@ -61,7 +61,8 @@ class BadRecord:
 
     source: str
     kind: str
-    message: str
+    message: str  # begins with source and uid
+    uid: str | None = None  # where it is known
 
 
 @dataclass(frozen=True)

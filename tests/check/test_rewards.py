@@ -43,8 +43,11 @@ def test_check_and_training_refuse_what_a_term_cannot_score(
         prepared(data, tmp_path, files, *more)
     message = str(refused.value)
     assert "2 of 24 records" in message and "schema: 2" in message and "more than data.max_bad_fraction" in message
-    assert f"{untold}:3: reward image_set compares images, and the file does not tell which" in message
-    assert f"{untold}:5: " in message and "write it into the file (target_image, or image of each target)" in message
+    assert f"{untold}:3 (grpo_000002): reward image_set compares images, and the file does not tell which" in message
+    assert (
+        f"{untold}:5 (grpo_000004): " in message
+        and "write it into the file (target_image, or image of each target)" in message
+    )
     if name != "mirg_rl":  # once is enough: the check takes seconds
         return
     capsys.readouterr()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from univg_fast.data.boxtext import boxes_in, in_tokens, placed, rewrite
-from univg_fast.data.errors import Refused
+from univg_fast.data.errors import Refused, named
 from univg_fast.data.formats import read_row, recognise, write_row
 from univg_fast.data.images import UNREADABLE, load_image, probe
 from univg_fast.data.scan import scan, write_report
@@ -85,7 +85,8 @@ def test_corrupted_records(folder):
     took = time.process_time() - started
     assert report.good == len(records) > NUMBER / 50 and len(report.bad) > NUMBER / 4
     for bad in report.bad:
-        assert isinstance(bad, BadRecord) and bad.message.startswith(f"{bad.source}: ") and len(bad.message) < 4000
+        assert isinstance(bad, BadRecord) and bad.message.startswith(f"{named(bad.source, bad.uid)}: ")
+        assert len(bad.message) < 5000
     assert {bad.kind for bad in report.bad} <= {"json", "schema", "missing", "decode", "aspect", "count", "box"}
     for record in records:
         assert record.question and record.images

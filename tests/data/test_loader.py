@@ -182,7 +182,8 @@ def test_a_sample_that_fails_is_skipped_and_reported(folder, processor):
         assert sorted(uids(batch.samples)) == ["0", "1", "3"]
         assert len(batch.repeats) == 3
         assert [(entry.kind, entry.source) for entry in batch.bad] == [("decode", records[2].source)]
-        assert batch.bad[0].message.startswith(f"{records[2].source}: cannot decode the image {folder.path / 'c.png'}")
+        message = f"{records[2].source} (2): cannot decode the image {folder.path / 'c.png'}"
+        assert batch.bad[0].message.startswith(message) and batch.bad[0].uid == "2"
     loader.close()
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from univg_fast.data.errors import named
 from univg_fast.data.prompts import COT_SUFFIX, DIRECT_PREFIX
 from univg_fast.data.records import read_records
 
@@ -13,7 +14,7 @@ def only_bad(path, kind, line):
     _, bad = read_records(path)
     assert [entry.kind for entry in bad] == [kind]
     assert bad[0].source == f"{path}:{line}"
-    assert bad[0].message.startswith(f"{path}:{line}: ")
+    assert bad[0].message.startswith(f"{named(f'{path}:{line}', bad[0].uid)}: ")
     return bad[0].message
 
 

@@ -9,7 +9,7 @@ from univg_fast.data.images import load_images
 from univg_fast.data.prompts import COT_SUFFIX, DIRECT_PREFIX, prompt_text, split_instruction
 from univg_fast.data.records import read_records
 from univg_fast.data.samples import make_processor, make_sample
-from univg_fast.structs import Record
+from univg_fast.structs import BadRecord, Record
 
 PLAIN = Record(uid="u", source="f:1", images=("a", "b"), question="Where is it?")
 
@@ -81,7 +81,7 @@ def test_a_truncated_image(folder, processor):
 
 
 def test_too_long(folder, tokenizer):
-    (record,), _ = read_records(folder.jsonl(folder.stage1()))
+    (record,), _ = read_records(folder.jsonl(folder.stage1(id="long one")))
     length = 0
     for limit, fits in ((8192, True), (None, True), (-1, False)):
         limit = limit if limit is not None and limit > 0 else length + (limit or 0)
@@ -90,9 +90,10 @@ def test_too_long(folder, tokenizer):
             sample = make_sample(record, processor, with_response=True)
             length = len(sample.prompt_ids) + len(sample.response_ids)
             continue
-        with pytest.raises(SampleError, match=f"{length} tokens, more than data.max_length={limit}") as caught:
+        with pytest.raises(SampleError) as caught:
             make_sample(record, processor, with_response=True)
-        assert caught.value.kind == "too_long" and caught.value.source == record.source
+        problem = f"{record.source} (long one): {length} tokens, more than data.max_length={limit}"
+        assert caught.value.bad_record() == BadRecord(record.source, "too_long", problem, "long one")
 
 
 def test_a_question_with_a_placeholder_of_its_own(folder, processor):

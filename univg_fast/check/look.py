@@ -111,13 +111,13 @@ def _count(
         try:
             for path in record.images:
                 if isinstance(problem := sizes[path], str):
-                    raise DecodeError(record.source, path, problem)
+                    raise DecodeError(record, path, problem)
             image_tokens = frames[i].image_tokens
             text = _text_tokens(record, prompts[i], processor)
             prompt, response = text + image_tokens, responses.get(i, 0)
             if prompt + response > processor.max_length:
                 problem = f"{prompt + response} tokens, more than data.max_length={processor.max_length}"
-                raise SampleError(record.source, "too_long", problem)
+                raise SampleError(record, "too_long", problem)
         except SampleError as error:
             counts.bad.append(error.bad_record())
             counts.bad_tasks[record.task] += 1
@@ -167,5 +167,5 @@ def _text_tokens(record: Record, ids: np.ndarray, processor: Processor) -> int:
     places = int((ids == processor.image_token_id).sum())
     if places != len(record.images):
         problem = f"expected {len(record.images)} image placeholders, got {places}: the question holds its own"
-        raise SampleError(record.source, "count", problem)
+        raise SampleError(record, "count", problem)
     return len(ids) - places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from univg_fast.structs import BadRecord
+from univg_fast.structs import BadRecord, Record
 
 LONGEST = 1000  # characters of a message: what a damaged file holds may be endless
 
@@ -14,25 +14,35 @@ class Refused(ValueError):
         super().__init__(problem)
         self.kind, self.problem = kind, problem
 
-    def bad_record(self, source: str) -> BadRecord:
-        problem = self.problem if len(self.problem) <= LONGEST else self.problem[:LONGEST] + "..."
-        return BadRecord(source, self.kind, f"{source}: {problem}")
+    def bad_record(self, source: str, uid: str | None = None) -> BadRecord:
+        problem, uid = _cut(self.problem), None if uid is None else _cut(uid)
+        return BadRecord(source, self.kind, f"{named(source, uid)}: {problem}", uid)
 
 
 class SampleError(ValueError):
-    """Why a record gives no sample; `source` ("path:line") is the record's and begins the message."""
+    """Why a record gives no sample; where it stands, "path:line", and its id begin the message."""
 
-    def __init__(self, source: str, kind: str, problem: str):
-        super().__init__(f"{source}: {problem}")
-        self.source, self.kind = source, kind
+    def __init__(self, record: Record, kind: str, problem: str):
+        super().__init__(f"{named(record.source, record.uid)}: {problem}")
+        self.record, self.kind = record, kind
 
     def bad_record(self) -> BadRecord:
-        return BadRecord(self.source, self.kind, str(self))
+        return BadRecord(self.record.source, self.kind, str(self), self.record.uid)
 
 
 class DecodeError(SampleError):
     """An image whose header looked right and whose body is damaged."""
 
-    def __init__(self, source: str, path: str, reason: str):
-        super().__init__(source, "decode", f"cannot decode the image {path}: {reason}")
+    def __init__(self, record: Record, path: str, reason: str):
+        super().__init__(record, "decode", f"cannot decode the image {path}: {reason}")
         self.path = path
+
+
+def named(source: str, uid: str | None) -> str:
+    """How a person finds an entry: its place, and its id unless it is made of the place ("stem:line")."""
+    made = uid is None or (":" in uid and uid.rpartition(":")[2] == source.rpartition(":")[2])
+    return source if made else f"{source} ({uid})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."

@@ -137,7 +137,7 @@ def load_images(record: Record, exif: str = "ignore") -> list[Image.Image]:
             try:
                 decoded[path] = load_image(path, exif)
             except UNREADABLE as error:
-                raise DecodeError(record.source, path, str(error)) from error
+                raise DecodeError(record, path, str(error)) from error
     return [decoded[path] for path in record.images]
 
 

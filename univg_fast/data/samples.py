@@ -85,7 +85,7 @@ def make_sample(record: Record, processor: Processor, with_response: bool) -> Sa
     try:
         pixels, grid = _patches(images, processor.image_processor)
     except ValueError as error:  # the sides' ratio, if the record did not come through the scan
-        raise SampleError(record.source, "aspect", str(error)) from error
+        raise SampleError(record, "aspect", str(error)) from error
     patch = processor.image_processor.patch_size
     frame = _Frame(processor, [image.size for image in images], [(int(w) * patch, int(h) * patch) for _, h, w in grid])
     prompt, response = _tokens(record, frame, with_response)
@@ -110,7 +110,7 @@ def measure(record: Record, processor: Processor, with_response: bool, headers: 
     for path in record.images:
         header = headers[path]
         if isinstance(header, Refused):
-            raise SampleError(record.source, header.kind, header.problem)
+            raise SampleError(record, header.kind, header.problem)
         sizes.append(header.shown(processor.exif))
     low, high = int(bounds["shortest_edge"]), int(bounds["longest_edge"])
     resized = [smart_resize(size, patch * processor.merge_size, low, high) for size in sizes]
@@ -149,7 +149,7 @@ def _tokens(record: Record, frame: _Frame, with_response: bool) -> tuple[np.ndar
     response = _response(record, frame) if with_response else None
     length, limit = len(prompt) + (0 if response is None else len(response)), frame.processor.max_length
     if length > limit:
-        raise SampleError(record.source, "too_long", f"{length} tokens, more than data.max_length={limit}")
+        raise SampleError(record, "too_long", f"{length} tokens, more than data.max_length={limit}")
     return prompt, response
 
 
@@ -160,7 +160,7 @@ def _expand(record: Record, frame: _Frame) -> np.ndarray:
     places = np.flatnonzero(ids == processor.image_token_id)
     if len(places) != len(frame.resized):
         problem = f"expected {len(frame.resized)} image placeholders, got {len(places)}: the question holds its own"
-        raise SampleError(record.source, "count", problem)
+        raise SampleError(record, "count", problem)
     repeats = np.ones(len(ids), np.int64)
     factor = processor.image_processor.patch_size * processor.merge_size
     repeats[places] = [width * height // factor**2 for width, height in frame.resized]
@@ -170,5 +170,5 @@ def _expand(record: Record, frame: _Frame) -> np.ndarray:
 def _response(record: Record, frame: _Frame) -> np.ndarray:
     if record.response is None:
         problem = "stage 1 needs a response; this record has none (a stage-2 file?)"
-        raise SampleError(record.source, "schema", problem)
+        raise SampleError(record, "schema", problem)
     return frame.encode(response_text(record), only_tokens=False, targets=record.targets)

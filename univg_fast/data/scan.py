@@ -120,7 +120,7 @@ class _Scanner:
             record, form = self._made(raw, source, uid)
         except Refused as error:
             refused = error
-            self._refuse(error.bad_record(source))
+            self._refuse(error.bad_record(source, None if raw.uid is None else str(raw.uid)))
         numbers = self.numbers.setdefault(system, Numbers(system))
         numbers.add((target.box for target in raw.targets), refused is not None and refused.kind == "box")
         if refused is not None:

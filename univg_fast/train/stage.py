@@ -53,7 +53,7 @@ def run_stage(
     engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total * updates)
     declare_head(model, config.deepspeed.zero_stage)
     state = resume(run_dir / "ckpt", stage, config.run.resume, engine, config_hash(config))
-    bad, phases = BadRecords(config.data.max_bad_fraction, state), Phases()
+    bad, phases = BadRecords(config.data.max_bad_fraction, state, run_dir, stage), Phases()
     with (
         MetricsLogger(run_dir, stage, total, state.step, config.log) as logger,
         make_loader(stage, config, inputs, model) as loader,
