@@ -26,6 +26,7 @@ class Prediction:
     box: tuple[Any, ...] | None = None
     tokens: int = 0
     error: str | None = None
+    sizes: tuple[tuple[int, int], ...] = ()  # of the images that were shown, (width, height) px
 
     @property
     def empty(self) -> bool:

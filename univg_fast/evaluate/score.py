@@ -43,6 +43,7 @@ def _rows(item: Item, said: Prediction, protocol: Protocol, parser: Parser) -> l
         "uid": item.uid,
         "task": item.task,
         "images": list(item.images),
+        "sizes": [list(size) for size in said.sizes],
         "question": item.question,
         "target_image": item.target_image,
         "text": said.text,

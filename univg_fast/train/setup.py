@@ -18,9 +18,10 @@ from univg_fast.config.schema import LoraConfig
 from univg_fast.data.builtin import write_builtin
 from univg_fast.data.index import Records
 from univg_fast.data.prompts import corpus
-from univg_fast.data.samples import Processor, make_processor, make_sample
+from univg_fast.data.samples import Processor, make_sample
 from univg_fast.data.scan import Report, require, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
+from univg_fast.evaluate.load import DTYPES, processor_of
 from univg_fast.model import PackedModel, family_of, load_model
 from univg_fast.model.liger import apply_liger
 from univg_fast.model.load import builtin_configs, check_path, freeze_vision, small_config
@@ -30,7 +31,6 @@ from univg_fast.structs import Record, Sample
 
 NEEDS = {"sft": "response", "grpo": "box", "eval": "box"}  # what a record of each use must have
 TOLD = 20  # bad records of a use that the console names
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -149,20 +149,7 @@ def make_run_processor(config: Config, records: dict[str, Sequence[Record]]) -> 
     else:
         tokenizer = AutoTokenizer.from_pretrained(path)
         family = family_of(AutoConfig.from_pretrained(path))
-    return make_processor(
-        tokenizer,
-        min_pixels=config.data.min_pixels,
-        max_pixels=config.data.max_pixels,
-        patch_size=family.patch_size,
-        merge_size=family.merge_size,
-        temporal_patch_size=family.temporal_patch_size,
-        prompt_template=config.data.prompt_template,
-        max_length=config.data.max_length,
-        exif=config.data.exif,
-        coordinates=family.coordinates,
-        image_mean=family.image_mean,
-        image_std=family.image_std,
-    )
+    return processor_of(tokenizer, family, config.data)
 
 
 def load_policy(
