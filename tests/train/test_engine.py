@@ -101,10 +101,10 @@ def test_an_offloaded_optimizer_makes_the_same_steps(report: Any, stage: int) ->
 
 def test_the_wrapper_is_told(report: Any) -> None:
     lines = {stage: report["plain"][str(stage)]["line"] for stage in range(4)}
-    assert "AdamW, AdamW; weights float32, gradients summed in float32" in lines[0]
-    assert "DeepSpeedZeroOptimizer," in lines[1] and "Stage3," in lines[3]
+    assert "ZeRO 0, AdamW; weights float32, gradients summed in float32" in lines[0]
+    assert "DeepSpeedZeroOptimizer of AdamW;" in lines[1] and "Stage3 of AdamW;" in lines[3]
     half = report["bfloat16"]["1"]["line"]
-    assert "BF16_Optimizer, AdamW; weights bfloat16, gradients summed in float32; 2 groups of at most" in half
+    assert "BF16_Optimizer of AdamW; weights bfloat16, gradients summed in float32; 2 groups of at most" in half
 
 
 @pytest.mark.parametrize("stage", (1, 2, 3))

@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 from tiny import VOCAB, add_adapters, tiny_model
 
-from univg_fast.model import load_model
+from univg_fast.data.tokenizer import build_tokenizer
+from univg_fast.model import PackedModel, load_model
+from univg_fast.rollout import LocalEngine
 from univg_fast.train.zero import weight_buckets
 
 
@@ -54,3 +57,78 @@ def test_adapters_that_are_merged_already_are_not_merged_again() -> None:
     got = {name: weight for bucket in weight_buckets(model) for name, weight in bucket.items()}
     assert list(got) == list(want)
     assert all(torch.allclose(got[name], want[name], rtol=0, atol=1e-6) for name in want)
+
+
+def sent(model: PackedModel) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for bucket in weight_buckets(model) for name, weight in bucket.items()}
+
+
+def adapted(modules_to_save: list[str], tie: bool) -> tuple[PackedModel, Any]:
+    """(a model with adapters and trained modules that matter, peft's wrapper of it)"""
+    model = tiny_model()
+    names = r".*language_model\.layers\..*\.(q|v|up)_proj"
+    config = peft.LoraConfig(r=4, target_modules=names, modules_to_save=modules_to_save, ensure_weight_tying=tie)
+    wrapped = peft.get_peft_model(model.model, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.3 * torch.rand_like(parameter))
+    return model, wrapped
+
+
+@pytest.mark.parametrize(
+    ("modules", "tie"),
+    [(["lm_head"], True), (["lm_head"], False), (["embed_tokens", "lm_head"], True), (["visual.merger"], False)],
+    ids=str,
+)
+def test_modules_that_train_as_a_whole_have_their_own_names(modules: list[str], tie: bool) -> None:
+    model, wrapped = adapted(modules, tie)
+    plain = tiny_model()
+    got = sent(model)
+    with wrapped.disable_adapter():
+        off = sent(model)
+    with torch.no_grad():
+        assert all(torch.equal(off[name], weight) for name, weight in plain.model.named_parameters())
+    want = dict(wrapped.merge_and_unload().named_parameters())
+    assert got.keys() == want.keys()
+    for name, weight in want.items():
+        torch.testing.assert_close(got[name], weight, rtol=0, atol=1e-6)
+    began, parts = plain.model.state_dict(), ("lm_head", "embed_tokens", "merger")
+    changed = [name for name in got if any(x in name for x in parts) and not torch.equal(got[name], began[name])]
+    assert len(changed) == (6 if modules == ["visual.merger"] else 1)
+
+
+def test_adapters_that_are_off_over_merged_weights_are_taken_out_again() -> None:
+    model = tiny_model()
+    wrapped = add_adapters(model)
+    with wrapped.disable_adapter():
+        want = sent(model)
+    wrapped.merge_adapter()
+    with wrapped.disable_adapter():
+        got = sent(model)
+    wrapped.unmerge_adapter()
+    theirs = {name: p for name, p in wrapped.get_base_model().named_parameters() if "base_layer" in name}
+    assert got.keys() == want.keys()
+    for name, weight in want.items():
+        torch.testing.assert_close(got[name], weight, rtol=0, atol=1e-6)
+    assert len(theirs) > 0 and all(
+        torch.equal(got[name.replace("base_layer.", "")], p) for name, p in theirs.items()
+    ), "as peft takes them out"
+
+
+def test_an_adapted_weight_that_is_tied_comes_beside_the_other_one() -> None:
+    """peft would merge the change into both. Sent are the two weights that the adapted model computes with."""
+    model = tiny_model()
+    wrapped = peft.get_peft_model(model.model, peft.LoraConfig(r=4, target_modules=["embed_tokens"]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.3)
+    embeddings, base = model.model.get_input_embeddings(), tiny_model().model.get_input_embeddings().weight
+    every = torch.arange(len(base))
+    got = sent(model)
+    names = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+    torch.testing.assert_close(got[names[0]], embeddings(every), rtol=0, atol=1e-6)
+    assert torch.equal(got[names[1]], base) and not torch.equal(got[names[0]], base)
+    receiver = LocalEngine(tiny_model(), build_tokenizer(["x"]), -1, own_weights=True)
+    with pytest.raises(ValueError, match=r"expected one of the \d+ weights left, got 'lm_head.weight'"):
+        receiver.sync_weights(weight_buckets(model))  # its own are tied: it would have to give up one of the two
+    assert wrapped.merge_and_unload().lm_head.weight.sub(base).abs().max() > 0.1, "what peft would do"

@@ -1,0 +1,110 @@
+"""The reference policy: equal in all its forms, and what of it lies on the device; adapters at every ZeRO stage."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import FAMILIES, random_group, tiny_model
+
+from univg_fast.loss import logprob_head
+from univg_fast.model import ImageFeatures, PackedModel
+from univg_fast.packing import Row, build_row
+from univg_fast.train.reference import Reference
+from univg_fast.train.streaming import StreamedWeights
+
+
+@pytest.fixture(scope="module")
+def report(launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("adapters") / "report.json"
+    done = launch("adapters_worker.py", path, world=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_training_moves_the_adapters_only(report: Any, stage: int) -> None:
+    found = report[str(stage)]
+    assert found["moved"] == found["trainable"] and len(found["moved"]) == 2 * 21 + 1
+    assert all("lora_" in name or "modules_to_save" in name for name in found["moved"])
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_reference_is_the_model_without_its_adapters(report: Any, stage: int) -> None:
+    """With one row on one rank and three on the other, which ZeRO 3 would not survive without passes that stand in."""
+    found = report[str(stage)]
+    assert found["reference"], "bit for bit, although dropout is on in training"
+    assert found["gap"] > 1e-3 and found["train_mode"] and found["counts"][0] == found["counts"][1]
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_checkpoint_without_frozen_weights_loads_back_exactly(report: Any, stage: int) -> None:
+    found = report[str(stage)]
+    assert found["loaded"] and found["further"], "and goes on exactly"
+    # weights and AdamW's moments of the adapters and the vocabulary; the model alone would be more
+    assert found["bytes"] < found["whole"]
+
+
+def rows_of(model: PackedModel) -> list[Row]:
+    rng, patch = np.random.default_rng(2), model.family.patch_size
+    cases: list[Any] = [[([(8, 4), (4, 4)], [5, 3])], [([], [4])], [([(4, 6)], [2]), ([(6, 4)], [7])]]
+    return [build_row([random_group(rng, g, r, patch) for g, r in case], model.family) for case in cases]
+
+
+def outside(units: StreamedWeights) -> int:
+    """Numbers of streamed weights that lie on the device: in use, or copied ahead."""
+    own = {unit.host.untyped_storage().data_ptr() for unit in units.units}
+    flats = {flat.untyped_storage().data_ptr(): flat.untyped_storage().nbytes() for flat, _ in units.fetched.values()}
+    for storage in (p.untyped_storage() for unit in units.units for p in unit.parameters):
+        if storage.data_ptr() not in own:
+            flats[storage.data_ptr()] = storage.nbytes()
+    return sum(flats.values())
+
+
+@pytest.mark.parametrize("tower", [False, True], ids=["features", "own tower"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_in_host_memory_give_the_same_and_at_most_two_modules_are_on_the_device(
+    family: str, tower: bool
+) -> None:
+    plain = tiny_model(family).requires_grad_(False)
+    model = copy.deepcopy(plain)
+    if not tower:
+        model.model.model.visual = plain.model.model.visual
+    rows = rows_of(model)
+    features: list[ImageFeatures | None] = [None] * len(rows)
+    if not tower:
+        features = [plain.encode_images(r.pixel_values, r.vision) if len(r.image_positions) else None for r in rows]
+    units = StreamedWeights(model, torch.device("cpu"), tower=tower)
+    seen: list[int] = []
+    for layer in model.modules():  # after the hook that fetches
+        layer.register_forward_pre_hook(lambda *_: seen.append(outside(units)))
+    reference = Reference(units.forward, model, 0.7, "auto", "", context=units.session)
+    found = reference.log_probs(rows, features, 9, (rows[0], features[0]))
+    with torch.no_grad():
+        for got, row, feature in zip(found, rows, features, strict=True):
+            assert torch.equal(got, plain(row, logprob_head(row, 0.7), feature))
+    sizes = sorted(unit.host.numel() * unit.host.element_size() for unit in units.units)
+    assert 0 < max(seen) <= sizes[-1] + sizes[-2] < units.host_bytes, "of all units at most two"
+    assert outside(units) == 0, "and none after the pass"
+    streamed = units.host_bytes / sum(
+        p.numel() * p.element_size() for p in model.model.model.language_model.parameters()
+    )
+    assert streamed > 0.95, "nearly all of the language model"
+
+
+def test_weights_that_are_streamed_are_read_and_not_remembered() -> None:
+    """The equality above must not come from weights that stayed behind."""
+    model = tiny_model().requires_grad_(False)
+    row = rows_of(model)[1]
+    units = StreamedWeights(model, torch.device("cpu"), tower=True)
+    reference = Reference(units.forward, model, 1.0, "auto", "", context=units.session)
+    (first,) = reference.log_probs([row], [None], 1, (row, None))
+    for unit in units.units[2:]:
+        unit.host.mul_(1.5)
+    (second,) = reference.log_probs([row], [None], 1, (row, None))
+    assert not torch.equal(first, second)
