@@ -21,7 +21,7 @@ from univg_fast import distributed
 from univg_fast.data.samples import Processor
 from univg_fast.model import PackedModel
 from univg_fast.train import manifest
-from univg_fast.train.zero import gathered, weight_buckets
+from univg_fast.train.zero import BUCKET_BYTES, gathered, weight_buckets
 
 
 def export(policy: PackedModel, processor: Processor, folder: Path, adapters_for: str | None = None) -> None:
@@ -59,11 +59,11 @@ def export(policy: PackedModel, processor: Processor, folder: Path, adapters_for
         raise
 
 
-def write_model(policy: PackedModel, folder: Path) -> None:
-    """Config and weights, under the names that the family's published checkpoints have. Collective."""
+def write_model(policy: PackedModel, folder: Path, max_bytes: int = BUCKET_BYTES) -> None:
+    """Config and weights, under the names of the family's published checkpoints; a file per bucket. Collective."""
     model, shards, total = policy.model, list[list[str]](), 0
     problem: Exception | None = None  # raised at the end: until then every rank takes part in gathering
-    for bucket in weight_buckets(policy):
+    for bucket in weight_buckets(policy, max_bytes):
         if not distributed.is_main() or problem is not None:
             continue
         tensors = {name: weight.to("cpu", copy=True).contiguous() for name, weight in bucket.items()}
