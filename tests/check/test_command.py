@@ -143,6 +143,17 @@ def test_text_of_the_files_is_escaped(data: Data, tmp_path: Path) -> None:
     assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page
 
 
+def test_rows_over_the_budget_are_named(data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = (f"--data.image_root={data.folder}", "--pack.budget_tokens=100", "--stages=[sft]")
+    assert main(data.arguments(tmp_path, data.clean, *more)) == 0
+    told = re.findall(
+        r"longer than pack.budget_tokens=100: (\S+ \(\S+\): a row of \d+ tokens)", capsys.readouterr().out
+    )
+    row = json.loads((tmp_path / "check" / "data_report.json").read_text())["sft"]["packing"]
+    assert told and told == row["over"] and len(told) == min(20, row["over_budget"])
+    assert told[0] in (tmp_path / "check" / "check.html").read_text()
+
+
 def test_durations_are_said_as_a_person_does() -> None:
     assert [duration(h) for h in (1200.0, 3.25, 0.5, 8 / 3600)] == ["1,200 h", "3.2 h", "30 min", "8 s"]
 

@@ -10,7 +10,7 @@ import pytest
 from univg_fast.check import histogram
 from univg_fast.check.estimate import GIB, RESERVE, Machine, Shape, hours, memory, shape_of
 from univg_fast.check.look import Counts
-from univg_fast.check.packed import Packing, pack_epoch
+from univg_fast.check.packed import NAMED, Packing, pack_epoch
 from univg_fast.config import Config, DataConfig, DeepSpeedConfig, GrpoStageConfig, ModelConfig, SftConfig
 from univg_fast.data.mix import Mix
 
@@ -34,6 +34,15 @@ def test_stage_1_by_hand() -> None:
     )
 
 
+def test_rows_over_the_budget_are_told_by_record() -> None:
+    """The first ones, each once, by its number in the data: record 0 is bad."""
+    counts = counted([0, 900, 100, 1900], [0, 10, 20, 30])
+    packing = pack_epoch(counts, Mix((4,), (2.0,)), batch=4, seed=0, ranks=1, budget=800)
+    assert sorted(packing.over) == [(1, 910), (3, 1930)] and packing.over_budget == 4
+    many = pack_epoch(counted([900] * 50, [10] * 50), Mix((50,), (1.0,)), batch=4, seed=0, ranks=2, budget=800)
+    assert len(many.over) == NAMED and many.over_budget == 50
+
+
 def test_stage_2_shares_the_prompt() -> None:
     counts = counted([1000, 500], [0, 0])
     packing = pack_epoch(counts, Mix((2,), (1.0,)), batch=2, seed=0, ranks=1, budget=2000, generations=8,
@@ -49,6 +58,7 @@ def test_stage_2_shares_the_prompt() -> None:
     long = pack_epoch(counts, Mix((2,), (1.0,)), batch=2, seed=0, ranks=1, budget=1050, generations=8,
                       response_tokens=100)  # fmt: skip
     assert long.over_budget == 4 and long.longest_row == 1200 and long.room == 4 * 1200 + 2 * 1050
+    assert long.over == ((0, 1200),) and not split.over
 
 
 def test_ranks_and_steps_share_the_records() -> None:

@@ -13,6 +13,7 @@ from univg_fast.packing.plan import GroupSize, plan_rows
 from univg_fast.packing.report import figures, tally
 
 MERGED = 4  # patches of an image token, in every family so far
+NAMED = 20  # records over the budget that are told one by one
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Packing:
     longest_row: int  # tokens
     largest_images: int  # image tokens of the row that has most
     imbalance: float = 0.0  # mean over steps: how much more the dearest rank costs than the mean rank
+    over: tuple[tuple[int, int], ...] = ()  # of the first rows over the budget: (record, tokens of the row)
 
     @property
     def fill(self) -> float:
@@ -67,28 +69,34 @@ def pack_epoch(
     windows of `window` records). Records of 0 prompt tokens turned out bad and are left out.
     """
     sums: Counter[str] = Counter()
+    over: dict[int, int] = {}
     longest = largest = steps = 0
     imbalance = 0.0
     order = mix.order(seed, 0)
     span = batch * (window_steps(window, batch, mix.epoch) if response_tokens is None else 1)
     for number, first in enumerate(range(0, len(order), span)):
         indices = order[first : first + span]
-        sizes = [_size(counts, i, generations, response_tokens) for i in indices.tolist() if counts.prompt[i]]
+        good = [i for i in indices.tolist() if counts.prompt[i]]
+        sizes = [_size(counts, i, generations, response_tokens) for i in good]
         here = -(-len(indices) // batch)
         planned = _steps(sizes, here, ranks, budget, window, [seed, number], response_tokens is None)
         for by_rank in planned:
             steps += 1
-            tallies = [tally([sizes[i] for i in members], rows, budget) for members, rows in by_rank]
+            tallies = [
+                tally([sizes[i] for i in members], [[size for _, size in row] for row in rows], budget)
+                for members, rows in by_rank
+            ]
             total = Counter({key: sum(part[key] for part in tallies) for key in tallies[0]})
             sums.update(total)
             imbalance += figures(total, max(part["cost"] for part in tallies), ranks)["pack/imbalance"]
             for members, rows in by_rank:
                 sums.update(responses=sum(sizes[i].responses[0] for i in members))
                 for row in rows:
-                    images = sum(size.patches for size in row) // MERGED
+                    images, tokens = sum(size.patches for _, size in row) // MERGED, sum(s.tokens for _, s in row)
                     sums.update(image_tokens=images)
-                    longest = max(longest, sum(size.tokens for size in row))
-                    largest = max(largest, images)
+                    longest, largest = max(longest, tokens), max(largest, images)
+                    if tokens > budget and len(over) < NAMED:
+                        over.setdefault(good[row[0][0]], tokens)
     return Packing(
         steps=steps,
         groups=int(sums["groups"]),
@@ -104,6 +112,7 @@ def pack_epoch(
         longest_row=longest,
         largest_images=largest,
         imbalance=imbalance / max(1, steps),
+        over=tuple(over.items()),
     )
 
 
@@ -120,8 +129,8 @@ def _steps(
     window: int,
     seed: Sequence[int],
     known: bool,
-) -> Iterator[list[tuple[list[int], list[list[GroupSize]]]]]:
-    """Of each step, of each rank: the numbers of its groups, and the sizes in each of its rows.
+) -> Iterator[list[tuple[list[int], list[list[tuple[int, GroupSize]]]]]]:
+    """Of each step, of each rank: the numbers of its groups, and each of its rows, groups or parts with their sizes.
 
     `known`: lengths are known before the step, as in stage 1. In stage 2 prompts are dealt to ranks first, and each
     rank packs its groups.
@@ -133,8 +142,9 @@ def _steps(
         for rows in by_rank:
             members = [i for row in rows for i in row]
             if known:
-                held = [[sizes[i] for i in row] for row in rows]
+                held = [[(i, sizes[i]) for i in row] for row in rows]
             else:
-                held = [[part.size for part in row] for row in plan_rows([sizes[i] for i in members], budget)]
+                parts = plan_rows([sizes[i] for i in members], budget)
+                held = [[(members[part.group], part.size) for part in row] for row in parts]
             found.append((members, held))
         yield found

@@ -50,6 +50,7 @@ class Use:
     memory: tuple[Line, ...] = ()
     hours: tuple[Line, ...] = ()
     examples: tuple[Example, ...] = ()
+    over_budget: tuple[str, ...] = ()  # the first records whose rows are longer than the budget
 
     @property
     def histograms(self) -> list[Histogram]:
@@ -83,7 +84,7 @@ class Use:
             }
         if self.packing is not None:
             derived = {name: round(getattr(self.packing, name), 4) for name in ("fill", "shared", "saved")}
-            more["packing"] = asdict(self.packing) | derived
+            more["packing"] = asdict(self.packing) | derived | {"over": self.over_budget}
         more["memory_gib"] = [asdict(line) for line in self.memory]
         more["hours"] = [asdict(line) for line in self.hours]
         return self.report.content() | more

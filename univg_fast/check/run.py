@@ -11,9 +11,11 @@ from univg_fast.check.look import Counts, look, merged
 from univg_fast.check.packed import Packing, pack_epoch
 from univg_fast.check.page import Use
 from univg_fast.config import Config
+from univg_fast.data.errors import named
 from univg_fast.data.index import Records
 from univg_fast.data.samples import Processor
 from univg_fast.data.scan import Report, require
+from univg_fast.structs import Record
 from univg_fast.train.console import Display
 from univg_fast.train.setup import files_to_read, make_run_processor, scan_use, tell
 from univg_fast.train.stage import batch_size
@@ -41,7 +43,9 @@ def run(config: Config, out: Path, machine: Machine, threads: int, response_toke
             if use == "sft" and told is None:
                 told = _mean(counts)
             packing = _packed(config, use, those, counts, machine.gpus, told) if use in config.stages else None
-        made = Use(use, report, _problem(report, config.data.max_bad_fraction), counts, packing)
+        over = () if packing is None else tuple(_over(those[at], tokens) for at, tokens in packing.over)
+        problem = _problem(report, config.data.max_bad_fraction)
+        made = Use(use, report, problem, counts, packing, over_budget=over)
         if counts is not None:
             shown = page.examples(those, report, config.data.prompt_template)
             made = replace(made, examples=shown)
@@ -58,6 +62,8 @@ def run(config: Config, out: Path, machine: Machine, threads: int, response_toke
     for made in uses:
         if made.packing is not None and made.memory:
             print(f"data.{made.name}: {said(made, machine)}", flush=True)
+            for record in made.over_budget:
+                print(f"  longer than pack.budget_tokens={config.pack.budget_tokens}: {record}", flush=True)
     print(f"report: {written}", flush=True)
     return [use.problem for use in uses if use.problem]
 
@@ -102,6 +108,10 @@ def _packed(
         generations=config.grpo.num_generations if grpo else 1,
         response_tokens=(response_tokens or config.grpo.max_completion_length) if grpo else None,
     )
+
+
+def _over(record: Record, tokens: int) -> str:
+    return f"{named(record.source, record.uid)}: a row of {tokens} tokens"
 
 
 def _mean(counts: Counts) -> int | None:
