@@ -93,6 +93,12 @@ def store() -> dist.Store | None:
     return dist.distributed_c10d._get_default_store() if world_size() > 1 else None
 
 
+def own_store() -> dist.Store | None:
+    """The same store through a connection of its own: for a thread, which must not wait for other threads' requests."""
+    shared = store()
+    return None if shared is None else shared.clone()  # type: ignore[attr-defined]
+
+
 def barrier() -> None:
     if world_size() > 1:
         dist.barrier(_host)
@@ -165,6 +171,8 @@ def run(main: Callable[[], None]) -> None:
     except StopRun as stop:
         if is_main():
             print(stop, file=sys.stderr, flush=True)
+        if stop.code:
+            _tell_torchrun(str(stop))
         leave(stop.code)
     except Exception as error:
         _fail(error)
@@ -177,6 +185,11 @@ def leave(code: int) -> NoReturn:
     """End this process, without the interpreter's own end where there are others."""
     logging.shutdown()
     _exit(code)
+
+
+def fail(last_words: str) -> NoReturn:
+    """End this process at once, and so the others; `last_words` say why, and stand in torchrun's report. Any thread."""
+    _leave(last_words)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -215,6 +228,8 @@ def _tell_torchrun(message: str) -> None:
 
 def _exit(code: int) -> NoReturn:
     """Leave without the interpreter's own end: gloo's threads can abort there, a broken group can hang."""
+    if sys.stdout.isatty():
+        sys.stdout.write("\x1b[?25h")  # the cursor, which a progress bar hides
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -6,8 +6,8 @@ import torch
 
 from univg_fast.config import load_config
 from univg_fast.data.boxtext import boxes_in
-from univg_fast.train.setup import load_policy, prepare
 from univg_fast.train.making import make_loader, total_steps
+from univg_fast.train.setup import load_policy, prepare
 
 from .examples import ROWS
 

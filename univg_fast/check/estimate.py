@@ -12,7 +12,7 @@ from univg_fast.check.packed import Packing
 from univg_fast.config import Config
 from univg_fast.model.families import FAMILIES
 from univg_fast.model.load import builtin_configs, small_config
-from univg_fast.train.stage import batch_size, total_steps
+from univg_fast.train.making import batch_size, total_steps
 
 GIB = 1 << 30
 RESERVE = 0.10  # of the sum: kernels' workspace, NCCL, fragmentation

@@ -17,8 +17,8 @@ from univg_fast.data.samples import Processor
 from univg_fast.data.scan import Report, require
 from univg_fast.structs import Record
 from univg_fast.train.console import Display
+from univg_fast.train.making import batch_size
 from univg_fast.train.setup import files_to_read, make_run_processor, scan_use, tell
-from univg_fast.train.stage import batch_size
 
 QUIET = 10.0  # seconds between two lines where there is no terminal
 

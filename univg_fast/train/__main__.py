@@ -6,12 +6,20 @@ run leaves lies in run.dir; a run that was interrupted goes on when the same com
 
 from __future__ import annotations
 
-import os
-import sys
-
-from univg_fast.config import ConfigError, load_config
-
 if __name__ == "__main__":
+    import faulthandler
+    import os
+    import signal
+    import sys
+
+    # Until the run hears signals itself (train/stopping.py), Ctrl-C just ends it: nothing is there to be saved.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    faulthandler.enable()  # a crash inside of a library tells where
+    faulthandler.register(signal.SIGUSR1)
+
+    from univg_fast.config import ConfigError, load_config
+
     try:
         given = load_config(sys.argv[1:])
     except ConfigError as error:

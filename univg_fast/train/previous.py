@@ -9,8 +9,23 @@ import yaml
 
 from univg_fast.config import Config, to_yaml
 
-LEFT = ("ckpt", "hf", "eval", "rollouts", "tb", "metrics.jsonl", "report.html")
-MAY_DIFFER = ("run.dir", "run.resume", "run.max_steps", "stages", "save.", "log.")
+LEFT = (
+    *("ckpt", "hf", "eval", "rollouts", "sheets", "tb", "prof", "crash", "logs"),
+    *("metrics.jsonl", "events.jsonl", "track.json", "report.html"),
+)
+MAY_DIFFER = (
+    "run.dir",
+    "run.resume",
+    "run.max_steps",
+    "run.hang_timeout_s",
+    "run.max_skipped_steps",
+    "stages",
+    "save.",
+    "log.",
+    "fault.",
+    "model.export",
+    "model.lora.merge_on_export",
+)
 
 
 def settle(config: Config, run_dir: Path) -> None:

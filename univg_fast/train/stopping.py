@@ -1,63 +1,134 @@
-"""A request to stop: a signal on any one rank, seen by all of them without a collective.
+"""A request to stop: a signal on any one rank, heard by all of them without a collective.
 
-The signal's handler only notes it. Whoever loops for long asks `requested()` and ends early what can be thrown away;
-`agreed()` is the collective by which all ranks then abandon a step together, or none does.
+A thread hears the signals, also while Python waits in a library's code, and asks the rendezvous store whether another
+rank was signalled. Inside of `finishing()`, work that is worth finishing, the request is only noted: whoever loops for
+long asks `requested()` and ends early what can be thrown away; `agreed()` is the collective by which all ranks then
+abandon a step together, or none does. Elsewhere nothing would be lost, and the process leaves at once.
 """
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import socket
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any, NoReturn
 
 from univg_fast import distributed
+from univg_fast.train.phases import Phases
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+AGAIN_S = 1.0  # a later second Ctrl-C is meant; an earlier one is the same that came on two ways
 _KEY = "univg_fast/stop"  # in the rendezvous store: the number of the signal
-_ASK_EVERY_S = 1.0  # of the store, which lies on one machine for all ranks
-_seen = 0  # the signal's number
-_told = False  # whether the store knows
-_asked = 0.0
+_ASK_EVERY_S = 0.5  # of the store, which lies on one machine for all ranks
+_number = 0  # of the signal that this rank or another one got
+_first: tuple[int, float] | None = None  # the first signal that this rank itself got, and when
+_finishing = False
+_leaving = False
 
 
 class Stopped(distributed.StopRun):
-    """The run was asked to stop, and has saved. The exit code is a shell's for the signal: 143 (TERM), 130 (INT)."""
+    """The run was asked to stop, and has saved. The exit code is a shell's for the signal: 143, 130 or 129."""
 
     def __init__(self, number: int) -> None:
+        global _leaving
         super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
-        self.code = 128 + number
+        self.code, _leaving = 128 + number, True
 
 
 def install() -> None:
-    """Note SIGTERM and SIGINT from now on instead of dying of them. A second SIGINT (Ctrl-C) ends the process."""
+    """Hear SIGTERM, SIGINT and SIGHUP from now on. After `distributed.init`, in the main thread.
+
+    A second Ctrl-C, a second or more after the first, ends the process at once.
+    """
+    ears, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     for number in SIGNALS:
-        signal.signal(number, _note)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a shell's background job
+            signal.signal(number, lambda *_: None)  # what counts is the byte that now arrives at the ears
+    Thread(target=_listen, args=(ears, mouth, distributed.own_store()), name="signals", daemon=True).start()
 
 
 def requested() -> bool:
     """Whether this rank was signalled, or has heard that another one was. Cheap, and not a collective."""
-    global _seen, _told, _asked
-    store = distributed.store()
-    if store is None:
-        return _seen > 0
-    if _seen and not _told:
-        _told = True
-        store.set(_KEY, str(_seen))
-    elif not _seen and time.monotonic() - _asked >= _ASK_EVERY_S:
-        _asked = time.monotonic()
-        if store.check([_KEY]):
-            _seen, _told = int(store.get(_KEY)), True
-    return _seen > 0
+    return _number > 0
+
+
+def asker(phases: Phases) -> Callable[[], bool]:
+    """`requested` for who loops for long: each question is a sign of life, too."""
+
+    def asked() -> bool:
+        phases.beat()
+        return requested()
+
+    return asked
 
 
 def agreed() -> int:
     """The signal that any rank was asked to stop with, on every rank alike; 0: none. Collective."""
-    requested()
-    return int(distributed.reduce_floats({}, {"signal": _seen})["signal"])
+    return int(distributed.reduce_floats({}, {"signal": _number})["signal"])
 
 
-def _note(got: int, frame: Any) -> None:
-    global _seen
-    if _seen == got == signal.SIGINT:
-        signal.default_int_handler(got, frame)
-    _seen = got
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Work that all ranks finish, or abandon together, before they stop: raises Stopped at its end. Collective."""
+    global _finishing
+    distributed.barrier()  # a rank that has not come so far would leave at once
+    _finishing = True
+    yield
+    if number := agreed():
+        raise Stopped(number)
+    _finishing = False
+
+
+def _listen(ears: socket.socket, mouth: Any, store: Any) -> None:
+    """`mouth` is only kept open."""
+    told = False
+    while True:
+        ready, _, _ = select.select([ears], [], [], _ASK_EVERY_S)
+        for number in ears.recv(64) if ready else b"":
+            _note(number)
+        if not told:
+            try:
+                told = _tell_or_hear(store)
+            except RuntimeError:  # the store is gone, and the launcher with it
+                told = True
+        if _number and not _finishing and not _leaving:
+            _leave_now("nothing is lost, the same command goes on from here")
+
+
+def _note(number: int) -> None:
+    global _number, _first
+    if number not in SIGNALS or _leaving:
+        return
+    if _first is None:
+        _first, _number = (number, time.monotonic()), _number or number
+    elif signal.SIGINT in (number, _first[0]) and time.monotonic() - _first[1] > AGAIN_S:
+        _leave_now("asked again, ended at once: steps since the last checkpoint will be done again")
+
+
+def _tell_or_hear(store: Any) -> bool:
+    """Whether this rank and the store (None: there are no other ranks) now both know of a request."""
+    global _number
+    if _number:
+        is_first = store is None or store.compare_set(_KEY, "", str(_number)) == str(_number).encode()
+        if is_first and _finishing:
+            _say(f"{signal.Signals(_number).name}: this step ends, the run is saved; Ctrl-C again ends it at once")
+    elif store is not None and store.check([_KEY]):
+        _number = int(store.get(_KEY))
+    return _number > 0
+
+
+def _leave_now(why: str) -> NoReturn:
+    _say(f"{signal.Signals(_number).name}: {why}")
+    os._exit(128 + _number)
+
+
+def _say(text: str) -> None:
+    """Past Python's buffers, whose locks the main thread may hold."""
+    os.write(2, f"rank {distributed.rank()}: {text}\n".encode())

@@ -1,0 +1,87 @@
+"""What is left behind where a stage cannot go on: steps with NaN in a row, a row that does not fit the memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from univg_fast import distributed
+from univg_fast.config import Config
+from univg_fast.train.phases import Phases
+from univg_fast.train.random_state import random_state
+from univg_fast.train.state import Outcome, StageState
+
+
+def count_skipped(state: StageState, skipped: bool) -> dict[str, float]:
+    """Count a step, which was skipped for NaN or infinity or not; the totals, for the metrics."""
+    state.skipped += skipped
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+    return {"skipped_total": float(state.skipped), "skipped_in_a_row": float(state.skipped_in_a_row)}
+
+
+def end_if_stuck(state: StageState, outcome: Outcome, config: Config, stage: str, run_dir: Path) -> None:
+    """RankError on all ranks after run.max_skipped_steps in a row, with the suspects of all of them. Collective."""
+    if state.skipped_in_a_row >= config.run.max_skipped_steps:
+        write_crash(state, outcome, config, stage, run_dir)
+        found = distributed.gather_objects(outcome.suspects)
+        told = [f"rank {rank}: {', '.join(uids[:5])}" for rank, uids in enumerate(found) if uids]
+        raise distributed.RankError(
+            f"{stage}: {state.skipped_in_a_row} steps in a row were skipped, the last one step {state.step}, as a loss "
+            f"or a gradient was not finite (run.max_skipped_steps={config.run.max_skipped_steps}). Samples of rows "
+            f"whose loss was not finite: {'; '.join(told) or 'none: gradients of finite losses were not finite'}. No "
+            "weight moved in these steps, and nothing was saved for them: the checkpoints are as they were. "
+            f"{run_dir}/crash/{stage}_{state.step:06d}_rank*.json say more"
+        )
+
+
+def write_crash(state: StageState, outcome: Outcome, config: Config, stage: str, run_dir: Path) -> None:
+    """crash/STAGE_STEP_rankN.json, and this rank's random states beside it."""
+    folder, rank = run_dir / "crash", distributed.rank()
+    path = folder / f"{stage}_{state.step:06d}_rank{rank}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(random_state(), path.with_suffix(".pt"))
+    checkpoints = sorted(str(p) for p in (run_dir / "ckpt").glob(f"{stage}_*"))
+    newest = checkpoints[-1] if checkpoints else None
+    facts: dict[str, Any] = {
+        "stage": stage,
+        "step": state.step,
+        "rank": rank,
+        "world_size": distributed.world_size(),
+        "uids": outcome.uids,
+        "suspects": outcome.suspects,
+        "skipped_in_a_row": state.skipped_in_a_row,
+        "learning_rate": outcome.metrics.get("learning_rate"),
+        "metrics": outcome.metrics,
+        "config": str(run_dir / "config.yaml"),
+        "random_state": str(path.with_suffix(".pt")),
+        "checkpoint": newest,
+        "cursor": state.cursor,
+        "replay": f"--config {run_dir / 'config.yaml'} --run.dir={run_dir}_replay "
+        + (f"--run.resume={newest} " if newest else "")
+        + f"--run.max_steps={state.step}",
+    }
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def out_of_memory(error: torch.OutOfMemoryError, phases: Phases, config: Config) -> ValueError:
+    """What to set, said with the row that did not fit."""
+    where = f"rank {distributed.rank()}: out of GPU memory in phase {phases.name} of {phases.stage} step {phases.step}"
+    tokens, patches = phases.row or (0, 0)
+    if phases.name in ("gen", "eval"):
+        knob = f"rollout.cache_gib={config.rollout.cache_gib:g} bounds what is decoded at once: set it lower"
+    elif phases.name in ("ref", "update"):
+        budget = config.pack.budget_tokens
+        knob = f"pack.budget_tokens={budget} bounds a row: set it to {max(tokens // 2, 1)} or lower"
+        if tokens > budget:
+            knob = (
+                f"one sample alone is longer than pack.budget_tokens={budget}: set data.max_length or data.max_pixels"
+            )
+        if not config.model.gradient_checkpointing:
+            knob += ", or model.gradient_checkpointing=true"
+    else:
+        knob = "deepspeed.zero_stage higher than " + str(config.deepspeed.zero_stage) + " shares out the optimizer"
+    row = f"; the last row has {tokens} tokens and {patches} patches" if phases.row else ""
+    return ValueError(f"{where}{row}. {knob}. ({str(error).strip().splitlines()[0]})")

@@ -1,0 +1,106 @@
+"""What a stage is made of: its loader, its step, and how many steps it has."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from univg_fast import distributed
+from univg_fast.config import Config
+from univg_fast.data.loader import SampleLoader
+from univg_fast.data.mix import mix_of
+from univg_fast.data.windows import Planning
+from univg_fast.model import PackedModel
+from univg_fast.rollout import LocalEngine, stop_ids
+from univg_fast.train import stopping
+from univg_fast.train.grpo import GrpoStep
+from univg_fast.train.phases import Phases
+from univg_fast.train.reference import make_reference
+from univg_fast.train.rows import Builder
+from univg_fast.train.setup import Inputs, first_sample
+from univg_fast.train.sft import SftStep
+
+
+def make_loader(stage: str, config: Config, inputs: Inputs, model: PackedModel) -> SampleLoader[Any]:
+    """This rank's part of each step, with all that can be made before the step: rows, or a frozen tower's images."""
+    build = Builder.of(model)
+    records = inputs.records[stage]
+    return SampleLoader(
+        records,
+        inputs.processor,
+        batch_size(stage, config),
+        seed=config.run.seed,
+        with_response=stage == "sft",
+        planning=planning(stage, config),
+        build=build.sft_row if stage == "sft" else None if model.vision_trains else build.images,
+        num_steps=num_batches(stage, config, mix_of(records).epoch),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        num_workers=config.data.num_workers,
+    )
+
+
+def num_batches(stage: str, config: Config, num_records: int) -> int | None:
+    """Batches of the loader in the whole stage; None where only sampling will tell."""
+    unknown = stage == "grpo" and config.grpo.dynamic_sampling_max_draws > 1
+    return None if unknown else total_steps(stage, config, num_records)
+
+
+def updates_per_step(stage: str, config: Config) -> int:
+    """Optimizer steps of one step of the stage."""
+    return config.grpo.steps_per_generation * config.grpo.num_iterations if stage == "grpo" else 1
+
+
+def planning(stage: str, config: Config) -> Planning:
+    """How the stage's steps become rows: in stage 2 only after the rollout, when lengths are known."""
+    return Planning(config.pack.budget_tokens, config.pack.window) if stage == "sft" else Planning()
+
+
+def make_step(
+    stage: str,
+    config: Config,
+    inputs: Inputs,
+    start: str,
+    device: torch.device,
+    engine: Any,
+    plain: PackedModel,
+    loader: SampleLoader,
+    phases: Phases,
+) -> SftStep | GrpoStep:
+    """What does one step of the stage: where it stands -> an Outcome, or None for a step that was abandoned."""
+    processor = inputs.processor
+    spare = first_sample(inputs.records[stage], processor, with_response=stage == "sft")
+    if stage == "sft":
+        return SftStep(config, engine, loader, spare, phases)
+    reference = make_reference(config, processor, start, device, engine, plain)
+    if reference is not None and distributed.is_main():
+        print(reference.line, flush=True)
+    rollout = LocalEngine(
+        plain,
+        processor.tokenizer,
+        stop_ids(plain.model, processor.end_token_id),
+        cache_gib=config.rollout.cache_gib,
+        static=None if config.rollout.cuda_graphs else False,
+        own_weights=plain is not engine.module,
+        should_stop=stopping.asker(phases),
+    )
+    step = GrpoStep(config, engine, loader, rollout, plain, reference, spare, phases)
+    found = step.check(spare)
+    if distributed.is_main():
+        print(found, flush=True)
+    return step
+
+
+def batch_size(stage: str, config: Config) -> int:
+    """Records of one step over all ranks."""
+    return config.sft.per_step_samples if stage == "sft" else config.grpo.prompts_per_step
+
+
+def total_steps(stage: str, config: Config, num_records: int) -> int:
+    """Optimizer schedule length of the stage, in steps of the loader."""
+    optim = config.sft if stage == "sft" else config.grpo
+    if optim.max_steps:
+        return optim.max_steps
+    return max(1, math.ceil(num_records * optim.num_train_epochs / batch_size(stage, config)))

@@ -1,0 +1,218 @@
+"""Hangs and deaths are found, and named: which rank, in which phase of which step, since when, and where in the code.
+
+Each rank has a thread that tells the rendezvous store where the rank stands, and reads where the others do. A rank
+that does nothing for run.hang_timeout_s, or does not even tell, ends the run on all ranks, and every rank whose thread
+still runs leaves the stacks of all of its threads in run.dir/logs.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import linecache
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+from univg_fast import distributed
+from univg_fast.train import stopping
+from univg_fast.train.phases import Phases
+
+GONE_S = 10.0  # a rank that tells nothing for so long after a request to stop, or an error, is dead
+_KEY = "univg_fast/beat"  # in the store: /RANK where it stands, /verdict why all ranks end
+_WAITS_FOR_DEVICE = (".item()", ".tolist()", ".cpu()", "synchronize(")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Where a rank stands, as it told, and for how long (s) it did nothing (`idle`) and told nothing (`silent`)."""
+
+    rank: int
+    stage: str
+    phase: str
+    step: int
+    entered: int  # phases so far
+    idle: float
+    waits: str  # "for the other ranks", "for the device" or ""
+    place: str  # file:line in function
+    tells: int = 0  # a count, so that a rank that stands still is not taken for a silent one
+    left: bool = False  # it ended, by its own will
+    silent: float = 0.0
+
+    def __str__(self) -> str:
+        idle = f"no progress for {self.idle:.1f} s" if self.silent < GONE_S / 2 else f"silent for {self.silent:.1f} s"
+        waits = f", waits {self.waits}" if self.waits else ""
+        return f"rank {self.rank}: phase {self.phase} of {self.stage} step {self.step}, {idle}{waits}, at {self.place}"
+
+
+class Watchdog:
+    """A context manager around all of a run that has ranks: after distributed.init and stopping.install. Collective.
+
+    `folder`: where the stacks go. On SIGUSR1, too: then the run goes on.
+    """
+
+    def __init__(self, phases: Phases, timeout_s: float, folder: Path) -> None:
+        self.phases, self.timeout_s, self.path = phases, timeout_s, folder / f"stacks_rank{distributed.rank()}.txt"
+        self.tick = min(max(timeout_s / 20, 0.2), 2.0)
+        self.store = distributed.own_store()
+        self._main = threading.get_ident()
+        self._tells = 0
+        self._last: dict[int, tuple[bytes, float]] = {}  # of each rank, what it told last, and when that was new
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w")
+        faulthandler.register(signal.SIGUSR1, self._file)
+        self._tell()
+        distributed.barrier()  # from here on each rank has told something
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and _of_a_collective(error):
+            self._name_the_dead(error)
+        self._end.set()
+        self._thread.join(timeout=GONE_S)
+        faulthandler.cancel_dump_traceback_later()
+        with suppress(RuntimeError):  # the store went first
+            self._tell(left=True)
+        faulthandler.register(signal.SIGUSR1)
+        if self._file.tell() == 0:
+            self.path.unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        while not self._end.wait(self.tick):
+            # a thread that holds Python's lock for ever stops this one, too: the stacks then come from below Python
+            faulthandler.dump_traceback_later(self.timeout_s + 5 * self.tick, file=self._file)
+            try:
+                self._tell()
+                if self.store is not None and self.store.check([f"{_KEY}/verdict"]):
+                    self._leave(self.store.get(f"{_KEY}/verdict").decode(), mine=False)
+                found = culprit(self.everyone(), self.timeout_s, GONE_S if stopping.requested() else self.timeout_s)
+                if found is not None:
+                    self._condemn(found)
+            except RuntimeError:  # the store is gone, and the launcher with it; this rank watches over itself
+                self.store = None
+
+    def _tell(self, left: bool = False) -> None:
+        self._tells += 1
+        if self.store is not None:
+            mine = replace(self._mine(), left=left)
+            self.store.set(f"{_KEY}/{mine.rank}", json.dumps(asdict(mine)))
+
+    def _mine(self) -> Seen:
+        at, frames = self.phases, sys._current_frames()
+        idle = time.monotonic() - at.progress
+        waits, place = _where(frames, self._main)
+        return Seen(distributed.rank(), at.stage, at.name, at.step, at.entered, idle, waits, place, self._tells)
+
+    def everyone(self) -> list[Seen]:
+        """Where the ranks stand."""
+        if self.store is None:
+            return [self._mine()]
+        now, ranks = time.monotonic(), range(distributed.world_size())
+        found = []
+        for rank, told in zip(ranks, self.store.multi_get([f"{_KEY}/{r}" for r in ranks]), strict=True):
+            if rank not in self._last or self._last[rank][0] != told:
+                self._last[rank] = told, now
+            seen, silent = Seen(**json.loads(told)), now - self._last[rank][1]
+            found.append(replace(seen, idle=seen.idle + silent, silent=silent))
+        return found
+
+    def _name_the_dead(self, error: BaseException) -> None:
+        """After a collective failed: if a rank tells nothing any more, end the run in its name."""
+        deadline = time.monotonic() + GONE_S / 2
+        while time.monotonic() < deadline:
+            time.sleep(self.tick)
+            if self._end.is_set() or self.store is None:
+                return
+            try:
+                seen = self.everyone()
+            except RuntimeError:
+                return
+            if any(s.left for s in seen):  # it failed by itself, and says so
+                return
+            dead = [s for s in seen if s.silent > max(3 * self.tick, 2.0)]
+            if dead:
+                self._condemn(dead[0], f" ({str(error).strip().splitlines()[0][:200]})")
+
+    def _condemn(self, found: Seen, why: str = "") -> None:
+        """End the run on all ranks. The first rank to do so speaks."""
+        rest = "\n".join(f"  {seen}" for seen in self.everyone())
+        gone = found.silent > GONE_S / 2 or why
+        words = "has gone without a word (killed, stopped, or its machine is down)" if gone else "hangs"
+        verdict = (
+            f"rank {found.rank} of {distributed.world_size()} {words}: {str(found).partition(': ')[2]}{why}.\n{rest}\n"
+            f"The stacks of the ranks that can still tell are in {self.path.parent}/stacks_rank*.txt; "
+            f"run.hang_timeout_s={self.timeout_s:g} is how long a phase may do nothing"
+        )
+        mine = True
+        if self.store is not None:
+            told = self.store.compare_set(f"{_KEY}/verdict", "", verdict).decode()
+            mine, verdict = told == verdict, told
+        self._leave(verdict, mine)
+
+    def _leave(self, verdict: str, mine: bool) -> None:
+        faulthandler.dump_traceback(self._file)
+        self._file.flush()
+        if mine:
+            time.sleep(3 * self.tick)  # torchrun ends all ranks when the first one leaves: let them write their stacks
+            distributed.fail(verdict)
+        time.sleep(GONE_S / 2)
+        os._exit(1)
+
+
+def culprit(ranks: Sequence[Seen], timeout_s: float, silent_s: float) -> Seen | None:
+    """Who keeps the others: a rank that does nothing, and waits for nobody. None: nothing has hung.
+
+    A rank that waits, or is further on than another one, is only taken where no rank at all does anything: then the
+    one that got least far, or stopped first.
+    """
+
+    def is_silent(seen: Seen) -> bool:
+        return seen.silent > silent_s
+
+    def waits(seen: Seen) -> bool:
+        return not is_silent(seen) and (bool(seen.waits) or any(o.entered < seen.entered for o in ranks))
+
+    ranks = [seen for seen in ranks if not seen.left]
+    stuck = [seen for seen in ranks if seen.idle > timeout_s or is_silent(seen)]
+    guilty = [seen for seen in stuck if not waits(seen)]
+    if not guilty and len(stuck) == len(ranks):
+        guilty = stuck
+    return min(guilty, key=lambda s: (not is_silent(s), s.entered, bool(s.waits), -s.idle), default=None)
+
+
+def _of_a_collective(error: BaseException) -> bool:
+    """Whether the error may come from another rank's end."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _where(frames: dict[int, FrameType], main: int) -> tuple[str, str]:
+    """What the process waits for, and where its main thread is. On a GPU the backward pass has threads of its own."""
+    place, waits = "?", ""
+    frame: FrameType | None = frames.get(main)
+    if frame is not None:
+        file, line = frame.f_code.co_filename, frame.f_lineno
+        place = f"{Path(file).name}:{line} in {frame.f_code.co_name}"
+        if any(mark in linecache.getline(file, line) for mark in _WAITS_FOR_DEVICE):
+            waits = "for the device"
+    for ident, top in frames.items():
+        each: Any = None if ident == threading.get_ident() else top
+        while each is not None:
+            if each.f_code.co_filename.endswith("torch/distributed/distributed_c10d.py"):
+                waits = "for the other ranks"
+            each = each.f_back
+    return waits, place
