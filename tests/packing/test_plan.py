@@ -126,8 +126,9 @@ def test_a_window_deals_every_sample_to_a_step(groups: list[GroupSize], steps: i
     if len(groups) >= steps:
         assert all(planned), "a step without rows"
         counts = [sum(map(len, step)) for step in planned]
-        largest = max(len(row) for step in planned for row in step)
+        largest, mean = max(len(row) for step in planned for row in step), len(groups) / steps
         assert max(counts) - min(counts) <= max(1, largest)
+        assert all(abs(count - mean) <= max(1, mean / 3) for count in counts)
 
 
 def test_a_step_that_fits_into_a_row_takes_its_own_share() -> None:
@@ -214,18 +215,20 @@ def test_rows_of_a_window_are_full_for_the_benchmarks_images(draw: Draw) -> None
         steps = plan_window(sizes, 21, pack_config.budget_tokens, [seed, 0])
         rows = sum(len(step) for step in steps)
         assert sum(size.tokens for size in sizes) >= 0.97 * rows * pack_config.budget_tokens
-        assert all(18 <= sum(map(len, step)) <= 32 for step in steps)
+        assert all(16 <= sum(map(len, step)) <= 32 for step in steps)
 
 
-@pytest.mark.parametrize("share", [0.95, 0.98, 1.0, 1.03])
+@pytest.mark.parametrize("share", [0.95, 0.98, 1.0, 1.03, 1.3])
 def test_rows_are_full_where_a_step_is_about_a_row(share: float) -> None:
-    """The mean step fits into a row, but half of the steps do not."""
+    """The mean step fits into a row, but half of the steps do not. Where it does not, by little, a step of one full row
+    would stand beside one of two; steps are then even, and rows less full."""
     random = np.random.default_rng(3)
     found = samples(DRAWS[0], random)
     sizes = [found[i] for i in random.permutation(len(found))[:504]]
     budget = int(sum(size.tokens for size in sizes) / 21 / share)
-    rows = sum(map(len, plan_window(sizes, 21, budget, [0, 0])))
-    assert sum(size.tokens for size in sizes) >= 0.9 * rows * budget
+    steps = plan_window(sizes, 21, budget, [0, 0])
+    assert share > 1 or sum(size.tokens for size in sizes) >= 0.9 * sum(map(len, steps)) * budget
+    assert all(16 <= sum(map(len, step)) <= 32 for step in steps)
 
 
 @pytest.mark.parametrize(("low", "high", "mean"), [(2, 2, 2.0), (3, 5, 4.19), (2, 6, 4.0)])

@@ -19,6 +19,7 @@ import numpy as np
 PAIR = 1 / 32768
 PATCH = 1 / 8
 LOOK_AHEAD = 64  # groups of which a row takes those that fill it best
+UNEVEN = 1 / 3  # how far a step's samples may be from their mean number, for rows of a whole window
 
 
 @dataclass(frozen=True)
@@ -140,17 +141,19 @@ def plan_rows(sizes: Sequence[GroupSize], budget: int) -> list[list[Part]]:
 def plan_window(sizes: Sequence[GroupSize], steps: int, budget: int, seed: Sequence[int]) -> list[list[list[int]]]:
     """Indices of each row of each step: rows packed over the whole window, then dealt to its `steps` steps.
 
-    Where that needs no fewer rows each step takes its own share, in the order given. Otherwise a step takes rows until
-    it has near its share of the samples; which step has which rows is drawn from `seed`.
+    A step takes rows until it has near its share of the samples; which step has which rows is drawn from `seed`. Where
+    that needs no fewer rows, or where rows are so long that whole ones leave steps too UNEVEN (a step of one row beside
+    one of two), each step takes its own share, in the order given.
     """
     shares = [range(len(sizes) * k // steps, len(sizes) * (k + 1) // steps) for k in range(steps)]
     packed = [pack([sizes[i].tokens for i in share], budget) for share in shares]
     rows = pack([size.tokens for size in sizes], budget, most=max(1, len(sizes) // steps)) if steps > 1 else []
-    if steps == 1 or len(rows) >= sum(map(len, packed)):
-        return [[[share[i] for i in row] for row in rows] for share, rows in zip(shares, packed, strict=True)]
     random = np.random.default_rng(list(seed))
     rows = [rows[i] for i in random.permutation(len(rows))]
     dealt = deal([len(row) for row in rows], steps, even=False)
+    off = max(abs(sum(len(rows[i]) for i in hand) - len(sizes) / steps) for hand in dealt)
+    if steps == 1 or len(rows) >= sum(map(len, packed)) or off > max(1, UNEVEN * len(sizes) / steps):
+        return [[[share[i] for i in row] for row in rows] for share, rows in zip(shares, packed, strict=True)]
     return [[rows[i] for i in dealt[k]] for k in random.permutation(steps)]
 
 
