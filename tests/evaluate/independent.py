@@ -1,4 +1,4 @@
-"""MIG-Bench scored a second time: plain Python from the words of docs/evaluation.md, sharing no code with the package."""
+"""MIG-Bench scored a second time: plain Python from the words of docs/evaluation.md, no code of the package."""
 
 from __future__ import annotations
 

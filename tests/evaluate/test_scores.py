@@ -38,8 +38,9 @@ def spell(rng: random.Random, box: list[int]) -> str:
         + [f"({a}{comma}{b}){comma}({c}{comma}{d})", f"[{a}{comma}{b}{comma}{c}{comma}{d}]", f"({a}, {b}, {c}, {d})"]
         + [f"<|box_start|>({a},{b}),({c},{d})<|box_end|>", f"<box>{a} {b} {c} {d}</box>", f"[[{a}, {b}, {c}, {d}]]"]
         + [f"[{f[0]}, {f[1]}, {f[2]}, {f[3]}]", f"({f[0]},{f[1]}),({f[2]},{f[3]})", f"({f[0]}, {f[1]}, {f[2]}, {f[3]})"]
-        + [f"({a} ,{b}),({c},{d})", f"({a},{b})({c},{d})", f"({a}.5,{b}),({c},{d}.25)", f"({a},{b}),({c},{d}", f"({a},-{b}),({c},{d})"]
-        + [f'{{"bbox_2d": [{a}, {b}, {c}, {d}], "label": "x"}}', f"{a} {b} {c} {d}", f"[{a}, {b}, {c}, {d}, 5]", "the cat", ""]
+        + [f"({a} ,{b}),({c},{d})", f"({a},{b})({c},{d})", f"({a}.5,{b}),({c},{d}.25)", f"({a},-{b}),({c},{d})"]
+        + [f'{{"bbox_2d": [{a}, {b}, {c}, {d}], "label": "x"}}', f"{a} {b} {c} {d}", f"[{a}, {b}, {c}, {d}, 5]"]
+        + [f"({a},{b}),({c},{d}", "the cat", ""]
     )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def answer(rng: random.Random, truth: list[float]) -> str:
 
 @pytest.fixture(scope="module", params=["original", "revised"])
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
-    """(protocol, benchmark, predictions): also degenerate answers, as the original set has, and no prediction at all."""
+    """(protocol, benchmark, predictions): also degenerate answers, as the original set has, and none predicted."""
     rng, folder = random.Random(7), tmp_path_factory.mktemp(request.param)
     entries, lines = [], []
     for i in range(ENTRIES):

@@ -26,14 +26,22 @@ def parser() -> argparse.ArgumentParser:
     add("--protocol", help="of mig_bench: original or revised (default: what its numbers are of)")
     add("--parser", default="answer_tag", choices=PARSERS, help="how a box is read from an answer (default answer_tag)")
     add("--predictions", type=Path, help="answers to score (JSONL)")
-    add("--out", required=True, type=Path, help="folder of results.json and rows.jsonl")
+    add("--model", help="or: the folder of a model that answers first; --section.key=value as in training")
+    add("--config", help="what the model is asked with (default: the config.yaml of the run that it lies in)")
+    add("--out", required=True, type=Path, help="folder of results.json, rows.jsonl and the model's answers")
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0: scored. 1: a mistake in the input."""
-    given = parser().parse_args(argv)
+    """0: scored. 1: a mistake in the input. 2: one in the configuration."""
+    given, keys = parser().parse_known_args(argv)
     try:
+        if bool(given.predictions) == bool(given.model):
+            raise ValueError("expected either --predictions or --model")
+        if given.model:
+            return ask_model(given, keys)
+        if keys or given.config:
+            raise ValueError(f"expected --model with {' '.join(keys) or '--config'}")
         score_file(given)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,20 +54,55 @@ def score_file(given: argparse.Namespace) -> None:
     from univg_fast.evaluate.predictions import read_predictions
     from univg_fast.evaluate.results import digest, result_of, write_result
 
-    if given.predictions is None:
-        raise ValueError("expected --predictions")
     items, protocol = read_items(given.benchmark, given.data, given.image_root, given.protocol)
     predictions, report = read_predictions(given.predictions, items)
-    about: dict[str, Any] = {
-        "model": None,
-        "generation": None,
-        "files": {"data": str(given.data), "data_digest": digest(given.data),
-                  "predictions": str(given.predictions), "predictions_digest": digest(given.predictions)},
-        "predictions": report,
-    }  # fmt: skip
+    files = {"data": str(given.data), "data_digest": digest(given.data)}
+    files |= {"predictions": str(given.predictions), "predictions_digest": digest(given.predictions)}
+    about = {"model": None, "generation": None, "files": files, "predictions": report}
     result, rows = result_of(given.benchmark, protocol, given.parser, items, predictions, about)
     write_result(given.out, result, rows)
     tell(result, given.out)
+
+
+def ask_model(given: argparse.Namespace, keys: list[str]) -> int:
+    from univg_fast.config import ConfigError
+
+    try:
+        from univg_fast.evaluate.load import run_config
+
+        config, source = run_config(given.model, given.config, keys)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from univg_fast import distributed
+
+    distributed.run(lambda: answer_and_score(given, config, source))
+    return 0
+
+
+def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> None:
+    """Collective."""
+    from univg_fast import distributed
+    from univg_fast.evaluate.ask import ask
+    from univg_fast.evaluate.benchmarks import read_items
+    from univg_fast.evaluate.results import digest, result_of, write_result
+
+    device = distributed.init(timeout_s=7 * 86400)  # ranks wait for the slowest one at the end
+    items, protocol = read_items(given.benchmark, given.data, given.image_root, given.protocol)
+    items = items[: config.evaluate.max_samples]
+    if distributed.is_main():
+        print(f"{len(items)} entries; the model is asked as {source} says", flush=True)
+    answers, generation = ask(given.model, config, items, given.data, given.out, device)
+    if distributed.is_main():
+        files = {"data": str(given.data), "data_digest": digest(given.data)}
+        report = {"errors": sum(said.error is not None for said in answers.values())}
+        report["empty"] = sum(said.empty for said in answers.values())
+        about = {"model": given.model, "generation": generation, "max_samples": config.evaluate.max_samples,
+                 "files": files, "predictions": report}  # fmt: skip
+        result, rows = result_of(given.benchmark, protocol, given.parser, items, answers, about)
+        write_result(given.out, result, rows)
+        tell(result, given.out)
+    distributed.barrier()
 
 
 def tell(result: dict[str, Any], out: Path) -> None:

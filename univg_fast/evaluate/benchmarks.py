@@ -44,12 +44,14 @@ Read = Callable[[dict[str, Any], str, Path, Headers], list[Item]]  # (entry, pla
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`counts`: entries by protocol and task, where they are published."""
+    """`tasks`: task of the file -> its published name. `counts`: entries by protocol and task, where somebody says.
+    `named`: the entries name their tasks; else the benchmark is one."""
 
     read: Read
     protocols: tuple[Protocol, ...]
     tasks: dict[str, str] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    named: bool = False
 
 
 def mig_bench(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> list[Item]:
@@ -86,22 +88,22 @@ def zero_shot(entry: dict[str, Any], place: str, root: Path, headers: Headers) -
             raise Refused("schema", f"expected the keys of one of {', '.join(grounding.KEYS)}")
         (raw,) = grounding.read(entry, root)
     except Refused as error:
-        return [Item(_uid(entry), place, name or UNKNOWN, problem=error.problem)]
+        return [Item(_uid(entry), place, UNKNOWN, problem=error.problem)]
     target, images = raw.targets[0], _absolute(raw.images, root)
     pixels = tuple(map(int, target.box)) if name in ("reasonvos", "revos") else target.box  # as the scripts do
     size, problem = _size(entry, images[target.image or 0], headers)
     truths = (Truth(_over(pixels, size), target.image),) if size else ()
-    return [Item(_uid(entry), place, str(raw.task), images, raw.question, truths, problem=problem)]
+    return [Item(_uid(entry), place, UNKNOWN, images, raw.question, truths, problem=problem)]
 
 
 def refcoco(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> list[Item]:
     """{"image", "bbox": [x, y, width, height] px, "answer": an expression or several}: an item for each of them."""
     image, box, said = entry.get("image", entry.get("file_name")), box_of(entry.get("bbox")), entry.get("answer")
-    texts = said if isinstance(said, list) and said else [said]
-    task, problem = str(entry.get("task", entry.get("split", "refcoco"))), None
+    texts = said if isinstance(said, list) and said and all(isinstance(text, str) for text in said) else [said]
+    problem = None
     images: tuple[str, ...] = ()
     truths: tuple[Truth, ...] = ()
-    if not isinstance(image, str) or box is None or not all(isinstance(text, str) for text in texts):
+    if not isinstance(image, str) or box is None or not isinstance(texts[0], str):
         problem = "expected image (a path), bbox [x, y, width, height] and answer (a text, or several)"
     else:
         images = _absolute([image], root)
@@ -112,7 +114,15 @@ def refcoco(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> 
     uid = _uid(entry)
     many = len(texts) > 1
     return [
-        Item(f"{uid}.{k}" if many and uid else uid, place, task, images, REFERRED.format(text), truths, problem=problem)
+        Item(
+            f"{uid}.{k}" if many and uid else uid,
+            place,
+            UNKNOWN,
+            images,
+            REFERRED.format(text),
+            truths,
+            problem=problem,
+        )
         for k, text in enumerate(texts)
     ]
 
@@ -131,17 +141,17 @@ def records(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> 
 
 
 BENCHMARKS = {
-    "mig_bench": Benchmark(mig_bench, (ORIGINAL, REVISED), MIG_TASKS, MIG_COUNTS),
-    "lisa_val": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"lisa": 200}}),
-    "lisa_test": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"lisa": 779}}),
+    "mig_bench": Benchmark(mig_bench, (ORIGINAL, REVISED), MIG_TASKS, MIG_COUNTS, named=True),
+    "lisa_val": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"lisa_val": 200}}),
+    "lisa_test": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"lisa_test": 779}}),
     "llmseg": Benchmark(zero_shot, (ZERO_SHOT,)),
     "reasonvos": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"reasonvos": 458}}),
     "revos": Benchmark(zero_shot, (ZERO_SHOT,)),
     "refcoco": Benchmark(refcoco, (LMMS_EVAL,)),
     "refcoco+": Benchmark(refcoco, (LMMS_EVAL,)),
     "refcocog": Benchmark(refcoco, (LMMS_EVAL,)),
-    "records": Benchmark(records, (RECORDS,)),
-    "multi_target": Benchmark(records, (RECORDS,)),
+    "multi_target": Benchmark(records, (RECORDS,), named=True),
+    "records": Benchmark(records, (RECORDS,), named=True),
 }
 
 
@@ -161,6 +171,8 @@ def read_items(
         found = [Item("", place, UNKNOWN, problem=wrong)] if entry is None else benchmark.read(
             entry, place, (root or path.parent).absolute(), headers)  # fmt: skip
         default = [str(number) if len(found) == 1 else f"{number}.{k}" for k in range(len(found))]
+        if not benchmark.named:
+            found = [replace(item, task=name) for item in found]
         items += [item if item.uid else replace(item, uid=uid) for item, uid in zip(found, default, strict=True)]
     chosen = _protocol(benchmark, protocol, items)
     return _distinct(items), chosen

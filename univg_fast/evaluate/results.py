@@ -37,6 +37,7 @@ def result_of(
     known = BENCHMARKS[benchmark]
     result: dict[str, Any] = {"benchmark": benchmark, "protocol": protocol.name, "parser": parser, **about}
     result["iou"] = {"unit": protocol.unit, "epsilon": protocol.epsilon}
+    result["bootstrap"] = {"seed": 0, "num_resamples": 1000}
     result["versions"] = versions()
     result["data"] = data_report(items, [truth_problem(i) for i in items], known.counts.get(protocol.name, {}))
     result |= summarize(rows, tasks=tuple(known.tasks))

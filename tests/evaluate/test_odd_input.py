@@ -1,0 +1,143 @@
+"""Damaged benchmarks and predictions: counted and named, never a crash, and every entry stays in the denominator."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from univg_fast.evaluate.__main__ import main
+
+GOOD = "<answer>(100,100),(300,300)</answer>"
+
+
+def entry(uid: Any = None, task: str = "diff", answer: Any = (100, 100, 300, 300), **more: Any) -> dict[str, Any]:
+    row = {"task": task, "images": ["a.png", "b.png"], "question": "Where?", "answer": answer, "additional_info": ""}
+    return row | ({} if uid is None else {"id": uid}) | more
+
+
+def run(folder: Path, entries: list[Any], lines: list[Any], *more: str, benchmark: str = "mig_bench") -> dict[str, Any]:
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (folder / "said.jsonl").write_text(text)
+    (folder / "data.jsonl").write_text("".join((e if isinstance(e, str) else json.dumps(e)) + "\n" for e in entries))
+    given = ["--benchmark", benchmark, "--data", str(folder / "data.jsonl")]
+    given += ["--predictions", str(folder / "said.jsonl"), "--out", str(folder / "out")]
+    assert main([*given, *more]) == 0
+    rows = [json.loads(line) for line in (folder / "out" / "rows.jsonl").read_text().splitlines()]
+    result = json.loads((folder / "out" / "results.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    return result | {"rows": rows}
+
+
+def test_every_odd_prediction_is_counted_and_scores_nothing(tmp_path: Path) -> None:
+    entries = [entry(f"q{i}") for i in range(10)]
+    lines: list[Any] = [
+        {"id": "q0", "text": GOOD},
+        {"id": "q0", "text": "<answer>(0,0),(1,1)</answer>"},  # comes a second time
+        {"id": "who", "text": GOOD},
+        {"id": "q1", "text": " \n"},
+        {"id": "q2", "box": [100, 100, float("nan"), 300]},
+        {"id": "q3", "box": [100, 100, 300, 4000]},
+        {"id": "q4", "box": [100, "100", None, 300]},
+        {"id": "q5", "text": None},
+        {"id": "q6", "text": "<answer>(300,300),(100,100)</answer>"},
+        {"id": "q7", "text": f"<answer>({'9' * 5000},1),({'9' * 400},3)</answer>"},
+        {"text": GOOD},
+        '{"id": "q8", "text": "cut',
+        "[]",
+        "17",
+    ]
+    result = run(tmp_path, entries, lines)
+    assert result["n"] == 10 and result["acc@0.5"] == 0.1
+    told = result["predictions"]
+    assert told["lines"] == 14 and told["matched_by"] == "id" and told["broken_lines"] == 2
+    assert told["unknown"] == 1 and told["duplicate"] == 1 and told["without_id"] == 2
+    assert told["missing"] == 2 and told["empty"] == 2 and told["examples"]["missing"] == ["q8", "q9"]
+    assert told["examples"]["unknown"] == ["who"]
+    counts = result["counts"]
+    assert (counts["no_box"], counts["bad_box"], counts["inverted_box"], counts["out_of_range_box"]) == (4, 3, 1, 1)
+    assert result["data"]["missing_images"] == 10
+    assert [row["iou"] > 0 for row in result["rows"]] == [True, False, False, True, *[False] * 6]
+
+
+def test_damaged_entries_stay_in_the_denominator_of_their_task(tmp_path: Path) -> None:
+    entries = [
+        entry("a"),
+        entry("b", answer=[100, 100, 100, 300]),  # without area
+        entry("c", answer=[1, 2, 3]),
+        entry("d", answer="somewhere"),
+        entry("a"),  # the id of another one
+        entry("e", images="nothing"),
+        entry("f", task=7),
+        '{"id": "g", "task": "diff',
+        [1, 2],
+    ]
+    lines = [{"id": uid, "text": GOOD} for uid in "abcdefg"]
+    result = run(tmp_path, entries, [*lines, {"id": "a@2", "text": GOOD}], "--protocol", "revised")
+    assert result["n"] == 9 and result["tasks"]["diff"]["n"] == 6 and result["tasks"]["unknown"]["n"] == 3
+    assert result["tasks"]["diff"]["acc@0.5"] == 3 / 6  # both of "a", and the one whose images nobody finds
+    assert result["macro"] | {"tasks": 1} == result["macro"] and result["macro"]["acc@0.5"] == 3 / 6
+    data = result["data"]
+    assert (data["entries"], data["bad_entries"], data["duplicate_ids"]) == (9, 5, 1)
+    assert data["other_number_than_published"]["diff"] == "6 of 528"
+    assert any("data.jsonl:8" in text for text in data["examples"]["bad_entries"])
+
+
+def test_answers_without_ids_are_taken_in_order(tmp_path: Path) -> None:
+    entries, lines = [entry() for _ in range(4)], [{"text": GOOD}, {"text": "no"}, {"text": GOOD}]
+    result = run(tmp_path, entries, lines)
+    assert [row["iou"] for row in result["rows"]] == [1.0, 0.0, 1.0, 0.0]
+    assert result["predictions"]["matched_by"] == "order" and result["predictions"]["missing"] == 1
+    numbered = [{"index": 3, "prediction": GOOD}, {"index": 0, "prediction": GOOD}]  # of entries without ids
+    assert [row["iou"] for row in run(tmp_path, entries, numbered)["rows"]] == [1.0, 0.0, 0.0, 1.0]
+    cut = run(tmp_path, entries, [lines[0], '{"text": "cu', lines[2]])  # nobody knows whose the third one is
+    assert cut["predictions"]["without_id"] == 2 and cut["n"] == 4 and cut["acc@0.5"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--benchmark", "mig"], "--benchmark: expected one of mig_bench, "),
+        (["--protocol", "new"], "--protocol: expected one of original, revised, got 'new'"),
+        (["--protocol", "original"], "0 of 1 answers are fractions"),
+        (["--data", "nowhere.json"], "nowhere.json: no such file"),
+        (["--predictions", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--data", "list.json"], "the list is cut or malformed.*the size of the benchmark is not known"),
+        (["--data", "empty.json"], "empty.json holds no entries"),
+        (["--model", "m"], "expected either --predictions or --model"),
+        (["--data.max_length=7"], "expected --model with --data.max_length=7"),
+    ],
+)
+def test_mistakes_end_the_command(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data.jsonl").write_text(json.dumps(entry("a")))
+    Path("list.json").write_text("[" + json.dumps(entry("a")) + ', {"id"')
+    Path("empty.json").write_text("\n")
+    Path("said.jsonl").write_text("")
+    given = {"--benchmark": "mig_bench", "--data": "data.jsonl", "--predictions": "said.jsonl", "--out": "out"}
+    given |= dict(zip(words[::2], words[1::2], strict=False))
+    flat = [word for pair in given.items() for word in pair] + (words if len(words) == 1 else [])
+    assert main(flat) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+
+
+def test_random_damage_never_ends_in_a_traceback(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    for benchmark in ("mig_bench", "lisa_val", "revos", "refcoco", "multi_target"):
+        entries = [
+            json.dumps(entry(i, boxes=[[1, 2, 3, 4]], bbox=[1, 2, 3, 4], image="a.png", targets=[])) for i in range(60)
+        ]
+        lines = [json.dumps({"id": i, "text": GOOD}) for i in range(60)]
+        for text in (entries, lines):
+            for i in range(1, 60):
+                cut = list(text[i])
+                for _ in range(rng.randint(0, 3)):
+                    cut[rng.randrange(len(cut))] = rng.choice('{}[]",:0-9e\\ nNaIuf\u20ac')
+                text[i] = "".join(cut).replace("\n", "")
+        assert run(tmp_path, entries, lines, benchmark=benchmark)["data"]["entries"] == 60

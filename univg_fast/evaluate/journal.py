@@ -1,0 +1,73 @@
+"""Answers as they come, a line each, so that an evaluation that was killed goes on where it was.
+
+Each rank appends to a file of its own, FOLDER/answers.RANK.jsonl; all ranks read all of them, so that another number of
+ranks can go on. The first line holds the settings that answers depend on; a line without its end is cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .items import Item
+from .predictions import Prediction
+
+
+class Journal:
+    """The answers in `folder`. ValueError where they were given with other settings."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder, self.settings = folder, dict(settings)
+        self.answers: dict[str, Prediction] = {}
+        for path in sorted(folder.glob("answers.*.jsonl")):
+            self._read(path)
+
+    def open(self, rank: int) -> None:
+        """Append to this rank's file from now on. ValueError where another process does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"answers.{rank}.jsonl"
+        self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
+        except BlockingIOError:
+            raise ValueError(f"--out: {path}: another process is evaluating into this folder") from None
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        self._file.seek(whole)
+        self._file.truncate()
+        if whole == 0:
+            self._write({"settings": self.settings})
+
+    def add(self, batch: Iterable[tuple[Item, Prediction]]) -> None:
+        for item, said in batch:
+            self._write({"uid": item.uid, "text": said.text, "tokens": said.tokens, "error": said.error,
+                         "sizes": said.sizes})  # fmt: skip
+            self.answers[item.uid] = said
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _read(self, path: Path) -> None:
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1]):  # the last piece has no end, or is empty
+            entry = json.loads(line)
+            if number == 0:
+                self._check(path, entry["settings"])
+            else:
+                sizes = tuple((width, height) for width, height in entry["sizes"])
+                self.answers[entry["uid"]] = Prediction(entry["text"], None, entry["tokens"], entry["error"], sizes)
+
+    def _check(self, path: Path, before: Mapping[str, Any]) -> None:
+        now = json.loads(json.dumps(self.settings))
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if changed:
+            was = "; ".join(f"{key} was {before.get(key)!r}"[:200] for key in changed)
+            raise ValueError(
+                f"--out: {path} holds answers given with other settings ({was}); name another folder, or delete them"
+            )
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self._file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode())
+        self._file.flush()
