@@ -28,7 +28,7 @@ def adapted(family: str = "qwen2_vl", **settings: Any) -> PackedModel:
     """A small model with adapters that matter, its tower frozen."""
     model = tiny_model(family)
     freeze_vision(model.model.model.visual)
-    apply_lora(model, **{"r": 4, "lora_alpha": 8.0} | settings)
+    apply_lora(model.model, **{"r": 4, "lora_alpha": 8.0} | settings)
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -111,7 +111,7 @@ def test_a_packed_row_equals_pefts_model_on_separate_sequences(family: str, save
 def test_only_the_language_model_has_adapters_and_they_begin_as_nothing(family: str) -> None:
     model, plain = tiny_model(family), tiny_model(family)
     freeze_vision(model.model.model.visual)
-    line = apply_lora(model, r=4, lora_alpha=8.0)
+    line = apply_lora(model.model, r=4, lora_alpha=8.0)
     layers = [name for name, layer in model.named_modules() if is_adapted(layer)]
     assert len(layers) == 7 * model.model.config.get_text_config().num_hidden_layers
     assert f"{len(layers)} layers of rank 4" in line
@@ -127,7 +127,7 @@ def test_first_adapters_depend_on_the_seed_alone() -> None:
     for seed, noise in ((1, 10), (1, 11), (2, 10)):
         torch.manual_seed(noise)
         model = tiny_model()
-        apply_lora(model, r=4, lora_alpha=8.0, seed=seed)
+        apply_lora(model.model, r=4, lora_alpha=8.0, seed=seed)
         found.append(torch.cat([p.flatten() for p in trained(model).values()]))
         assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(noise)))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
@@ -194,7 +194,7 @@ def test_adapters_that_cannot_work_are_refused(settings: dict[str, Any], message
 def test_the_projector_beside_adapters() -> None:
     """As a whole, if it is named, in a tower that is not frozen: then no features are shared with the reference."""
     model = tiny_model()
-    apply_lora(model, r=4, lora_alpha=8.0, modules_to_save=["merger"])
+    apply_lora(model.model, r=4, lora_alpha=8.0, modules_to_save=["merger"])
     assert model.vision_trains
     assert {name.split("visual.")[1].split(".")[0] for name in trained(model) if "visual" in name} == {"merger"}
 

@@ -33,7 +33,7 @@ OPTIM = OptimConfig(learning_rate=1e-2)
 def adapted() -> PackedModel:
     model = tiny_model()
     freeze_vision(model.model.model.visual)
-    apply_lora(model, r=4, lora_alpha=8.0, lora_dropout=0.2, modules_to_save=["lm_head"])
+    apply_lora(model.model, r=4, lora_alpha=8.0, lora_dropout=0.2, modules_to_save=["lm_head"])
     return model
 
 

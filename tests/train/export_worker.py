@@ -39,7 +39,7 @@ def load(base: Path, adapters: bool) -> PackedModel:
     model = PackedModel(load_model(str(base)))
     model.model.model.visual.requires_grad_(False)
     if adapters:
-        apply_lora(model, r=4, lora_alpha=8.0)
+        apply_lora(model.model, r=4, lora_alpha=8.0)
     return model
 
 

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from univg_fast.model.packed import PackedModel
-
 LAYERS = r".*\blanguage_model\.layers\..*\.(q|k|v|o|gate|up|down)_proj"  # the plain names would hit towers, too
 
 
 def apply_lora(
-    model: PackedModel,
+    inner: Any,
     *,
     r: int,
     lora_alpha: float,
@@ -25,7 +23,7 @@ def apply_lora(
     modules_to_save: Sequence[str] = (),
     seed: int = 0,
 ) -> str:
-    """Put adapters into `model`, and train nothing else. -> a line that tells what trains. Before the engine is made.
+    """Put adapters into a transformers model, and train nothing else. -> a line that tells what trains.
 
     `target_modules`, `modules_to_save`: endings of module names; no targets: every linear layer of the language model.
     ValueError where a name fits nothing, where one lies in a frozen vision tower, or where a target is read by more
@@ -33,7 +31,6 @@ def apply_lora(
     """
     import peft  # late: a run without adapters does not need it
 
-    inner = model.model
     frozen = not any(p.requires_grad for p in inner.model.visual.parameters())
     _require(inner, "target_modules", target_modules, frozen)
     _require(inner, "modules_to_save", modules_to_save, frozen)
@@ -51,7 +48,7 @@ def apply_lora(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)  # the first weights of the adapters: on the host, the same on every rank
         peft.get_peft_model(inner, config, autocast_adapter_dtype=False)
-    inner.to(model.device)
+    inner.to(inner.device)
     trained = sum(p.numel() for p in inner.parameters() if p.requires_grad)
     layers = sum(map(is_adapted, inner.modules()))
     beside = f", {', '.join(modules_to_save)} as a whole" if modules_to_save else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from univg_fast import distributed
-from univg_fast.config import Config
-from univg_fast.config.schema import LoraConfig
+from univg_fast.config import Config, ModelConfig
 from univg_fast.data.builtin import write_builtin
 from univg_fast.data.index import Records
 from univg_fast.data.prompts import corpus
@@ -163,11 +162,9 @@ def load_policy(
     seed = config.run.seed + how.init_seed
     model: Any = load_model(path, DTYPES[how.torch_dtype], vocab=vocab, seed=seed)
     model.to(device)
-    if how.freeze_vision_tower:
-        freeze_vision(model.model.visual, how.freeze_multi_modal_projector)
+    told = freeze(model, how if adapters else replace(how, lora=None), seed)
     packed = PackedModel(model, how.attention)
-    if how.lora is not None and adapters:
-        packed.lines.append(apply_lora(packed, seed=seed, **adapter_settings(how.lora)))
+    packed.lines += told
     if how.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if how.liger:
@@ -175,9 +172,14 @@ def load_policy(
     return packed
 
 
-def adapter_settings(lora: LoraConfig) -> dict[str, Any]:
-    """The arguments of `apply_lora`."""
-    return {key: value for key, value in asdict(lora).items() if key != "merge_on_export"}
+def freeze(model: Any, how: ModelConfig, seed: int = 0) -> list[str]:
+    """Decide what of a transformers model trains; returns lines to tell."""
+    if how.freeze_vision_tower:
+        freeze_vision(model.model.visual, how.freeze_multi_modal_projector)
+    if how.lora is None:
+        return []
+    settings = {key: value for key, value in asdict(how.lora).items() if key != "merge_on_export"}
+    return [apply_lora(model, seed=seed, **settings)]
 
 
 def first_sample(records: Sequence[Record], processor: Processor, with_response: bool) -> Sample:
