@@ -44,6 +44,23 @@ def test_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path: Path) -> 
     assert [(r["stage"], r["step"]) for r in rows(tmp_path)][-3:] == [("sft", 7), ("grpo", 1), ("grpo", 2)]
 
 
+def test_num_tokens_counts_on_over_a_resume_and_events_tell_of_it(tmp_path: Path) -> None:
+    run(tmp_path, "sft", 0, 5, dense_tokens=10.0)
+    run(tmp_path, "sft", 3, 5, dense_tokens=7.0)
+    run(tmp_path, "grpo", 0, 1, dense_tokens=1.0)
+    assert [r["num_tokens"] for r in rows(tmp_path)] == [10, 20, 30, 37, 44, 1]
+    (event,) = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert (event["event"], event["stage"], event["step"]) == ("resumed", "sft", 3)
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")  # every write to it fails with ENOSPC
+    run(tmp_path, "sft", 0, 2)
+    shown = capsys.readouterr()
+    assert "sft 2/10" in shown.out
+    assert "metrics.jsonl could not be written, the run goes on" in shown.err and "No space left" in shown.err
+
+
 def test_trimming_an_unharmed_file_does_not_touch_it(tmp_path: Path) -> None:
     run(tmp_path, "sft", 0, 2)
     path = tmp_path / "metrics.jsonl"
@@ -61,40 +78,44 @@ def test_each_line_is_on_disk_when_log_returns_and_phases_add_up(tmp_path: Path)
                 time.sleep(0.02)
         with pytest.raises(KeyError), phases("score"):
             raise KeyError
+        with phases("data"):
+            time.sleep(0.01)
         logger.log(1, STEP, phases.take())
         (first,) = rows(tmp_path)
-        logger.log(2, STEP | {"group_tokens": 3000.0}, phases.take())  # a prompt's second copies are no throughput
+        counted = {"dense_tokens": 9000.0, "num_samples": 6.0, "packed_tokens": 5000.0}
+        logger.log(2, STEP | counted, phases.take())  # a prompt's second copies in the rows are no throughput
     second = rows(tmp_path)[1]
-    assert second["tokens_per_second"] == pytest.approx(3000 / second["timing_s/step"])
+    whole = second["timing_s/step"]
+    assert second["tokens_per_second"] == pytest.approx(4000 / whole)
+    assert second["dense_tokens_per_second"] == pytest.approx(9000 / whole)
+    assert second["prompts_per_second"] == pytest.approx(6 / whole)
     assert first["stage"] == "grpo" and first["step"] == 1 and first["loss"] == 0.9123
     assert 0.04 <= first["timing_s/gen"] <= first["timing_s/step"] and "timing_s/score" in first
-    assert first["tokens_per_second"] == pytest.approx(4000 / first["timing_s/step"])
-    assert "timing_s/gen" not in rows(tmp_path)[1], "a phase's time belongs to its own step"
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with MetricsLogger(tmp_path, "sft", 10, 0, LogConfig(tensorboard=True)) as logger:
-        logger.log(1, STEP)
-    events = EventAccumulator(str(tmp_path / "tb" / "sft")).Reload()
-    assert events.Scalars("loss")[0].value == pytest.approx(0.9123)
-    assert "timing_s/step" in events.Tags()["scalars"]
+    assert "timing_s/gen" not in second, "a phase's time belongs to its own step"
+    for row in (first, second):
+        parts = [v for k, v in row.items() if k.startswith("timing_s/") and k != "timing_s/step"]
+        assert sum(parts) == pytest.approx(row["timing_s/step"], rel=1e-9) and min(parts) >= 0
+    assert second["timing_s/other"] == second["timing_s/step"]
+    assert first["data_wait"] == pytest.approx(first["timing_s/data"] / first["timing_s/step"])
+    assert 0.05 < first["memory/resident_gb"] < 100
 
 
 def test_line_of_a_grpo_step() -> None:
     step = STEP | {
         "reward": 1.43, "miou": 0.52, "rewards/format/mean": 0.98, "frac_reward_zero_std": 0.19,
         "completions/mean_length": 121.2, "completions/clipped_ratio": 0.0, "kl": 0.0031,
-        "learning_rate": 1e-6, "tokens_per_second": 31234.0, "num_samples": 24.0,
+        "learning_rate": 1e-6, "tokens_per_second": 31234.0, "num_samples": 24.0, "mfu": 0.413,
+        "memory/allocated_gb": 60.2, "memory/reserved_gb": 71.3, "memory/resident_gb": 9.0,
         "timing_s/gen": 4.1, "timing_s/data": 0.01, "timing_s/update": 3.9,
         "timing_s/step": 8.2,
     }  # fmt: skip
     assert numbers(step) == (
         "loss 0.912 rew 1.43 iou 0.52 fmt 0.98 zstd 19% len 121 cut 0% kl 0.0031 gn 0.41 lr 1.0e-6 n 24"
-        " | 31.2k tok/s fill 96% | gen 4.1 update 3.9 = 8.2s"
+        " | 31.2k tok/s fill 96% mfu 41% 71 GB | gen 4.1 update 3.9 = 8.2s"
     )
     assert "SKIPPED" in numbers(step | {"skipped": 1.0}) and "bad 2" in numbers(step | {"bad_records": 2.0})
+    troubled = numbers(step | {"skipped": 0.0, "skipped_total": 3.0, "saves_failed": 1.0})
+    assert "skipped so far 3" in troubled and "SAVES FAILED 1" in troubled and "SKIPPED" not in troubled
 
 
 def test_clock() -> None:

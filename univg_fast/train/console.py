@@ -35,7 +35,7 @@ _WORDS: tuple[tuple[str, str, str], ...] = (
 # metric, its name: told where it is not 0
 _TROUBLES = (
     ("bad_records", "bad"),
-    ("skipped_steps", "skipped so far"),
+    ("skipped_total", "skipped so far"),
     ("saves_failed", "SAVES FAILED"),
 )
 _FORMATS: dict[str, Callable[[float], str]] = {

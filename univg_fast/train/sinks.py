@@ -106,7 +106,12 @@ def _wandb(run_dir: Path, project: str, stage: str, settings: Row) -> Sink:
         project=project, name=name, id=ours, resume="allow", dir=str(run_dir), config=dict(settings), settings=quiet
     )
     run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-    return Sink(lambda row: run.log(_prefixed(row)), lambda failed: run.finish(exit_code=int(failed)))
+
+    def close(failed: bool) -> None:
+        run.finish(exit_code=int(failed))
+        wandb.teardown()  # its own process writes the data: wait until it has
+
+    return Sink(lambda row: run.log(_prefixed(row)), close)
 
 
 def _trackio(run_dir: Path, project: str, settings: Row) -> Sink:
@@ -122,7 +127,7 @@ def _trackio(run_dir: Path, project: str, settings: Row) -> Sink:
         auto_log_gpu=False,
         auto_log_cpu=False,
     )
-    return Sink(lambda row: run.log(_prefixed(row), step=row["step"]), lambda failed: run.finish())
+    return Sink(lambda row: run.log(_prefixed(row), step=row["step"]), lambda failed: trackio.finish())
 
 
 def _prefixed(row: Row) -> dict[str, float]:

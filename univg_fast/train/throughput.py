@@ -83,8 +83,8 @@ class StepFlops:
         updates = config.grpo.num_iterations if stage == "grpo" else 1
         forwards = updates + (1 + (config.grpo.beta > 0) if stage == "grpo" else 0)
         looks = forwards if stage == "sft" or model.vision_trains else 1  # a frozen tower's features are kept
-        mergers = [part for name, part in visual.named_children() if name in PROJECTOR]
-        blocks, merger = Weights.of(p for n, p in visual.named_children() if n not in PROJECTOR), Weights.of(mergers)
+        merger = Weights.of(part for name, part in visual.named_children() if name in PROJECTOR)
+        pixels, blocks = Weights.of([visual.patch_embed]), Weights.of([visual.blocks])
         below, area = blocks.trained > 0, seen.spatial_merge_size**2
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         attended = text.num_hidden_layers * text.num_attention_heads * head_dim
@@ -96,7 +96,9 @@ class StepFlops:
             token=Weights.of([model.model.model.language_model]).flops(forwards, updates, True),
             pair=4.0 * attended * (forwards + 2 * updates),
             target=Weights.of([model.model.lm_head]).flops(forwards, updates, True),
-            patch=blocks.flops(looks, updates, below)
+            patch=pixels.flops(looks, updates, False)
+            / seen.temporal_patch_size  # the frames of a still image are equal
+            + blocks.flops(looks, updates, below)
             + merger.flops(looks, updates, model.vision_trains) / area
             + 4.0 * width * (depth - whole) * window * attending,
             patch_pair=4.0 * width * whole * attending,
