@@ -235,11 +235,64 @@ def test_a_row_of_bad_samples_only_builds_nothing(folder, processor):
     assert batch.samples == [] and batch.passes == 1
 
 
-def test_an_unexpected_error_reaches_the_caller(records, processor):
-    loader = loader_of(records, replace(processor, tokenizer=None))
-    with pytest.raises(TypeError):
+def test_an_unexpected_error_reaches_the_caller_with_the_records_that_caused_it(records, processor, monkeypatch):
+    import univg_fast.data.loader as module
+
+    first = places(Mix((60,), (1.0,)), 5, 0, 8)[0]
+    with (
+        loader_of(records, replace(processor, tokenizer=None)) as loader,
+        pytest.raises(RuntimeError, match=rf"^measuring of {records[first].source} .*: TypeError: 'NoneType' object"),
+    ):
         loader.batch(0)
-    loader.close()
+
+    def broken(samples):
+        raise KeyError("boom")
+
+    with loader_of(records[:2], processor, batch_size=2, build=broken) as loader:
+        expected = rf"^building a row of .*{records[0].source}.*: KeyError: 'boom'"
+        with pytest.raises(RuntimeError, match=expected) as caught:
+            loader.batch(0)
+        assert records[1].source in str(caught.value) and isinstance(caught.value.__cause__, KeyError)
+    monkeypatch.setattr(module, "make_sample", lambda record, *rest: broken([]))
+    with (
+        loader_of(records[:1], processor, batch_size=1) as loader,
+        pytest.raises(RuntimeError, match=rf"^making a sample of {records[0].source} .*: KeyError: 'boom'"),
+    ):
+        loader.batch(0)
+
+
+def test_pixels_are_held_once(records, processor):
+    """A row's own copy is there; what its samples hold is not kept beside it, nor behind a view."""
+    with loader_of(records, processor, planning=ROWS, build=lambda s: [x.pixel_values.copy() for x in s]) as loader:
+        batch = loader.batch(0)
+    for row in batch.rows:
+        assert all(pixels.nbytes for pixels in row.built)
+        for sample in row.samples:
+            assert sample.pixel_values.nbytes == 0 and sample.pixel_values.base is None
+
+
+def test_lengths_are_measured_once_a_run(records, processor, monkeypatch):
+    """Every rank measures what all of them get: in the next epoch it knows. What was refused is looked at again."""
+    import univg_fast.data.windows as module
+
+    measured = []
+
+    def counting(record, *rest):
+        measured.append(record.uid)
+        return original(record, *rest)
+
+    original = module.measure
+    monkeypatch.setattr(module, "measure", counting)
+    few = [*records[:7], replace(records[7], images=("/nowhere.png",))]
+    with loader_of(few, processor, planning=Planning(budget=200), prefetch=0) as loader:
+        first = loader.batch(0)
+        for epoch in (1, 2):
+            again = loader.batch(epoch)
+            assert sorted(uids(again.samples)) == sorted(uids(first.samples))
+            assert [entry.kind for entry in again.bad] == ["missing"]
+        assert loader.windows._size(3) == original(few[3], processor, True, loader.windows._headers)
+    counts = Counter(measured)
+    assert {counts.pop(few[7].uid)} <= {3, 4} and len(counts) == 7 and set(counts.values()) == {1}
 
 
 def test_the_cache_keeps_the_last_samples_within_its_bytes(records, processor, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from univg_fast.structs import BadRecord, Record
 
 LONGEST = 1000  # characters of a message: what a damaged file holds may be endless
@@ -36,6 +38,12 @@ class DecodeError(SampleError):
     def __init__(self, record: Record, path: str, reason: str):
         super().__init__(record, "decode", f"cannot decode the image {path}: {reason}")
         self.path = path
+
+
+def unexpected(what: str, records: Sequence[Record], error: Exception) -> RuntimeError:
+    """An error that no entry of a file should cause, with the entries that did."""
+    which = ", ".join(named(record.source, record.uid) for record in records)
+    return RuntimeError(f"{what} of {which}: {type(error).__name__}: {error}")
 
 
 def named(source: str, uid: str | None) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Generic, TypeVar
 
+from univg_fast.packing.vision import without_pixels
 from univg_fast.structs import BadRecord, Record, Sample
 
-from .errors import SampleError
+from .errors import SampleError, unexpected
 from .samples import Processor, make_sample
 from .windows import Planning, Share, Windows
 
@@ -21,7 +22,10 @@ EACH_STEP = Planning()
 
 @dataclass(frozen=True)
 class LoadedRow(Generic[Built]):
-    """Samples that go together, and what `build` made of them; None where each of them turned out bad."""
+    """Samples that go together, and what `build` made of them; None where each of them turned out bad.
+
+    Pixels are held once: the samples have none where something was built of them.
+    """
 
     samples: list[Sample]
     repeats: list[int]  # of each sample, how often its record came before in the step, on any rank
@@ -142,17 +146,26 @@ class SampleLoader(Generic[Built]):
         made = [future.result() for future in futures]
         samples = [m for m in made if isinstance(m, Sample)]
         kept = [repeat for repeat, m in zip(repeats, made, strict=True) if isinstance(m, Sample)]
-        built = self.build(samples) if self.build is not None and samples else None
-        return LoadedRow(samples, kept, built, [m for m in made if isinstance(m, BadRecord)])
+        bad = [m for m in made if isinstance(m, BadRecord)]
+        if self.build is None or not samples:
+            return LoadedRow(samples, kept, None, bad)
+        try:
+            built = self.build(samples)
+        except Exception as error:
+            raise unexpected("building a row", [sample.record for sample in samples], error) from error
+        return LoadedRow(without_pixels(samples), kept, built, bad)
 
     def _make(self, index: int) -> Sample | BadRecord:
         sample = self._cache.get(index)
         if sample is not None:
             return sample
+        record = self.records[index]
         try:
-            sample = make_sample(self.records[index], self.processor, self.with_response)
+            sample = make_sample(record, self.processor, self.with_response)
         except SampleError as error:
             return error.bad_record()
+        except Exception as error:
+            raise unexpected("making a sample", [record], error) from error
         self._cache.put(index, sample)
         return sample
 

@@ -14,10 +14,12 @@ from time import sleep
 from typing import TypeVar
 from zlib import crc32
 
+import numpy as np
+
 from univg_fast.packing.plan import GroupSize, deal, plan_window, spread
 from univg_fast.structs import BadRecord, Record
 
-from .errors import SampleError
+from .errors import SampleError, unexpected
 from .images import PROBE_THREADS, Headers
 from .mix import Mix, mix_of, times_before
 from .samples import Processor, measure
@@ -92,6 +94,7 @@ class Windows:
         self.mix = mix_of(records)
         self.steps = window_steps(planning.window if planning.budget else 0, batch_size, self.mix.epoch)
         self._headers = Headers()
+        self._known = np.zeros((len(records), 3), np.int32)  # tokens of prompt and response, patches; 0 tokens: not yet
         self.stop = Event()  # set it to end a plan that is under way, between two records
 
     def place(self, step: int) -> tuple[int, int]:
@@ -124,7 +127,8 @@ class Windows:
 
     def _measured(self, indices: Sequence[int]) -> tuple[list[int], list[GroupSize], list[tuple[int, BadRecord]]]:
         """Those that will give samples with their sizes, and the others with their number in the window."""
-        found = [self.records[index] for index in self._until_stopped(indices)]
+        unknown = [index for index in dict.fromkeys(indices) if not self._known[index, 0]]
+        found = [self.records[index] for index in self._until_stopped(unknown)]
         with ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="headers") as pool:
             paths = [path for record in found for path in record.images]
             chunks = [paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]
@@ -132,14 +136,23 @@ class Windows:
                 if not self._headers.look_at(chunk, pool):
                     sleep(SECOND_LOOK_S)
                     self._headers.look_at(chunk, pool)
-        good, sizes, refused = [], [], []
-        for at, (index, record) in enumerate(self._until_stopped(zip(indices, found, strict=True))):
+        bad: dict[int, BadRecord] = {}
+        for index, record in self._until_stopped(zip(unknown, found, strict=True)):
             try:
-                sizes.append(measure(record, self.processor, self.with_response, self._headers))
-                good.append(index)
+                size = measure(record, self.processor, self.with_response, self._headers)
             except SampleError as error:
-                refused.append((at, error.bad_record()))
-        return good, sizes, refused
+                bad[index] = error.bad_record()
+            except Exception as error:
+                raise unexpected("measuring", [record], error) from error
+            else:
+                self._known[index] = size.prompt, sum(size.responses), size.patches
+        good = [index for index in indices if index not in bad]
+        refused = [(at, bad[index]) for at, index in enumerate(indices) if index in bad]
+        return good, [self._size(index) for index in good], refused
+
+    def _size(self, index: int) -> GroupSize:
+        prompt, response, patches = self._known[index].tolist()
+        return GroupSize(prompt, (response,) if self.with_response else (), patches)
 
     def _until_stopped(self, items: Iterable[T]) -> Iterator[T]:
         for item in items:
