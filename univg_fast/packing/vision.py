@@ -113,10 +113,11 @@ NO_TOWER = VisionInputs((), AttentionRuns(()))  # of a row whose features are th
 
 
 def without_pixels(samples: Iterable[Sample]) -> list[Sample]:
-    """Samples whose images' features stand in for their pixels: nothing is made of them for the tower."""
-    return [
-        replace(sample, pixel_values=sample.pixel_values[:0].copy()) for sample in samples
-    ]  # a view would hold them
+    """Samples whose images' features stand in for their pixels: nothing is made of them for the tower.
+
+    Nor are the pixels held, as they would be by a view.
+    """
+    return [replace(sample, pixel_values=sample.pixel_values[:0].copy()) for sample in samples]
 
 
 def stack_images(samples: Sequence[Sample], family: VisionFamily) -> tuple[torch.Tensor, VisionInputs]:
