@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ SMALL = {
     "evaluate.max_completion_length": "64",
     "save.steps": "0",
 }
+
+
+CLOCK = re.compile(r"^time$|timing_s/|per_second|tflops|mfu|memory|data_wait")  # metrics that no two runs share
+
+
+def timeless(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without what depends on the machine's speed and memory."""
+    return [{key: value for key, value in row.items() if not CLOCK.search(key)} for row in rows]
 
 
 class Run:

@@ -71,5 +71,5 @@ def train(config: Config, inputs: Inputs, folder: Path) -> None:
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
             adamw.step()
             row = {"stage": "sft", "step": step + 1, "loss": loss, "grad_norm": norm.item(), "learning_rate": rate}
-            file.write(json.dumps(row | {"num_tokens": tokens, "pack/rows": len(samples)}) + "\n")
+            file.write(json.dumps(row | {"scored_tokens": tokens, "pack/rows": len(samples)}) + "\n")
     model.save_pretrained(folder / "hf" / "sft")

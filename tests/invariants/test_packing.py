@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 COMPARED = {
-    "sft": ("loss", "grad_norm", "num_tokens"),
+    "sft": ("loss", "grad_norm", "scored_tokens"),
     "grpo": ("loss", "grad_norm", "kl", "entropy", "reward", "miou", "completions/mean_length"),
 }
 SETTINGS = {

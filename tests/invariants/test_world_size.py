@@ -1,4 +1,4 @@
-"""The same global batch gives the same losses on one rank or two, samples and all; test_trajectories.py has more steps."""
+"""The same global batch gives the same losses on one rank or two, sampling included (more: test_trajectories.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 STAGES = ("sft", "grpo")
 COMPARED = {
-    "sft": ("loss", "grad_norm", "num_tokens"),
+    "sft": ("loss", "grad_norm", "scored_tokens"),
     "grpo": ("loss", "grad_norm", "kl", "entropy", "reward", "miou", "difficulty_weight", "completions/mean_length"),
 }
 

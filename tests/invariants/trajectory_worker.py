@@ -111,6 +111,17 @@ def completing(sampled: Callable[..., Any]) -> Callable[..., Any]:
     return generate
 
 
+def keeping_no_features(made: Callable[..., None]) -> Callable[..., None]:
+    """`GrpoStep.__init__`, of a step that takes a frozen tower for one that trains."""
+
+    def make(self: GrpoStep, *arguments: Any) -> None:
+        made(self, *arguments)
+        assert self.draws.plain is not None
+        self.draws.plain = None
+
+    return make
+
+
 def run(name: str, folder: Path) -> None:
     settings = JOBS[name] | {"run.dir": str(folder)}
     given = (f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items())
@@ -129,9 +140,10 @@ def main() -> None:
     folder, *names = sys.argv[1:]
     distributed.init()
     LocalEngine.generate = completing(LocalEngine.generate)  # type: ignore[method-assign]
-    encode = GrpoStep._encode
+    made = GrpoStep.__init__
     for name in names:
-        GrpoStep._encode = (lambda *_: None) if name.endswith("images again") else encode  # type: ignore[method-assign]
+        again = name.endswith("images again")
+        GrpoStep.__init__ = keeping_no_features(made) if again else made  # type: ignore[method-assign]
         with open(f"{folder}/{name}.log", "w") as log, redirect_stdout(log), redirect_stderr(log):
             run(name, Path(folder) / name)
 

@@ -1,4 +1,4 @@
-"""What a stage is made of: its loader, its step, and how many steps it has."""
+"""What a stage is made of: its policy, its loader, its step, and how many steps it has."""
 
 from __future__ import annotations
 
@@ -15,12 +15,28 @@ from univg_fast.data.windows import Planning
 from univg_fast.model import PackedModel
 from univg_fast.rollout import LocalEngine, stop_ids
 from univg_fast.train import stopping
+from univg_fast.train.engine import make_engine
 from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.phases import Phases
 from univg_fast.train.reference import make_reference
 from univg_fast.train.rows import Builder
-from univg_fast.train.setup import Inputs, first_sample
+from univg_fast.train.setup import Inputs, first_sample, load_policy
 from univg_fast.train.sft import SftStep
+from univg_fast.train.zero import declare_head, plain_copy
+
+
+def make_policy(
+    stage: str, config: Config, inputs: Inputs, start: str, device: torch.device
+) -> tuple[Any, PackedModel]:
+    """The engine of the policy that begins at `start`, and the policy in one piece (`plain_copy`). Collective."""
+    model = load_policy(config, inputs.processor, start, device).train()
+    if distributed.is_main():
+        print(*model.lines, sep="\n", flush=True)
+    plain = plain_copy(model, config.deepspeed.zero_stage) if stage == "grpo" else model
+    total = total_steps(stage, config, mix_of(inputs.records[stage]).epoch) * updates_per_step(stage, config)
+    engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total)
+    declare_head(model, config.deepspeed.zero_stage)
+    return engine, plain
 
 
 def make_loader(stage: str, config: Config, inputs: Inputs, model: PackedModel) -> SampleLoader[Any]:

@@ -1,4 +1,4 @@
-"""`data.overfit=N`: a run that trains on N records and is asked about the same ones. What cannot learn them is broken."""
+"""`data.overfit=N`: train on N records, and ask about the same ones. What cannot learn them by heart is broken."""
 
 from __future__ import annotations
 

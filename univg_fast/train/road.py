@@ -16,6 +16,7 @@ from univg_fast.evaluate.run import Stopped as EvaluationStopped
 from univg_fast.evaluate.run import evaluate
 from univg_fast.report import write_report
 from univg_fast.train import sinks, stopping
+from univg_fast.train.dry_run import dry_run
 from univg_fast.train.environment import describe
 from univg_fast.train.export_run import export_run
 from univg_fast.train.faults import Faults
@@ -37,6 +38,9 @@ def main(config: Config) -> None:
         export_run(config)
         return
     torch.manual_seed(config.run.seed)
+    if config.run.dry_run:
+        dry_run(config, device)
+        return
     run_dir, phases = Path(config.run.dir), Phases()
     distributed.all_or_none("log", lambda: sinks.check(config.log) if distributed.is_main() else None)
     distributed.all_or_none("run.dir", lambda: settle(config, run_dir) if distributed.is_main() else None)

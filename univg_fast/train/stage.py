@@ -12,21 +12,21 @@ import torch
 from univg_fast import distributed
 from univg_fast.config import Config, config_hash
 from univg_fast.data.mix import mix_of
+from univg_fast.model import PackedModel
 from univg_fast.train import checkpoint, stopping
 from univg_fast.train.bad import BadRecords
 from univg_fast.train.crash import count_skipped, end_if_stuck, out_of_memory
-from univg_fast.train.engine import make_engine, release
+from univg_fast.train.engine import release
 from univg_fast.train.export import export
 from univg_fast.train.faults import Faults
-from univg_fast.train.making import make_loader, make_step, total_steps, updates_per_step
+from univg_fast.train.making import make_loader, make_policy, make_step, total_steps
 from univg_fast.train.metrics import MetricsLogger
 from univg_fast.train.phases import Phases
 from univg_fast.train.profiler import profiler_window
 from univg_fast.train.resume import resume
-from univg_fast.train.setup import Inputs, load_policy
+from univg_fast.train.setup import Inputs
 from univg_fast.train.sheets import sheets
 from univg_fast.train.throughput import Throughput
-from univg_fast.train.zero import declare_head, plain_copy
 
 
 def run_stage(
@@ -53,13 +53,8 @@ def run_stage(
     total = total_steps(stage, config, mix_of(inputs.records[stage]).epoch)
     last = min(total, config.run.max_steps or total)
     with phases("load"):
-        model = load_policy(config, inputs.processor, start, device).train()
-        if distributed.is_main():
-            print(*model.lines, sep="\n", flush=True)
-        plain = plain_copy(model, config.deepspeed.zero_stage) if stage == "grpo" else model
-        updates = updates_per_step(stage, config)
-        engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total * updates)
-        declare_head(model, config.deepspeed.zero_stage)
+        engine, plain = make_policy(stage, config, inputs, start, device)
+        model: PackedModel = engine.module
         state = resume(run_dir / "ckpt", stage, config.run.resume, engine, config_hash(config))
     phases.follow(model)
     throughput = Throughput.of(model, stage, config)
