@@ -28,7 +28,7 @@ LAYERS = (
     ("evaluate",),
     ("report",),
     ("train",),
-    ("check", "cot"),
+    ("check", "cot", "predict"),
 )
 # Heavy or optional packages, and the only rooms that know them.
 ONLY_IN = {

@@ -12,7 +12,7 @@ from univg_fast.model import PackedModel
 from univg_fast.rollout import LocalEngine, Sampling, stop_ids
 from univg_fast.structs import Sample
 
-from .items import Item, record_of
+from .items import AS_TOLD, Form, Item, record_of
 from .predictions import Prediction
 
 Batch = list[tuple[Item, Prediction]]
@@ -24,7 +24,8 @@ def answer(
     items: Sequence[Item],
     config: EvaluateConfig,
     rollout: RolloutConfig,
-    should_stop: Callable[[], bool],
+    should_stop: Callable[[], bool] = lambda: False,
+    form: Form = AS_TOLD,
 ) -> Iterator[Batch]:
     """Yield each batch of `config.prompts_per_batch` items with its answers, boxes in 0-1000.
 
@@ -44,7 +45,7 @@ def answer(
         if should_stop():
             return
         batch = items[at : at + config.prompts_per_batch]
-        shown = [_sample(item, processor) for item in batch]
+        shown = [_sample(item, processor, form) for item in batch]
         samples = [sample for sample in shown if isinstance(sample, Sample)]
         found = iter(engine.generate(samples, 1, sampling))
         if should_stop():
@@ -55,12 +56,12 @@ def answer(
         ]
 
 
-def _sample(item: Item, processor: Processor) -> Sample | Prediction:
+def _sample(item: Item, processor: Processor, form: Form) -> Sample | Prediction:
     """What the model is shown; where that cannot be, an empty answer that says why."""
     if not item.images:
         return Prediction(error=f"{item.source}: {item.problem or 'it has no images'}")
     try:
-        return make_sample(record_of(item), processor, with_response=False)
+        return make_sample(record_of(item, form), processor, with_response=False)
     except SampleError as error:
         return Prediction(error=str(error))
 

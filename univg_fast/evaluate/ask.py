@@ -12,9 +12,10 @@ import torch
 
 from univg_fast import distributed
 from univg_fast.config import Config
+from univg_fast.rewards import ask_for_images
 
 from .answers import answer
-from .items import Item
+from .items import Form, Item
 from .journal import Journal
 from .load import open_model, weights_of
 from .predictions import Prediction
@@ -41,7 +42,7 @@ def ask(
             print(f"going on after {len(items) - len(left)} of {len(items)} answers in {out}", flush=True)
         packed, processor = open_model(model, config, device)
         clock = Clock(len(items), len(items) - len(left))
-        for batch in answer(packed, processor, share, config.evaluate, config.rollout, lambda: False):
+        for batch in answer(packed, processor, share, config.evaluate, config.rollout, form=form_of(config)):
             journal.add(batch)
             clock.tell(len(batch) * distributed.world_size())
     journal.close()
@@ -64,7 +65,13 @@ def settings_of(config: Config) -> dict[str, Any]:
         "max_pixels": data.max_pixels,
         "max_length": data.max_length,
         "exif": data.exif,
+        **form_of(config)._asdict(),
     }
+
+
+def form_of(config: Config) -> Form:
+    """The form in which a model was taught to answer."""
+    return Form(config.data.answer_style, ask_for_images(config.rewards.terms))
 
 
 class Clock:

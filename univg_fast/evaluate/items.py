@@ -65,13 +65,26 @@ def item_of(record: Record) -> Item:
     )
 
 
-def record_of(item: Item) -> Record:
+class Form(NamedTuple):
+    """How answers are asked for, where an item does not say: docs/data.md has the styles."""
+
+    answer_style: str | None = None
+    names_images: bool = False
+
+
+AS_TOLD = Form()
+
+
+def record_of(item: Item, form: Form = AS_TOLD) -> Record:
     """What the model is asked. A box that is made here says only which image an answer's box belongs to."""
     if item.record is not None:
-        return replace(item.record, uid=item.uid)
-    question, _ = split_instruction(item.question.replace(MARK, ""))
-    targets = tuple(Target((0, 0, 1000, 1000), truth.image) for truth in item.truths)
-    return Record(item.uid, item.source, item.images, question, targets, task=item.task, cot=item.cot)
+        record = replace(item.record, uid=item.uid)
+    else:
+        question, _ = split_instruction(item.question.replace(MARK, ""))
+        targets = tuple(Target((0, 0, 1000, 1000), truth.image) for truth in item.truths)
+        record = Record(item.uid, item.source, item.images, question, targets, task=item.task, cot=item.cot)
+    style, names = form.answer_style or record.answer_style, form.names_images or record.names_images
+    return replace(record, answer_style=style, names_images=names)
 
 
 def entries(path: Path) -> Iterator[tuple[str, Any, str | None]]:
