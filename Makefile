@@ -4,7 +4,7 @@ RUN := .venv/bin/python -m
 PIP := DS_BUILD_OPS=0 .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := .venv/.ready
 
-.PHONY: setup demo test lint format bench gpu
+.PHONY: setup demo test test-faults lint format bench gpu
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: setup
 
 test: setup lint
 	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+
+# what happens to runs that are stopped, killed, poisoned or run out of disk: all of tests/faults (docs/reliability.md)
+test-faults: setup
+	$(RUN) pytest -n 2 --dist loadfile -m "" tests/faults $(ARGS)
 
 lint: setup
 	$(RUN) ruff format --check .

@@ -26,11 +26,12 @@ from univg_fast.structs import Record
 from univg_fast.train.phases import NAMES, Phases
 
 SIGNALS = {"sigterm": signal.SIGTERM, "sigint": signal.SIGINT, "sigkill": signal.SIGKILL}
+WITHOUT_STEPS = ("load", "eval")
 PHASES = {"nan_loss": "update", "nan_gradient": "update", "disk_full": "save", "bad_image": "data"}
 
 
 class Faults:
-    """What `config` says, done on this rank. In the phase eval, which has no steps, `step` is not looked at."""
+    """What `config` says, done on this rank. In phases that are of no step, `step` is not looked at."""
 
     def __init__(self, config: FaultConfig, phases: Phases, folder: Path) -> None:
         self.config, self.phases, self.folder = config, phases, folder
@@ -93,7 +94,7 @@ class Faults:
 
     def _is_due(self, name: str, step: int, where: str) -> bool:
         config = self.config
-        first = config.step if name != "eval" else step
+        first = step if name in WITHOUT_STEPS else config.step
         due = name == self.phase and first <= step < first + config.times and config.stage in (None, self.phases.stage)
         return due and where not in self.fired
 

@@ -118,7 +118,7 @@ def _tell_or_hear(store: Any) -> bool:
     if _number:
         is_first = store is None or store.compare_set(_KEY, "", str(_number)) == str(_number).encode()
         if is_first and _finishing:
-            _say(f"{signal.Signals(_number).name}: this step ends, the run is saved; Ctrl-C again ends it at once")
+            _say(f"{signal.Signals(_number).name}: after this step the run is saved; Ctrl-C again ends it at once")
     elif store is not None and store.check([_KEY]):
         _number = int(store.get(_KEY))
     return _number > 0

@@ -28,6 +28,7 @@ from univg_fast import distributed
 from univg_fast.train import stopping
 from univg_fast.train.phases import Phases
 
+SOON_S = 0.05  # between two tellings
 GONE_S = 10.0  # a rank that tells nothing for so long after a request to stop, or an error, is dead
 _KEY = "univg_fast/beat"  # in the store: /RANK where it stands, /verdict why all ranks end
 _WAITS_FOR_DEVICE = (".item()", ".tolist()", ".cpu()", "synchronize(")
@@ -69,6 +70,7 @@ class Watchdog:
         self._tells = 0
         self._last: dict[int, tuple[bytes, float]] = {}  # of each rank, what it told last, and when that was new
         self._end = threading.Event()
+        self._news = threading.Event()  # a phase has begun
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
@@ -77,6 +79,7 @@ class Watchdog:
         faulthandler.register(signal.SIGUSR1, self._file)
         self._tell()
         distributed.barrier()  # from here on each rank has told something
+        self.phases.watchers.insert(0, lambda name, step: self._news.set())
         self._thread.start()
         return self
 
@@ -84,20 +87,28 @@ class Watchdog:
         if error is not None and _of_a_collective(error):
             self._name_the_dead(error)
         self._end.set()
+        self._news.set()
         self._thread.join(timeout=GONE_S)
         faulthandler.cancel_dump_traceback_later()
         with suppress(RuntimeError):  # the store went first
             self._tell(left=True)
         faulthandler.register(signal.SIGUSR1)
-        if self._file.tell() == 0:
+        if self.path.stat().st_size == 0:
             self.path.unlink(missing_ok=True)
 
     def _watch(self) -> None:
-        while not self._end.wait(self.tick):
-            # a thread that holds Python's lock for ever stops this one, too: the stacks then come from below Python
-            faulthandler.dump_traceback_later(self.timeout_s + 5 * self.tick, file=self._file)
+        looked = time.monotonic()
+        while not self._end.is_set():
+            self._news.wait(self.tick)
+            self._news.clear()
             try:
                 self._tell()
+                if time.monotonic() - looked < self.tick:
+                    self._end.wait(SOON_S)
+                    continue
+                looked = time.monotonic()
+                # a thread that never gives up Python's lock stops this one, too: the stacks then come from below Python
+                faulthandler.dump_traceback_later(self.timeout_s + 5 * self.tick, file=self._file)
                 if self.store is not None and self.store.check([f"{_KEY}/verdict"]):
                     self._leave(self.store.get(f"{_KEY}/verdict").decode(), mine=False)
                 found = culprit(self.everyone(), self.timeout_s, GONE_S if stopping.requested() else self.timeout_s)

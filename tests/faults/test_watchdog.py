@@ -1,0 +1,117 @@
+"""A rank that hangs, is stopped or dies ends the run and is named; one that is only slow is left alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+from univg_fast.train.watchdog import Seen, culprit
+
+from .conftest import Started
+
+TIMEOUT = 15.0
+
+
+def seen(rank: int, entered: int, idle: float, waits: str = "", silent: float = 0.0, left: bool = False) -> Seen:
+    return Seen(rank, "sft", "update", 3, entered, idle, waits, "x.py:1 in f", 1, left, silent)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "guilty"),
+    [
+        # nothing has hung
+        ([seen(0, 5, 1), seen(1, 5, 2)], None),
+        # one waits long for another that works: a slow rank is no hang
+        ([seen(0, 5, 99, "for the other ranks"), seen(1, 5, 2)], None),
+        # also where nothing says that it waits, as on a GPU: it is further on
+        ([seen(0, 6, 99), seen(1, 5, 2)], None),
+        # the one that waits stopped first, and is not to blame
+        ([seen(0, 5, 30, "for the other ranks"), seen(1, 5, 21)], 1),
+        ([seen(0, 6, 30), seen(1, 5, 21)], 1),
+        # a stopped process tells nothing: what it told last was that it waited
+        ([seen(0, 5, 25, "for the other ranks"), seen(1, 5, 30, "for the other ranks", silent=29)], 1),
+        # all wait: the one that is behind, else the one that stopped first
+        ([seen(0, 6, 30, "for the other ranks"), seen(1, 5, 25, "for the device")], 1),
+        ([seen(0, 5, 25, "for the device"), seen(1, 5, 30, "for the device")], 1),
+        # who has left by its own will is not missed
+        ([seen(0, 5, 1), seen(1, 4, 99, left=True)], None),
+    ],
+)
+def test_who_is_to_blame(ranks: list[Seen], guilty: int | None) -> None:
+    found = culprit(ranks, timeout_s=20, silent_s=20)
+    assert (found.rank if found else None) == guilty
+
+
+def test_a_rank_that_hangs_is_named_with_its_phase_and_every_ranks_stacks(
+    drill: Callable[..., Run], tmp_path: Path
+) -> None:
+    settings = {"fault__kind": "hang", "fault__rank": "1", "fault__step": "2", "run__hang_timeout_s": str(TIMEOUT)}
+    run = drill(tmp_path / "run", stages="[sft]", **settings)
+    assert run.code == 1
+    said = re.findall(
+        r"^rank 1 of 2 hangs: phase update of sft step 2, no progress for (\d+)\.\d s, at faults", run.output, re.M
+    )
+    assert len(said) == 1 and TIMEOUT <= int(said[0]) < TIMEOUT + 10, run.output[-4000:]
+    assert "rank 1 of 2 hangs" in run.output.partition("Root Cause")[2], "torchrun's summary names it, too"
+    stacks = [(tmp_path / "run" / "logs" / f"stacks_rank{rank}.txt").read_text() for rank in range(2)]
+    assert "in on_entering" in stacks[1] and "all_reduce" in stacks[0] and "Thread" in stacks[0]
+
+
+def phase_slow(start: Callable[..., Started], **more: str) -> Started:
+    """A run whose rank 1 sleeps in the update of step 2, for longer than the test lasts."""
+    settings = {"fault__kind": "slow", "fault__seconds": "300", "fault__rank": "1", "fault__step": "2"} | more
+    run = start(stages="[sft]", **settings)
+    run.wait_for("now: slow")
+    time.sleep(0.5)
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.drill
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_by_the_other(start: Callable[..., Started], rank: int) -> None:
+    run = phase_slow(start)
+    began = time.monotonic()
+    os.kill(run.ranks()[1], signal.SIGKILL) if rank else os.kill(run.ranks()[0], signal.SIGKILL)
+    assert run.end(60) == 1
+    assert time.monotonic() - began < 45
+    assert re.search(rf"^rank {rank} of 2 has gone without a word.*: phase update of sft step 2, ", run.output, re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.drill
+def test_a_stopped_rank_is_named(start: Callable[..., Started]) -> None:
+    """SIGSTOP: as a machine that has frozen. torchrun then kills it, after a grace of 30 s of its own."""
+    run = phase_slow(start, run__hang_timeout_s=str(TIMEOUT))
+    os.kill(run.ranks()[1], signal.SIGSTOP)
+    assert run.end(TIMEOUT + 60) == 1
+    assert re.search(r"^rank 1 of 2 has gone without a word.*: phase update of sft step 2, silent", run.output, re.M)
+    assert "all_reduce" in (run.folder / "logs" / "stacks_rank0.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.drill
+def test_a_slow_rank_is_left_alone(drill: Callable[..., Run], tmp_path: Path) -> None:
+    """Three pauses, each shorter than the limit, all together longer."""
+    settings = {"fault__kind": "slow", "fault__seconds": "10", "fault__rank": "1", "fault__times": "3"}
+    run = drill(tmp_path / "run", stages="[sft]", run__hang_timeout_s=str(TIMEOUT), **settings)
+    assert run.code == 0, run.output[-3000:]
+    assert run.output.count("now: slow") == 3
+    assert not list((tmp_path / "run" / "logs").iterdir()), "no stacks were written"
+
+
+@pytest.mark.slow
+@pytest.mark.drill
+def test_sigusr1_writes_the_stacks_and_the_run_goes_on(start: Callable[..., Started]) -> None:
+    run = start(stages="[sft]", fault__kind="slow", fault__seconds="3")
+    run.wait_for("now: slow")
+    os.kill(run.ranks()[0], signal.SIGUSR1)
+    assert run.end(120) == 0
+    assert "in on_entering" in (run.folder / "logs" / "stacks_rank0.txt").read_text()
