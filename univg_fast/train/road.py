@@ -55,7 +55,7 @@ def main(config: Config) -> None:
 def travel(config: Config, run_dir: Path, device: torch.device, phases: Phases, faults: Faults) -> None:
     """Data, and the stages one after the other, each evaluated. Collective."""
     with phases("data"):
-        inputs = overfit(config, prepare(config, run_dir))
+        inputs = overfit(config, prepare(config, run_dir, lambda *_: phases.beat()))
     model = config.model.path
     held_out("before", model, config, inputs, run_dir, device, phases)
     for stage in config.stages:

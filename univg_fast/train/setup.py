@@ -40,10 +40,10 @@ class Inputs:
     processor: Processor
 
 
-def prepare(config: Config, run_dir: Path) -> Inputs:
-    """Read and check the data, and make the tokenizer and processor. Collective."""
+def prepare(config: Config, run_dir: Path, progress: Any = None) -> Inputs:
+    """Read and check the data, and make the tokenizer and processor; `progress` as in `scan`. Collective."""
     files = files_to_read(config, run_dir)
-    found = {use: scan_use(config, use, entries) for use, entries in files.items() if entries}
+    found = {use: scan_use(config, use, entries, progress) for use, entries in files.items() if entries}
     agree({use: records for use, (records, _) in found.items()})
     if distributed.is_main():  # before anything is refused: the report says what to repair
         write_report(run_dir / "data_report.json", {use: report for use, (_, report) in found.items()})
