@@ -101,6 +101,11 @@ def test_a_command_is_one_that_works(place: str, command: str) -> None:
         help_knows(words)  # run in tests/bench; its function in tests/report/test_page.py
     elif words[:3] == ["python", "-m", "univg_fast.data"]:  # run in tests/data
         help_knows(words, words[3])
+    elif "univg_fast.evaluate" in words or "univg_fast.predict" in words:  # run in tests/evaluate
+        module = next(word for word in words if word in ("univg_fast.evaluate", "univg_fast.predict"))
+        main = importlib.import_module(f"{module}.__main__" if module == "univg_fast.evaluate" else module)
+        given, keys = main.parser().parse_known_args(words[words.index(module) + 1 :])
+        load_config([*(["--config", given.config] if given.config else []), *keys])
     elif words[:2] == ["python", "-m"] and words[2] in ("univg_fast.check", "univg_fast.cot"):  # run in tests
         given, keys = importlib.import_module(f"{words[2]}.__main__").parser().parse_known_args(words[3:])
         load_config([*(["--config", given.config] if given.config else []), *keys])

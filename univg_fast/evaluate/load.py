@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from univg_fast.config import Config, ConfigError, load_config
 from univg_fast.config.schema import DataConfig
@@ -39,6 +40,7 @@ def open_model(path: str, config: Config, device: torch.device) -> tuple[PackedM
     """ValueError where `path` is no folder of a model that this package knows."""
     if not (Path(path) / "config.json").is_file() and not (Path(path) / "adapter_config.json").is_file():
         raise ValueError(f"--model: expected a folder with a config.json, got {path!r}")
+    logging.disable_progress_bar()  # of reading the weights
     tokenizer = AutoTokenizer.from_pretrained(path)
     model: Any = load_model(path, DTYPES[config.model.torch_dtype], vocab=tokenizer.get_vocab())
     packed = PackedModel(model.to(device), config.model.attention).eval()
