@@ -1,4 +1,4 @@
-"""The packing plan of an epoch, against sums made by hand; histograms; formulas of the estimates."""
+"""The packing plan of an epoch, against sums made by hand; histograms; formulas of the hours."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from univg_fast.check import histogram
-from univg_fast.check.estimate import GIB, RESERVE, Machine, Shape, hours, memory, shape_of
+from univg_fast.check.estimate import Machine, hours
 from univg_fast.check.look import Counts
 from univg_fast.check.packed import NAMED, Packing, pack_epoch
 from univg_fast.config import Config, DataConfig, DeepSpeedConfig, GrpoStageConfig, ModelConfig, SftConfig
 from univg_fast.data.mix import Mix
+from univg_fast.train.shapes import Shape
 
 
 def counted(prompts: list[int], responses: list[int]) -> Counts:
@@ -109,35 +110,6 @@ CONFIG = Config(
 )
 
 
-def table(config: Config, stage: str = "grpo", gpus: int = 8) -> dict[str, float]:
-    return {line.name: line.value for line in memory(stage, config, SHAPE, PACKING, gpus)}
-
-
-def test_memory_by_hand() -> None:
-    found = table(CONFIG)
-    assert found["weights"] == found["reference model"] == pytest.approx(7.6e9 * 2 / GIB)
-    assert found["gradients"] == pytest.approx(7e9 * 4 / 8 / GIB)  # ZeRO 2 splits them, and the vision tower is frozen
-    assert found["optimizer"] == pytest.approx(7e9 * 12 / 8 / GIB)
-    each = 6 * 3584 + 2 * 512 + 4 * 18944
-    assert found["activations of the longest row"] == pytest.approx(16384 * (28 * 3584 + each) * 2 / GIB)
-    tokens = 2 * (2000 + 8 * 256)
-    assert found["rollout's keys and values"] == pytest.approx(2 * 28 * 512 * 2 * tokens / GIB)
-    parts = sum(value for name, value in found.items() if name not in ("sum", "reserve"))
-    assert found["sum"] == pytest.approx(parts * (1 + RESERVE))
-
-
-def test_memory_follows_the_configuration() -> None:
-    assert (
-        table(replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=1)))["gradients"] == 8 * table(CONFIG)["gradients"]
-    )
-    sharded = table(replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=3)))
-    assert sharded["weights"] == table(CONFIG)["weights"] / 8 and "rollout copy" in sharded
-    assert "reference model" not in table(replace(CONFIG, grpo=replace(CONFIG.grpo, beta=0.0)))
-    kept = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing=False))
-    assert table(kept)["activations of the longest row"] > 5 * table(CONFIG)["activations of the longest row"]
-    assert "rollout's keys and values" not in table(CONFIG, "sft")
-
-
 def test_hours_by_hand_and_by_a_measured_rate() -> None:
     config = replace(CONFIG, grpo=replace(CONFIG.grpo, max_steps=20))  # two epochs of 160 records
     found = {line.name: line.value for line in hours("grpo", config, SHAPE, PACKING, 160, Machine(gpus=8, tflops=100))}
@@ -152,13 +124,3 @@ def test_hours_by_hand_and_by_a_measured_rate() -> None:
     )
     trained = next(line for line in hours("sft", sft, SHAPE, PACKING, 160, rate) if line.name == "training")
     assert trained.value == pytest.approx(PACKING.tokens / (5000 * 4 * 3600)) and "576,000 tokens" in trained.formula
-
-
-def test_parameters_are_those_of_the_model() -> None:
-    from tiny import VOCAB, tiny_model
-
-    model = tiny_model().model
-    shape = shape_of("qwen2_vl_tiny", VOCAB)
-    vision = sum(p.numel() for p in model.model.visual.parameters())
-    assert shape.vision == vision and shape.language == sum(p.numel() for p in model.parameters()) - vision
-    assert (shape.hidden, shape.layers, shape.kv) == (192, 3, 64)

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from univg_fast.check import histogram
-from univg_fast.check.estimate import Line, Machine, Shape
+from univg_fast.check.estimate import Machine
 from univg_fast.check.histogram import Histogram
 from univg_fast.check.look import Counts
 from univg_fast.check.packed import Packing
@@ -22,6 +22,8 @@ from univg_fast.data.scan import Report
 from univg_fast.report.overlays import Album, Picture, to_pixels
 from univg_fast.report.page import UNPRINTABLE
 from univg_fast.structs import Record
+from univg_fast.train.memory import Line
+from univg_fast.train.shapes import Shape
 
 SHOWN = 20  # bad records that the page quotes for each kind
 MAX_TEXT = 3000  # characters of an example's prompt

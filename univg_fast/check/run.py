@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from univg_fast.check import page
-from univg_fast.check.estimate import Machine, hours, memory, shape_of
+from univg_fast.check.estimate import Machine, hours, load_of
 from univg_fast.check.look import Counts, look, merged
 from univg_fast.check.packed import Packing, pack_epoch
 from univg_fast.check.page import Use
@@ -18,7 +18,9 @@ from univg_fast.data.scan import Report, require
 from univg_fast.structs import Record
 from univg_fast.train.console import Display
 from univg_fast.train.making import batch_size
+from univg_fast.train.memory import memory
 from univg_fast.train.setup import files_to_read, make_run_processor, scan_use, tell
+from univg_fast.train.shapes import shape_of
 
 QUIET = 10.0  # seconds between two lines where there is no terminal
 
@@ -32,7 +34,7 @@ def run(config: Config, out: Path, machine: Machine, threads: int, response_toke
     found = {use: _scanned(config, use, entries) for use, entries in files.items() if entries}
     records = {use: found[use][0] if use in found else [] for use in files}
     processor = make_run_processor(config, records) if any(records.values()) else None
-    shape = shape_of(config.model.path, processor.tokenizer.get_vocab()) if processor else None
+    shape = shape_of(config.model, processor.tokenizer.get_vocab()) if processor else None
     uses: list[Use] = []
     told = response_tokens
     for use, (those, report) in found.items():
@@ -53,7 +55,7 @@ def run(config: Config, out: Path, machine: Machine, threads: int, response_toke
             epoch = those.mix.epoch
             made = replace(
                 made,
-                memory=tuple(memory(use, config, shape, packing, machine.gpus)),
+                memory=tuple(memory(use, config, shape, load_of(packing), machine.gpus)),
                 hours=tuple(hours(use, config, shape, packing, epoch, machine)),
             )
         tell(use, report)

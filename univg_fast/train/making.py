@@ -17,6 +17,7 @@ from univg_fast.rollout import LocalEngine, stop_ids
 from univg_fast.train import stopping
 from univg_fast.train.engine import make_engine
 from univg_fast.train.grpo import GrpoStep
+from univg_fast.train.memory import tell_memory
 from univg_fast.train.phases import Phases
 from univg_fast.train.reference import make_reference
 from univg_fast.train.rows import Builder
@@ -29,6 +30,7 @@ def make_policy(
     stage: str, config: Config, inputs: Inputs, start: str, device: torch.device
 ) -> tuple[Any, PackedModel]:
     """The engine of the policy that begins at `start`, and the policy in one piece (`plain_copy`). Collective."""
+    tell_memory(stage, config, inputs.processor.tokenizer.get_vocab(), device)  # before a weight is read
     model = load_policy(config, inputs.processor, start, device).train()
     if distributed.is_main():
         print(*model.lines, sep="\n", flush=True)
