@@ -61,16 +61,16 @@ def test_a_signal_in_every_phase(drill: Callable[..., Run], whole: Run, tmp_path
     """One run that is stopped in each phase in turn, by one rank or the other, and each time goes on."""
     folder = tmp_path / "run"
     places: list[tuple[str | None, str, int, int, str | None]] = [
-        (None, "eval", 0, 1, None),  # stage, phase, step, rank, the checkpoint that is there after
-        ("sft", "load", 0, 0, None),  # before the first step there is nothing to save
+        (None, "eval", 1, 1, None),  # stage, phase, step, rank, the checkpoint that is there after
+        ("sft", "load", 1, 0, None),  # before the first step there is nothing to save
         ("sft", "data", 2, 1, "sft_000001"),
         ("sft", "update", 2, 0, "sft_000002"),  # what has begun is finished
         ("sft", "save", 3, 1, "sft_000003"),
         ("grpo", "gen", 1, 0, None),
         ("grpo", "score", 1, 1, "grpo_000001"),
         ("grpo", "ref", 2, 0, "grpo_000002"),
-        ("grpo", "update", 3, 1, None),  # the last step: the stage is done and exported
-        ("grpo", "eval", 0, 0, None),
+        ("grpo", "optim", 3, 1, None),  # the last step: the stage is done and exported
+        ("grpo", "eval", 1, 0, None),
     ]
     for stage, phase, step, rank, saved in places:
         interrupted(drill, folder, stage, phase, step, rank)

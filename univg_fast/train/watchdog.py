@@ -77,6 +77,7 @@ class Watchdog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("w")
         faulthandler.register(signal.SIGUSR1, self._file)
+        self._arm()
         self._tell()
         distributed.barrier()  # from here on each rank has told something
         self.phases.watchers.insert(0, lambda name, step: self._news.set())
@@ -107,8 +108,7 @@ class Watchdog:
                     self._end.wait(SOON_S)
                     continue
                 looked = time.monotonic()
-                # a thread that never gives up Python's lock stops this one, too: the stacks then come from below Python
-                faulthandler.dump_traceback_later(self.timeout_s + 5 * self.tick, file=self._file)
+                self._arm()
                 if self.store is not None and self.store.check([f"{_KEY}/verdict"]):
                     self._leave(self.store.get(f"{_KEY}/verdict").decode(), mine=False)
                 found = culprit(self.everyone(), self.timeout_s, GONE_S if stopping.requested() else self.timeout_s)
@@ -116,6 +116,10 @@ class Watchdog:
                     self._condemn(found)
             except RuntimeError:  # the store is gone, and the launcher with it; this rank watches over itself
                 self.store = None
+
+    def _arm(self) -> None:
+        """A thread that never gives up Python's lock stops this one, too: the stacks then come from below Python."""
+        faulthandler.dump_traceback_later(self.timeout_s + 5 * self.tick, file=self._file)
 
     def _tell(self, left: bool = False) -> None:
         self._tells += 1

@@ -1,0 +1,88 @@
+"""What is said where a stage cannot go on, and stacks of a process that Python itself cannot stop."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import random_group, tiny_model
+from univg_fast.config import Config, PackConfig
+from univg_fast.packing import build_row
+from univg_fast.train.crash import out_of_memory
+from univg_fast.train.phases import Phases
+
+
+def after_a_row() -> Phases:
+    """Phases of a step whose update came upon a row of known size, which did not fit."""
+    model, phases = tiny_model(), Phases()
+    phases.follow(model)
+    phases.stage, phases.step = "grpo", 3
+    row = build_row([random_group(np.random.default_rng(0), [(4, 4)], [3, 2])], model.family)
+
+    def head(hidden: torch.Tensor, weight: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nmore")
+
+    with pytest.raises(torch.OutOfMemoryError), phases("update", row=0):
+        model(row, head)
+    assert phases.row == (row.num_tokens, 16)
+    return phases
+
+
+def test_out_of_memory_says_which_row_and_what_to_set() -> None:
+    phases, error = after_a_row(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nmore")
+    tokens = phases.row[0]
+    small = replace(Config(), pack=PackConfig(budget_tokens=tokens))
+    said = str(out_of_memory(error, phases, small))
+    assert said.startswith("rank 0: out of GPU memory in phase update of grpo step 3; ")
+    assert f"the last row has {tokens} tokens and 16 patches" in said and "Tried to allocate 3.00 GiB." in said
+    assert f"pack.budget_tokens={tokens}" in said and f"set it to {tokens // 2}" in said and "\n" not in said
+    assert "gradient_checkpointing" in said
+    alone = str(out_of_memory(error, phases, replace(Config(), pack=PackConfig(budget_tokens=1))))
+    assert "one sample alone is longer than pack.budget_tokens=1: set data.max_length" in alone
+    phases.name = "gen"
+    assert "rollout.cache_gib=8" in str(out_of_memory(error, phases, Config()))
+
+
+STUCK = """
+import ctypes, sys
+from pathlib import Path
+from univg_fast.train.phases import Phases
+from univg_fast.train.watchdog import Watchdog
+phases = Phases()
+phases.stage, phases.step = "sft", 7
+with Watchdog(phases, float(sys.argv[2]), Path(sys.argv[1])), phases("update"):
+    (ctypes.PyDLL if "locked" in sys.argv else ctypes.CDLL)(None).sleep(30)
+"""
+
+
+def stuck(folder: Path, timeout_s: float, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", STUCK, str(folder), str(timeout_s), *words]
+    return subprocess.Popen(command, stdout=-1, stderr=-1, text=True)
+
+
+def test_a_single_process_that_hangs_names_itself(tmp_path: Path) -> None:
+    process = stuck(tmp_path, 2.0)
+    _, err = process.communicate(timeout=25)
+    assert process.returncode == 1
+    assert err.startswith("rank 0 of 1 hangs: phase update of sft step 7, no progress for 2."), err
+    assert 'File "<string>", line 9' in (tmp_path / "stacks_rank0.txt").read_text()
+
+
+def test_a_library_that_keeps_pythons_lock_leaves_its_stack(tmp_path: Path) -> None:
+    """No thread of Python's runs any more; the other ranks see this one fall silent."""
+    process, stacks = stuck(tmp_path, 1.0, "locked"), tmp_path / "stacks_rank0.txt"
+    try:
+        deadline = time.monotonic() + 25
+        while not (stacks.is_file() and "line 9" in stacks.read_text()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.communicate()
