@@ -1,0 +1,255 @@
+"""Run under torchrun by test_grpo_step.py: steps of stage 2 with real parts but for what is sampled.
+
+Rank 0 writes a JSON report. The completions are the record's answer, moved a little; of every other prompt they are all
+the same, so that its rewards are, too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from tests.conftest import BUILTIN
+from univg_fast import distributed
+from univg_fast.config import Config, load_config
+from univg_fast.data.samples import Processor
+from univg_fast.rollout import Sampling
+from univg_fast.structs import Completion, Record, Sample
+from univg_fast.train import stopping
+from univg_fast.train.engine import release
+from univg_fast.train.grpo import GrpoStep
+from univg_fast.train.making import make_loader, make_policy, make_step
+from univg_fast.train.minibatch import make_minibatches
+from univg_fast.train.phases import Phases
+from univg_fast.train.setup import Inputs, prepare
+from univg_fast.train.state import StageState
+
+COMMON = {
+    **{f"data.builtin.{key}": value for key, value in BUILTIN.items()},
+    "stages": ["grpo"],
+    "data.prompt_template": "short",
+    "model.freeze_vision_tower": True,
+    "pack.budget_tokens": 75,  # a row for each group or less
+    "grpo.max_steps": 4,
+    "grpo.prompts_per_step": 4,
+    "grpo.num_generations": 3,
+    "grpo.max_completion_length": 64,
+    "grpo.learning_rate": 1e-3,
+    "grpo.adam_epsilon": 1e-3,
+    "grpo.weight_decay": 0.1,
+    "grpo.loss_type": "dapo",
+}
+Varied = Callable[[Record, int], bool]  # (record, seed of the draw) -> whether its rewards differ
+
+
+def every_other(record: Record, seed: int) -> bool:
+    return crc32(f"{record.uid} {seed}".encode()) % 2 == 0
+
+
+class Replay:
+    """A rollout engine that knows the answers."""
+
+    def __init__(self, tokenizer: Any, end: int, varied: Varied) -> None:
+        self.tokenizer, self.end, self.varied = tokenizer, end, varied
+        self.seeds: list[int] = []
+
+    def sync_weights(self, buckets: Iterable[Mapping[str, torch.Tensor]]) -> None:
+        """There are none."""
+
+    def generate(
+        self,
+        samples: Sequence[Sample],
+        num_generations: int,
+        sampling: Sampling,
+        features: Any = None,
+        repeats: Sequence[int] | None = None,
+    ) -> list[list[Completion]]:
+        self.seeds.append(sampling.seed)
+        return [self._group(sample.record, num_generations, sampling.seed) for sample in samples]
+
+    def _group(self, record: Record, count: int, seed: int) -> list[Completion]:
+        (x1, y1, x2, y2), group = record.box or (0, 0, 9, 9), []
+        for number in range(count):
+            off = 20 * number if self.varied(record, seed) else 0
+            text = f"<think>it is here</think><answer>({x1},{y1}),({x2},{max(y1 + 1, y2 - off)})</answer>"
+            ids = np.array([*self.tokenizer.encode(text), self.end], np.int64)
+            group.append(Completion(ids, np.zeros(len(ids), np.float32), "stop", text))
+        return group
+
+
+class Stage:
+    """A fresh policy and its steps, as the command makes them; `Replay` samples."""
+
+    def __init__(self, inputs: Inputs, config: Config, varied: Varied = every_other) -> None:
+        self.phases = Phases()
+        self.engine, plain = make_policy("grpo", config, inputs, config.model.path, torch.device("cpu"))
+        self.loader = make_loader("grpo", config, inputs, self.engine.module)
+        made = (config, inputs, config.model.path, torch.device("cpu"), self.engine, plain, self.loader, self.phases)
+        self.step: GrpoStep = make_step("grpo", *made)  # type: ignore[assignment]
+        processor: Processor = inputs.processor
+        self.rollout = Replay(processor.tokenizer, processor.end_token_id, varied)
+        self.step.draws.rollout = self.rollout
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten().clone() for p in self.engine.module.parameters()])
+
+    def close(self) -> None:
+        self.loader.close()
+        release(self.engine)
+
+
+def settings(**given: Any) -> Config:
+    both = COMMON | {key.replace("__", "."): value for key, value in given.items()}
+    words = (f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in both.items())
+    return load_config(["--config", "demo", *words])
+
+
+def finite(metrics: Mapping[str, float]) -> bool:
+    return all(math.isfinite(value) for value in metrics.values())
+
+
+def dynamic(inputs: Inputs) -> list[dict[str, Any]]:
+    """Three steps; the last one of a stage that stands where the second one ended."""
+    config, found, state = settings(grpo__dynamic_sampling_max_draws=3), [], StageState()
+    stage = Stage(inputs, config)
+    for _ in range(3):
+        outcome = stage.step(state)
+        assert outcome is not None and finite(outcome.metrics)
+        mine = [row["uid"] for row in outcome.rollouts if not row["group"]["dropped"]]
+        trained = sorted(uid for uids in distributed.gather_objects(mine) for uid in uids)
+        names = ("loss", "grad_norm", "sampling/draws", "sampling/kept", "sampling/wasted", "frac_reward_zero_std")
+        numbers = {name: outcome.metrics[name] for name in names} | {"bad_records": outcome.metrics["bad_records"]}
+        seeds = sorted({seed for of in distributed.gather_objects(stage.rollout.seeds) for seed in of})
+        found.append(numbers | {"trained": trained, "cursor": outcome.cursor, "seeds": seeds})
+        state = StageState(step=state.step + 1, cursor=outcome.cursor)
+        stage.rollout.seeds.clear()
+    stage.close()
+    return found
+
+
+def nothing_to_learn(inputs: Inputs, **given: Any) -> dict[str, Any]:
+    """Rewards are equal in all groups, or in those of rank 0: what a step then does."""
+    lucky = (lambda record, seed: distributed.rank() > 0) if given.pop("lucky", False) else lambda record, seed: False
+    stage = Stage(inputs, settings(**given), lucky)
+    before, outcome = stage.weights(), stage.step(StageState())
+    assert outcome is not None
+    metrics = {name: outcome.metrics[name] for name in ("updates", "skipped", "loss", "grad_norm", "num_samples")}
+    metrics |= {"finite": finite(outcome.metrics), "cursor": outcome.cursor, "rate": outcome.metrics["learning_rate"]}
+    metrics["moved"] = not torch.equal(before, stage.weights())
+    stage.close()
+    return metrics
+
+
+def old_policies(inputs: Inputs) -> float:
+    """Largest difference of old log-probs by a pass of their own and by the update's first one."""
+    config = settings(grpo__steps_per_generation=2, grpo__beta=0.0)
+    stage = Stage(inputs, config, lambda record, seed: True)
+    step, drawn = stage.step, stage.step.draws(0)
+    assert drawn is not None
+    gap = 0.0
+    for minibatch in make_minibatches(drawn, config, step.build, step.over_budget, step.spare)[0]:
+        outputs: list[Any] = []
+        step._score(minibatch, after_an_update=True)
+        apart = [held.targets.old_logp for held in minibatch.rows]
+        for held in minibatch.rows:
+            held.targets.old_logp = None
+        for loss in step._losses(minibatch, outputs):
+            assert loss.requires_grad
+        pairs = zip(apart, outputs, strict=True)
+        gap = max([gap, *(float((a - output.logp).abs().max()) for a, output in pairs if a is not None)])
+        assert not any(a is None for a in apart)
+    stage.close()
+    return float(distributed.reduce_floats({}, {"gap": gap})["gap"])
+
+
+def several_updates(inputs: Inputs) -> dict[str, float]:
+    given = {"grpo__steps_per_generation": 2, "grpo__num_iterations": 2, "grpo__learning_rate": 1e-2}
+    stage = Stage(inputs, settings(**given), lambda record, seed: True)
+    outcome, once = stage.step(StageState()), Stage(inputs, settings(), lambda record, seed: True)
+    single = once.step(StageState())
+    assert outcome is not None and single is not None
+    names = ("updates", "scored_tokens", "importance_sampling_ratio/max")
+    found = {name: outcome.metrics[name] for name in names} | {"once": single.metrics["scored_tokens"]}
+    stage.close()
+    once.close()
+    return found
+
+
+def lost(inputs: Inputs) -> dict[str, Any]:
+    """One sample's loss is NaN: who is named, and whether anything moved."""
+    stage, seen = Stage(inputs, settings(), lambda record, seed: True), []
+
+    def poison(module: Any, arguments: Any, output: Any) -> Any:
+        if not isinstance(output, tuple) or distributed.rank() != distributed.world_size() - 1 or seen:
+            return None
+        seen.append(arguments[0])
+        return output._replace(loss=output.loss * float("nan"))
+
+    stage.engine.module.register_forward_hook(poison)
+    before, outcome = stage.weights(), stage.step(StageState())
+    assert outcome is not None
+    named = distributed.gather_objects((outcome.suspects, outcome.uids, outcome.metrics["skipped"]))
+    moved = not torch.equal(before, stage.weights())
+    stage.close()
+    return {"named": [n for n, _, _ in named], "uids": [u for _, u, _ in named], "skipped": named[0][2], "moved": moved}
+
+
+def stopped(inputs: Inputs) -> dict[str, Any]:
+    """A signal to the last rank, in the second draw. It stays heard: the last of the jobs."""
+    stage = Stage(inputs, settings(grpo__dynamic_sampling_max_draws=3), lambda record, seed: False)
+    sampled = stage.rollout.generate
+
+    def generate(*arguments: Any) -> list[list[Completion]]:
+        if len(stage.rollout.seeds) == 1 and distributed.rank() == distributed.world_size() - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not stopping.requested():
+                time.sleep(0.01)
+        return sampled(*arguments)
+
+    stage.rollout.generate = generate  # type: ignore[method-assign]
+    before, outcome = stage.weights(), stage.step(StageState())
+    found = {"abandoned": outcome is None, "draws": len(stage.rollout.seeds)}
+    found["moved"] = not torch.equal(before, stage.weights())
+    return found
+
+
+def main() -> None:
+    out, zero_stage = Path(sys.argv[1]), sys.argv[2]
+    COMMON["deepspeed.zero_stage"] = zero_stage
+    distributed.init(timeout_s=60)
+    stopping.install()
+    guard: AbstractContextManager[None] = stopping.finishing()
+    inputs = prepare(settings(), out)
+    drop = {"grpo__zero_std_groups": "drop"}
+    report: dict[str, Any] = {
+        "dynamic": dynamic(inputs),
+        "all equal": nothing_to_learn(inputs, **drop),
+        "all equal, drawn anew": nothing_to_learn(inputs, grpo__dynamic_sampling_max_draws=2),
+        "one rank's equal": nothing_to_learn(inputs, lucky=True, **drop),
+        "old": old_policies(inputs),
+        "several": several_updates(inputs),
+        "lost": lost(inputs),
+    }
+    try:
+        with guard:
+            report["stopped"] = stopped(inputs)
+    except stopping.Stopped as stop:
+        report["code"] = stop.code
+    if distributed.is_main():
+        (out / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    distributed.run(main)
