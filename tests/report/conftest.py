@@ -1,10 +1,19 @@
-"""A made-up run folder: seeded numbers and answers on crops of scikit-image's photographs; not measured."""
+"""A made-up run folder: seeded numbers and answers on crops of scikit-image's photographs; not measured.
+
+And a real browser, which says how it lays a page out.
+"""
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,30 +26,81 @@ TASKS = ("group_grounding", "object_tracking", "refer_grounding", "region", "sta
 SKILL = {"before": 0.02, "sft": 0.4, "grpo": 0.62}
 
 
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+# The page sits in a frame (a browser's own window is never narrower than 500 px) and posts what it measured.
+INNER = """<script>addEventListener("load", () => {
+  const over = e => !e.closest(".scroll, pre, svg") && e.getBoundingClientRect().right > innerWidth + 0.5;
+  parent.postMessage({
+    width: innerWidth,
+    page: document.documentElement.scrollWidth,
+    over: [...document.querySelectorAll("main *")].filter(over).map(e => e.tagName + "." + e.className),
+    fetched: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
+    blank: [...document.images].filter(i => !i.naturalWidth).length}, "*");
+})</script></body>"""
+OUTER = """<!doctype html><script>
+  addEventListener("message", e => { document.title = JSON.stringify(e.data); });
+</script><iframe src="page.html" style="width: WIDTHpx; height: 900px; border: 0"></iframe>"""
+
+
+@pytest.fixture
+def lay_out(tmp_path: Path) -> Callable[[str, int], dict[str, Any]]:
+    """(page, width in px) -> what INNER measured in it."""
+    if BROWSER is None:
+        pytest.skip("no Chromium on PATH: the layout needs a real browser")
+
+    def measure(page: str, width: int) -> dict[str, Any]:
+        open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)  # it would stop INNER too
+        assert open_page != page
+        (tmp_path / "page.html").write_text(open_page.replace("</body>", INNER), encoding="utf-8")
+        (tmp_path / "outer.html").write_text(OUTER.replace("WIDTH", str(width)))
+        flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --dump-dom"
+        flags += " --virtual-time-budget=5000 --window-size=1400,1000"
+        command = [str(BROWSER), *flags.split(), f"--user-data-dir={tmp_path}/profile"]
+        run = subprocess.run(
+            [*command, (tmp_path / "outer.html").as_uri()], capture_output=True, text=True, timeout=120
+        )
+        found = re.search("<title>(.*)</title>", run.stdout)
+        assert found, run.stderr[-2000:]
+        return json.loads(html.unescape(found[1]))
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[..., Path]:
+    """`make(folder, ...)` writes a run folder of other answers or lengths."""
+    return make_run
+
+
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "demo")
 
 
-def make_run(folder: Path, steps: tuple[int, int] = (400, 40), samples: int = 60) -> Path:
+def make_run(
+    folder: Path, steps: tuple[int, int] = (400, 40), samples: int = 60, skill: dict[str, float] = SKILL, seed: int = 7
+) -> Path:
     """Write a whole run folder with `steps` of SFT and GRPO and `samples` held-out samples."""
-    rng = np.random.default_rng(7)
+    rng, chance = np.random.default_rng(7), np.random.default_rng(seed)  # the same prompts, other answers
     for name in ("eval", "rollouts", "data"):
         (folder / name).mkdir(parents=True)
     prompts = [make_prompt(folder / "data", i, rng) for i in range(samples)]
-    for name, skill in SKILL.items():
-        rows = [answer(p, skill, rng) for p in prompts]
+    for name, able in skill.items():
+        rows = [answer(p, able, chance) for p in prompts]
         (folder / "eval" / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         summary = {"name": name, **summarize(rows), "seconds": 12.3, "protocol": {"decoding": "greedy"}}
         (folder / "eval" / f"{name}.json").write_text(json.dumps(summary))
-    lines = [sft_step(i, steps[0], rng) for i in range(1, steps[0] + 1)]
-    lines += [grpo_step(i, steps[1], rng) for i in range(1, steps[1] + 1)]
+    lines = [sft_step(i, steps[0], chance) for i in range(1, steps[0] + 1)]
+    lines += [grpo_step(i, steps[1], chance) for i in range(1, steps[1] + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for step in range(5, steps[1] + 1, 5):
-        groups = [rollout(prompts[int(rng.integers(samples))], step, step / steps[1], rng) for _ in range(4)]
+        groups = [rollout(prompts[int(rng.integers(samples))], step, step / steps[1], chance) for _ in range(4)]
         path = folder / "rollouts" / f"grpo_{step:06d}.jsonl"
         path.write_text("".join(json.dumps(g) + "\n" for g in groups))
     (folder / "config.yaml").write_text("run: {dir: runs/demo, seed: 42}\nstages: [sft, grpo]\n")
+    (folder / "events.jsonl").write_text(json.dumps({"event": "resumed", "stage": "sft", "step": 200}) + "\n")
     versions = {"python": "3.11", "torch": "2.13.0+cpu", "transformers": "5.19.0"}
     (folder / "env.json").write_text(json.dumps({"host_cores": 2, "device": "cpu", "versions": versions}))
     report = {"sft": {"files": {"data/stage1.json": 3000}, "good": 2999, "bad": [{"kind": "missing"}]}}
@@ -124,9 +184,12 @@ def sft_step(i: int, total: int, rng: np.random.Generator) -> dict:
         "grad_norm": float(abs(1 + 3 * math.exp(-i / 40) + 0.3 * rng.normal())),
         "learning_rate": 1e-3 * (1 + math.cos(math.pi * i / total)) / 2,
         "tokens_per_second": float(5200 + 300 * rng.normal()),
+        "dense_tokens_per_second": float(5200 + 300 * rng.normal()),
         "timing_s/data": 0.02,
-        "timing_s/update": float(0.9 + 0.05 * rng.normal()),
+        "timing_s/update": float(0.85 + 0.02 * rng.normal()),
         "timing_s/step": 0.95,
+        "skipped": float(i == 7),
+        "saves_failed": float(i > 9),
         "pack/fill": 0.97,
     }
 
@@ -142,8 +205,13 @@ def grpo_step(i: int, total: int, rng: np.random.Generator) -> dict:
         "grad_norm": float(abs(0.6 + 0.1 * rng.normal())),
         "learning_rate": 3e-5,
         "tokens_per_second": float(2100 + 90 * rng.normal()),
+        "dense_tokens_per_second": float(7900 + 90 * rng.normal()),
+        "prompts_per_second": 2.1,
+        "memory/resident_gb": float(1.2 + 0.1 * progress),
+        "mfu": float(0.4 + 0.02 * rng.normal()),
         "reward": miou + 0.9 + 0.1 * progress,
-        "reward_std": float(0.4 - 0.1 * progress + 0.02 * rng.normal()),
+        "reward_std": float(0.5 - 0.1 * progress + 0.02 * rng.normal()),
+        "reward_group_std": float(0.4 - 0.1 * progress + 0.02 * rng.normal()),
         "frac_reward_zero_std": float(np.clip(0.1 + 0.2 * progress + 0.05 * rng.normal(), 0, 1)),
         "rewards/iou/mean": miou,
         "rewards/format/mean": 0.9 + 0.1 * progress,

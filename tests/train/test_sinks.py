@@ -14,6 +14,7 @@ from univg_fast.config import LogConfig
 from univg_fast.train import sinks
 from univg_fast.train.metrics import MetricsLogger
 
+ROOT = Path(__file__).resolve().parents[2]
 STEP = {"loss": 0.9123, "learning_rate": 1e-3, "group_tokens": 4000.0, "dense_tokens": 9000.0}
 
 
@@ -56,7 +57,7 @@ def test_a_resumed_run_goes_on_in_the_same_trackio_run(tmp_path: Path) -> None:
     )
     (tmp_path / "mine").mkdir()
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT, env=environment, timeout=120)
     with sqlite3.connect(tmp_path / "drill.db") as base:
         found = base.execute("select run_name, step, metrics from metrics order by step").fetchall()
     assert {name for name, _, _ in found} == {f"mine-{sinks.run_id(tmp_path / 'mine')}"}

@@ -125,14 +125,15 @@ def facts(run: Run) -> list[tuple[str, str]]:
     for name, summary in run.evals.items():
         if "seconds" in summary:
             found.append((f"evaluation {STAGES.get(name, name)}", _minutes(summary["seconds"])))
-    return found + _flat(run.env)
+    return found + flatten(run.env)
 
 
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as one, with dotted keys; values as text."""
     out: list[tuple[str, str]] = []
     for key, value in mapping.items():
         if isinstance(value, Mapping):
-            out += _flat(value, f"{prefix}{key}.")
+            out += flatten(value, f"{prefix}{key}.")
         else:
             out.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)))
     return out

@@ -31,8 +31,16 @@ SHARED = (
     Panel(
         "Throughput",
         "tokens / s",
-        "Tokens trained per second of the whole step.",
-        (("tokens_per_second", ""),),
+        "Tokens trained per second of the whole step; dense: what separate sequences would be.",
+        (("tokens_per_second", "tokens"), ("dense_tokens_per_second", "dense")),
+        floor=0.0,
+    ),
+    Panel("MFU", "fraction", "Model FLOPs by the device's peak in bfloat16.", (("mfu", ""),), floor=0.0),
+    Panel(
+        "Memory",
+        "GB",
+        "Of rank 0: what torch reserved on the GPU; the process's resident set.",
+        (("memory/reserved_gb", "GPU"), ("memory/resident_gb", "host")),
         floor=0.0,
     ),
 )
@@ -77,8 +85,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Reward spread",
             "reward",
-            "Standard deviation within a group: what the advantage is made of.",
-            (("reward_std", ""),),
+            "Standard deviation: within a group, what the advantage is made of; over all completions.",
+            (("reward_group_std", "in groups"), ("reward_std", "all")),
             floor=0.0,
         ),
         Panel(

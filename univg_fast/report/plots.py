@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -18,7 +18,18 @@ from univg_fast.report.panels import PANELS, Panel
 
 Rows = Sequence[dict[str, Any]]
 MAX_POINTS = 400  # a curve is drawn with at most so many: longer ones become means of equal bins
-COLOURS = ("#2f6db5", "#b5562f", "#6b4fa0", "#4c7a5a", "#9a7b1f", "#8a94a3")
+COLOURS = ("#2f6db5", "#c2571a", "#6b4fa0", "#3f8a5b", "#b08a1e", "#7d8794", "#b0446f", "#2a8f9d")  # of curves, runs
+PHASE_COLOURS = {
+    "data": "#9aa5b1",
+    "gen": "#2a9d8f",
+    "score": "#8ab17d",
+    "ref": "#e9c46a",
+    "update": "#e08b5b",
+    "optim": "#a8563c",
+    "sync": "#5c4b51",
+    "save": "#264653",
+}
+OTHER_COLOUR = "#d3d8de"  # of any other phase
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "univg-fast",  # the same run gives the same bytes
     "svg.fonttype": "path",
@@ -56,11 +67,31 @@ def charts(stage: str, rows: Rows) -> list[dict[str, str]]:
     return out
 
 
-def line_chart(panel: Panel, curves: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> str:
+def overlaid(stage: str, runs: Mapping[str, Rows], colours: Mapping[str, str]) -> list[dict[str, str]]:
+    """The same charts with a curve for each run in its colour: one chart for each curve of a panel."""
+    out = []
+    for panel in PANELS.get(stage, PANELS["sft"]):
+        found: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
+        for name, rows in runs.items():
+            for label, steps, values in _curves(panel, rows):
+                found.setdefault(label, []).append((name, steps, values))
+        for label, curves in found.items():
+            title = f"{panel.title}: {label}" if len(found) > 1 else panel.title
+            uri = line_chart(panel, curves, [colours[name] for name, *_ in curves], legend=False)
+            out.append({"title": title, "unit": panel.unit, "note": panel.note, "uri": uri})
+    return out
+
+
+def line_chart(
+    panel: Panel,
+    curves: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    colours: Sequence[str] = COLOURS,
+    legend: bool = True,
+) -> str:
     """Raw values thin and pale, their running mean bold on top. Curves are (name, steps [n], values [n])."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(panel.unit)
-        for (name, steps, values), colour in zip(curves, COLOURS, strict=False):
+        for (name, steps, values), colour in zip(curves, colours, strict=False):
             steps, values = thin_out(steps, values)
             few = len(values) < 12
             axes.plot(
@@ -80,7 +111,7 @@ def line_chart(panel: Panel, curves: Sequence[tuple[str, np.ndarray, np.ndarray]
             least, most = (float(f([f(values) for _, _, values in curves])) for f in (np.min, np.max))
             if least >= panel.floor:
                 axes.set_ylim(panel.floor, max(1.08 * most, panel.ceiling or 0) or 1.0)
-        if len(curves) > 1:
+        if legend and len(curves) > 1:
             for handle in axes.legend(loc="best", handlelength=1.2).legend_handles:
                 handle.set_alpha(1)
         return _data_uri(figure)
@@ -94,19 +125,20 @@ def time_chart(rows: Rows) -> str:
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("seconds per step")
         labels = [f"{name} {100 * float(seconds.sum()) / total:.0f}%" for name, seconds in timed.items()]
+        colours = [PHASE_COLOURS.get(name, OTHER_COLOUR) for name in timed]
         thin = [thin_out(steps, smooth(seconds)) for seconds in timed.values()]
-        axes.stackplot(thin[0][0], [v for _, v in thin], labels=labels, colors=COLOURS, alpha=0.75, lw=0)
+        axes.stackplot(thin[0][0], [v for _, v in thin], labels=labels, colors=colours, lw=0)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.45)
         axes.legend(loc="upper left", ncols=3, handlelength=0.9, columnspacing=1.0)
         return _data_uri(figure)
 
 
 def phases(rows: Rows) -> dict[str, np.ndarray]:
-    """Seconds [n] of each timed phase in the order logged, and of the rest of the step as "other"."""
+    """Seconds [n] of each timed phase in the order logged, "other" being what is in none of them."""
     keys = dict.fromkeys(key for row in rows for key in row if key.startswith("timing_s/"))
     seconds = {key.removeprefix("timing_s/"): np.nan_to_num([_number(row.get(key)) for row in rows]) for key in keys}
     step = seconds.pop("step", None)
-    if seconds and step is not None:
+    if seconds and step is not None and "other" not in seconds:
         seconds["other"] = np.maximum(step - sum(seconds.values()), 0.0)
     return seconds
 

@@ -56,8 +56,8 @@ def load_run(path: str | Path) -> Run:
     return Run(
         path=folder,
         metrics={stage: _by_step(rows, stage) for stage in stages},
-        evals={name: evals[name] for name in sorted(evals, key=_place) if evals[name]},
-        answers={name: answers[name] for name in sorted(answers, key=_place) if answers[name]},
+        evals={name: evals[name] for name in sorted(evals, key=place) if evals[name]},
+        answers={name: answers[name] for name in sorted(answers, key=place) if answers[name]},
         events=read_jsonl(folder / "events.jsonl", []),
         rollouts=rollouts,
         config=config.read_text(encoding="utf-8") if config.exists() else None,
@@ -117,5 +117,6 @@ def _by_step(rows: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _place(name: str) -> tuple[int, str]:
+def place(name: str) -> tuple[int, str]:
+    """The order of evaluations."""
     return (EVALS.index(name) if name in EVALS else len(EVALS), name)
