@@ -47,7 +47,7 @@ def test_every_odd_prediction_is_counted_and_scores_nothing(tmp_path: Path) -> N
         {"id": "q7", "text": f"<answer>({'9' * 5000},1),({'9' * 400},3)</answer>"},
         {"text": GOOD},
         '{"id": "q8", "text": "cut',
-        "[]",
+        "{}",
         "17",
     ]
     result = run(tmp_path, entries, lines)
@@ -95,6 +95,19 @@ def test_answers_without_ids_are_taken_in_order(tmp_path: Path) -> None:
     assert [row["iou"] for row in run(tmp_path, entries, numbered)["rows"]] == [1.0, 0.0, 0.0, 1.0]
     cut = run(tmp_path, entries, [lines[0], '{"text": "cu', lines[2]])  # nobody knows whose the third one is
     assert cut["predictions"]["without_id"] == 2 and cut["n"] == 4 and cut["acc@0.5"] == 0
+
+
+def test_a_text_that_is_no_unicode_is_still_read(tmp_path: Path) -> None:
+    """And a truth that a line of predictions repeats is not taken for what was predicted."""
+    half = '{"id": "a", "text": "\\ud800 ' + GOOD + '"}'
+    result = run(tmp_path, [entry("a"), entry("b")], [half, {"id": "b", "answer": [100, 100, 300, 300], "model": "no"}])
+    assert result["acc@0.5"] == 0.5 and result["predictions"]["broken_lines"] == 0
+    assert result["predictions"]["empty"] == 1
+    with (tmp_path / "said.jsonl").open("wb") as file:
+        file.write(b'\xef\xbb\xbf{"id": "a", "text": "\xff' + GOOD.encode() + b'"}\r\n')
+    given = ["--benchmark", "mig_bench", "--data", str(tmp_path / "data.jsonl"), "--out", str(tmp_path / "out")]
+    assert main([*given, "--predictions", str(tmp_path / "said.jsonl")]) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["acc@0.5"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -69,5 +69,5 @@ class Journal:
             )
 
     def _write(self, entry: Mapping[str, Any]) -> None:
-        self._file.write((json.dumps(entry, ensure_ascii=False) + "\n").encode())
+        self._file.write((json.dumps(entry) + "\n").encode())
         self._file.flush()

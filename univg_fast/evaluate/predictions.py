@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from univg_fast.data.formats.raw import is_int
-from univg_fast.data.jsonfile import Row, read_rows
+from univg_fast.data.jsonfile import BOM, MALFORMED, Row, read_rows
 
 from .items import Item
 
-IDS = ("uid", "id", "question_id", "index")
+IDS = ("uid", "id", "question_id", "sample_id", "index")
 TEXTS = ("text", "prediction", "response", "output", "answer", "completion")
+BOXES = ("box", "prediction")  # not "answer": there many files keep the right one
 SHOWN = 20  # examples that a report names of each kind
 
 
@@ -36,18 +38,18 @@ class Prediction:
 def read_predictions(path: Path, items: Sequence[Item]) -> tuple[dict[str, Prediction], dict[str, Any]]:
     """Predictions by the uid of their item, and the report: counts, and the first ids of each kind.
 
-    A line is an object with an id (uid, id, question_id or index) and a text (text, prediction, response, output,
-    answer or completion; four numbers there or under "box" are a box in thousandths). Where no line has an id, they are
-    the items' in their order. Of several for one item the first counts. ValueError where there is no such file.
+    A line is an object with an id (one of IDS) and a text (one of TEXTS; four numbers under one of BOXES are a box in
+    thousandths). Where no line has an id, they are the items' in their order. Of several for one item the first counts.
+    ValueError where there is no such file.
     """
     lines, broken = [], []
-    for row in read_rows(path, path.name):
-        if isinstance(row, Row) and isinstance(row.value, dict):
-            lines.append((row.value, _prediction(row.value)))
-        elif isinstance(row, Row) and isinstance(row.value, str | list):  # a bare answer
-            lines.append(({}, _prediction({"text": row.value})))
+    for place, value in _values(path):
+        if isinstance(value, dict):
+            lines.append((value, _prediction(value)))
+        elif isinstance(value, str):  # a bare answer
+            lines.append(({}, Prediction(value)))
         else:
-            broken.append(f"{path.name}:{row.place}" if isinstance(row, Row) else row.source)
+            broken.append(place)
     ids = [_id(line) for line, _ in lines]
     ordered = bool(lines) and not any(uid is not None for uid in ids)
     found: dict[str, Prediction] = {}
@@ -82,16 +84,31 @@ def _id(line: dict[str, Any]) -> str | None:
 
 def _prediction(line: dict[str, Any]) -> Prediction:
     """A text wins over a box: it says more."""
-    box, error = line.get("box"), line.get("error")
-    tokens = line["tokens"] if is_int(line.get("tokens")) else 0
-    error = error if isinstance(error, str) else None
+    error, tokens = line.get("error"), line.get("tokens")
+    told = error if isinstance(error, str) else None
+    number = tokens if isinstance(tokens, int) else 0
     for key in TEXTS:
-        value = line.get(key)
-        if isinstance(value, str):
-            return Prediction(value, None, tokens, error)
-        if isinstance(value, list) and box is None:
-            box = value
-    return Prediction("", tuple(box) if isinstance(box, list | tuple) else None, tokens, error)
+        if isinstance(line.get(key), str):
+            return Prediction(line[key], None, number, told)
+    boxes = [line[key] for key in BOXES if isinstance(line.get(key), list)]
+    return Prediction("", tuple(boxes[0]) if boxes else None, number, told)
+
+
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, decoded) of each entry, None where it is damaged. Half a surrogate pair is no reason to drop an answer."""
+    if not path.is_file():
+        raise ValueError(f"--predictions: expected a JSONL file, got {path}: no such file")
+    content = path.read_bytes()
+    if content.lstrip()[:1] == b"[":
+        for row in read_rows(path, path.name):
+            yield (f"{path.name}:{row.place}", row.value) if isinstance(row, Row) else (row.source, None)
+        return
+    for number, line in enumerate(content.removeprefix(BOM).split(b"\n"), 1):
+        if line.strip():
+            try:
+                yield f"{path.name}:{number}", json.loads(line.decode(errors="replace"))
+            except MALFORMED:
+                yield f"{path.name}:{number}", None
 
 
 def data_report(items: Sequence[Item], problems: Sequence[str | None], counts: dict[str, int]) -> dict[str, Any]:

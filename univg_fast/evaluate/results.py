@@ -64,9 +64,9 @@ def digest(path: Path) -> str:
 def write_result(folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """FOLDER/rows.jsonl and, when that is whole, FOLDER/results.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
     _replace(folder / "rows.jsonl", lines)
-    _replace(folder / "results.json", json.dumps(result, ensure_ascii=False, allow_nan=False, indent=1) + "\n")
+    _replace(folder / "results.json", json.dumps(result, allow_nan=False, indent=1) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:
