@@ -64,13 +64,3 @@ def test_a_nan_loss_in_stage_2(drill: Callable[..., Run], tmp_path: Path) -> Non
     run = drill(tmp_path / "run", stages="[grpo]", fault__kind="nan_loss", fault__step="2", fault__rank="0")
     assert run.code == 0, run.output[-3000:]
     assert [row["skipped"] for row in run.metrics("grpo")] == [0, 1, 0]
-
-
-@pytest.mark.slow
-@pytest.mark.drill
-def test_a_bad_image_is_one_bad_record(drill: Callable[..., Run], tmp_path: Path) -> None:
-    settings = {"fault__kind": "bad_image", "fault__step": "2", "fault__rank": "1"}
-    run = drill(tmp_path / "run", stages="[sft]", data__max_bad_fraction="0.5", **settings)
-    assert run.code == 0, run.output[-3000:]
-    assert [row["bad_records"] for row in run.metrics("sft")][1] == 1
-    assert "skipped " in run.output and "cut_" in run.output

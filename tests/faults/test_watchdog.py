@@ -79,10 +79,10 @@ def phase_slow(start: Callable[..., Started], **more: str) -> Started:
 def test_a_killed_rank_is_named_by_the_other(start: Callable[..., Started], rank: int) -> None:
     run = phase_slow(start)
     began = time.monotonic()
-    os.kill(run.ranks()[1], signal.SIGKILL) if rank else os.kill(run.ranks()[0], signal.SIGKILL)
+    os.kill(run.ranks()[rank], signal.SIGKILL)
     assert run.end(60) == 1
     assert time.monotonic() - began < 45
-    assert re.search(rf"^rank {rank} of 2 has gone without a word.*: phase update of sft step 2, ", run.output, re.M)
+    assert re.search(rf"^rank {rank} of 2 has gone without a word.*: phase (update|optim) of sft step 2, ", run.output, re.M)
 
 
 @pytest.mark.slow

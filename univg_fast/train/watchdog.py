@@ -28,7 +28,7 @@ from univg_fast import distributed
 from univg_fast.train import stopping
 from univg_fast.train.phases import Phases
 
-SOON_S = 0.05  # between two tellings
+SOON_S, LATE_S = 0.05, 0.5  # between two tellings, at least and at most
 GONE_S = 10.0  # a rank that tells nothing for so long after a request to stop, or an error, is dead
 _KEY = "univg_fast/beat"  # in the store: /RANK where it stands, /verdict why all ranks end
 _WAITS_FOR_DEVICE = (".item()", ".tolist()", ".cpu()", "synchronize(")
@@ -64,7 +64,7 @@ class Watchdog:
 
     def __init__(self, phases: Phases, timeout_s: float, folder: Path) -> None:
         self.phases, self.timeout_s, self.path = phases, timeout_s, folder / f"stacks_rank{distributed.rank()}.txt"
-        self.tick = min(max(timeout_s / 20, 0.2), 2.0)
+        self.tick = min(max(timeout_s / 20, 0.2), 2.0)  # between two looks at the others
         self.store = distributed.own_store()
         self._main = threading.get_ident()
         self._tells = 0
@@ -100,7 +100,7 @@ class Watchdog:
     def _watch(self) -> None:
         looked = time.monotonic()
         while not self._end.is_set():
-            self._news.wait(self.tick)
+            self._news.wait(min(LATE_S, self.tick))
             self._news.clear()
             try:
                 self._tell()
@@ -150,7 +150,7 @@ class Watchdog:
         """After a collective failed: if a rank tells nothing any more, end the run in its name."""
         deadline = time.monotonic() + GONE_S / 2
         while time.monotonic() < deadline:
-            time.sleep(self.tick)
+            time.sleep(LATE_S)
             if self._end.is_set() or self.store is None:
                 return
             try:
@@ -159,7 +159,7 @@ class Watchdog:
                 return
             if any(s.left for s in seen):  # it failed by itself, and says so
                 return
-            dead = [s for s in seen if s.silent > max(3 * self.tick, 2.0)]
+            dead = [s for s in seen if s.silent > 5 * LATE_S]
             if dead:
                 self._condemn(dead[0], f" ({str(error).strip().splitlines()[0][:200]})")
 
