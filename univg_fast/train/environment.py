@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from univg_fast import distributed
+
 PACKAGES = (
     "univg-fast",
     "torch",
@@ -21,6 +23,7 @@ PACKAGES = (
     "peft",
     "liger-kernel",
     "flash-attn",
+    "xformers",
 )
 
 
@@ -31,7 +34,10 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
+        "ranks": distributed.world_size(),
+        "platform": platform.platform(),
         "python": platform.python_version(),
+        "cuda": torch.version.cuda,
         "packages": {name: found for name in PACKAGES if (found := installed(name))},
         "commit": commit(),
     }
