@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).parent
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -63,5 +62,17 @@ def launch() -> Launch:
     def run(*words: Any, ranks: int = 0, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         given = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True, "timeout": timeout}
         return subprocess.run(command(*words, ranks=ranks), **given)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[bytes]]:
+    """The same without waiting, in a process group of its own."""
+
+    def run(*words: Any, ranks: int = 0) -> subprocess.Popen[bytes]:
+        given: dict[str, Any] = {"cwd": ROOT, "env": environment(), "start_new_session": True}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command(*words, ranks=ranks), **given, **quiet)
 
     return run

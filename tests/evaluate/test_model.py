@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluate.conftest import ROOT, command, environment
 
 from univg_fast.evaluate.items import Item
 from univg_fast.evaluate.journal import Journal
@@ -30,7 +28,9 @@ def files(out: Path) -> tuple[dict[str, Any], str]:
 
 
 @pytest.mark.slow
-def test_one_result_for_any_batch_any_ranks_and_after_kill_9(launch: Any, small: Path, tmp_path: Path) -> None:
+def test_one_result_for_any_batch_any_ranks_and_after_kill_9(
+    launch: Any, start: Any, small: Path, tmp_path: Path
+) -> None:
     whole = launch(*words(small, tmp_path / "whole", "--evaluate.prompts_per_batch=8"))
     assert whole.returncode == 0, whole.stderr[-3000:]
     want = files(tmp_path / "whole")
@@ -39,15 +39,12 @@ def test_one_result_for_any_batch_any_ranks_and_after_kill_9(launch: Any, small:
     assert len(set(texts)) > 1, "a model that says the same to everything proves nothing here"
 
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(*words(small, killed, "--evaluate.prompts_per_batch=1"), ranks=0),
-        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+    process = start(*words(small, killed, "--evaluate.prompts_per_batch=1"))
     journal, deadline = killed / "answers.0.jsonl", time.monotonic() + 60
     while time.monotonic() < deadline and not (journal.is_file() and journal.read_bytes().count(b"\n") > 3):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert not (killed / "results.json").exists(), "killed too late to prove anything"
     content = journal.read_bytes()
     before = content.count(b"\n") - 1

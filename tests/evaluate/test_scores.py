@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluate import independent
+from second_scorer import scores
 
 from univg_fast.evaluate.__main__ import main
 from univg_fast.evaluate.benchmarks import MIG_TASKS
@@ -86,7 +86,7 @@ def test_mig_bench_as_an_independent_scorer(files: Any, parser: str, tmp_path: P
     arguments = ["--benchmark", "mig_bench", "--data", data, "--predictions", said, "--parser", parser]
     assert main([*map(str, arguments), "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "results.json").read_text())
-    want = independent.scores(data, said, protocol, parser)
+    want = scores(data, said, protocol, parser)
     assert (result["protocol"], result["parser"], result["n"]) == (protocol, parser, ENTRIES)
     assert {t: {m: f[m] for m in want["micro"]} for t, f in result["tasks"].items()} == want["tasks"]
     assert {m: result["macro"][m] for m in want["macro"]} == want["macro"]

@@ -95,7 +95,7 @@ def _prediction(line: dict[str, Any]) -> Prediction:
 
 
 def _values(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, decoded) of each entry, None where it is damaged. Half a surrogate pair is no reason to drop an answer."""
+    """(place, decoded) of each entry, None where it is damaged. Half a surrogate pair does not lose an answer."""
     if not path.is_file():
         raise ValueError(f"--predictions: expected a JSONL file, got {path}: no such file")
     content = path.read_bytes()
