@@ -82,7 +82,9 @@ def test_a_killed_rank_is_named_by_the_other(start: Callable[..., Started], rank
     os.kill(run.ranks()[rank], signal.SIGKILL)
     assert run.end(60) == 1
     assert time.monotonic() - began < 45
-    assert re.search(rf"^rank {rank} of 2 has gone without a word.*: phase (update|optim) of sft step 2, ", run.output, re.M)
+    assert re.search(
+        rf"^rank {rank} of 2 has gone without a word.*: phase (update|optim) of sft step 2, ", run.output, re.M
+    )
 
 
 @pytest.mark.slow

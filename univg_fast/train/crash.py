@@ -22,10 +22,10 @@ def count_skipped(state: StageState, skipped: bool) -> dict[str, float]:
     return {"skipped_total": float(state.skipped), "skipped_in_a_row": float(state.skipped_in_a_row)}
 
 
-def end_if_stuck(state: StageState, outcome: Outcome, config: Config, stage: str, run_dir: Path) -> None:
+def end_if_stuck(state: StageState, outcome: Outcome, config: Config, stage: str, start: str, run_dir: Path) -> None:
     """RankError on all ranks after run.max_skipped_steps in a row, with the suspects of all of them. Collective."""
     if state.skipped_in_a_row >= config.run.max_skipped_steps:
-        write_crash(state, outcome, config, stage, run_dir)
+        write_crash(state, outcome, config, stage, start, run_dir)
         found = distributed.gather_objects(outcome.suspects)
         told = [f"rank {rank}: {', '.join(uids[:5])}" for rank, uids in enumerate(found) if uids]
         raise distributed.RankError(
@@ -37,8 +37,8 @@ def end_if_stuck(state: StageState, outcome: Outcome, config: Config, stage: str
         )
 
 
-def write_crash(state: StageState, outcome: Outcome, config: Config, stage: str, run_dir: Path) -> None:
-    """crash/STAGE_STEP_rankN.json, and this rank's random states beside it."""
+def write_crash(state: StageState, outcome: Outcome, config: Config, stage: str, start: str, run_dir: Path) -> None:
+    """crash/STAGE_STEP_rankN.json, and this rank's random states beside it. `start`: the stage's first model."""
     folder, rank = run_dir / "crash", distributed.rank()
     path = folder / f"{stage}_{state.step:06d}_rank{rank}.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,9 +59,8 @@ def write_crash(state: StageState, outcome: Outcome, config: Config, stage: str,
         "random_state": str(path.with_suffix(".pt")),
         "checkpoint": newest,
         "cursor": state.cursor,
-        "replay": f"--config {run_dir / 'config.yaml'} --run.dir={run_dir}_replay "
-        + (f"--run.resume={newest} " if newest else "")
-        + f"--run.max_steps={state.step}",
+        "replay": f"--config {run_dir / 'config.yaml'} --run.dir={run_dir}_replay --stages=[{stage}] "
+        f"--model.path={start} --run.max_steps={state.step} --run.resume={newest or 'auto'}",
     }
     path.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -100,7 +100,7 @@ def run_stage(
                     write_rollouts(run_dir, stage, state.step, outcome.rollouts)
                 write_sheet(state.step, outcome.rollouts)
                 logger.log(state.step, metrics, phases.take())
-                end_if_stuck(state, outcome, config, stage, run_dir)
+                end_if_stuck(state, outcome, config, stage, start, run_dir)
                 if is_save_step(state.step, last, total, config.save.steps):
                     saved = save(must=state.step == last)
             if last == total:
