@@ -121,7 +121,8 @@ def _grouped(spans: list[Span]) -> AttentionLayout:
             step = np.arange(lengths[chosen].max())
             real = step < lengths[chosen, None]
             pieces.append(np.where(real, firsts[chosen, None] + step, -1))
-            mask = torch.ones(len(step), prompt + len(step), dtype=torch.bool).tril(prompt)
+            mask = torch.ones(len(step), prompt + len(step), dtype=torch.bool)
+            mask[:, prompt:].tril_()
             counts = np.bincount(groups[chosen], minlength=len(members))
             classes.append(Responses(tuple(counts.tolist()), mask))
         buckets.append(Bucket((len(members), prompt), tuple(classes)))
