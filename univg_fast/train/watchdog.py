@@ -114,8 +114,10 @@ class Watchdog:
                 found = culprit(self.everyone(), self.timeout_s, GONE_S if stopping.requested() else self.timeout_s)
                 if found is not None:
                     self._condemn(found)
-            except RuntimeError:  # the store is gone, and the launcher with it; this rank watches over itself
+            except RuntimeError as error:  # the store is gone, and the launcher with it
                 self.store = None
+                told = f"rank {distributed.rank()} can watch over itself only: the rendezvous store is gone ({error})"
+                print(told.splitlines()[0], file=sys.stderr, flush=True)
 
     def _arm(self) -> None:
         """A thread that never gives up Python's lock stops this one, too: the stacks then come from below Python."""
@@ -159,9 +161,9 @@ class Watchdog:
                 return
             if any(s.left for s in seen):  # it failed by itself, and says so
                 return
-            dead = [s for s in seen if s.silent > 5 * LATE_S]
-            if dead:
-                self._condemn(dead[0], f" ({str(error).strip().splitlines()[0][:200]})")
+            dead = max(seen, key=lambda s: s.silent)
+            if dead.silent > 5 * LATE_S:
+                self._condemn(dead, f" ({str(error).strip().splitlines()[0][:200]})")
 
     def _condemn(self, found: Seen, why: str = "") -> None:
         """End the run on all ranks. The first rank to do so speaks."""
