@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+SHOW_CURSOR = b"\x1b[?25h"  # to a terminal: a progress bar that is under way hides it
 _FAILED = "univg_fast/failed"  # key in the rendezvous store: who failed first, and with what
 _host: dist.ProcessGroup | None = None  # where the default group is nccl: a gloo group for what lies on the host
 
@@ -228,10 +229,10 @@ def _tell_torchrun(message: str) -> None:
 
 def _exit(code: int) -> NoReturn:
     """Leave without the interpreter's own end: gloo's threads can abort there, a broken group can hang."""
-    if sys.stdout.isatty():
-        sys.stdout.write("\x1b[?25h")  # the cursor, which a progress bar hides
     sys.stdout.flush()
     sys.stderr.flush()
+    if os.isatty(1):
+        os.write(1, SHOW_CURSOR)
     os._exit(code)
 
 

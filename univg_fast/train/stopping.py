@@ -125,6 +125,8 @@ def _tell_or_hear(store: Any) -> bool:
 
 
 def _leave_now(why: str) -> NoReturn:
+    if os.isatty(1):
+        os.write(1, distributed.SHOW_CURSOR)
     _say(f"{signal.Signals(_number).name}: {why}")
     os._exit(128 + _number)
 
