@@ -94,7 +94,7 @@ def load_model(
 
 def adapted_model(path: str) -> str:
     """The model that the LoRA adapters in the folder `path` are for. ValueError if it is not there any more."""
-    base = json.loads((Path(path) / ADAPTERS).read_text())["base_model_name_or_path"]
+    base = json.loads((Path(path) / ADAPTERS).read_text()).get("base_model_name_or_path") or ""
     try:
         check_path(base)
     except ValueError as error:

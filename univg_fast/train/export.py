@@ -113,9 +113,9 @@ def write_adapters(model: Any, folder: Path, base: str) -> None:
             import peft
 
             settings = deepcopy(model.peft_config["default"])
-            settings.base_model_name_or_path = base
             with torch.device("meta"):  # without what the trainer has put into the layers
                 wrapped = peft.get_peft_model(type(model)(model.config), settings, autocast_adapter_dtype=False)
+            settings.base_model_name_or_path = base  # now: peft asks the model for it first, which has no name
             wrapped.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
             model.config.save_pretrained(folder)
 
