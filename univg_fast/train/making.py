@@ -19,6 +19,7 @@ from univg_fast.train.engine import make_engine
 from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.memory import tell_memory
 from univg_fast.train.phases import Phases
+from univg_fast.train.random_state import reseed
 from univg_fast.train.reference import make_reference
 from univg_fast.train.rows import Builder
 from univg_fast.train.setup import Inputs, first_sample, load_policy
@@ -38,6 +39,8 @@ def make_policy(
     total = total_steps(stage, config, mix_of(inputs.records[stage]).epoch) * updates_per_step(stage, config)
     engine = make_engine(model, config.sft if stage == "sft" else config.grpo, config.deepspeed, total)
     declare_head(model, config.deepspeed.zero_stage)
+    # dropout's streams; whatever ran before in this process, as a resumed run may begin with this stage
+    reseed(config.run.seed, ("sft", "grpo").index(stage), distributed.rank())
     return engine, plain
 
 
