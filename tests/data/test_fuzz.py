@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from univg_kernels.scan_boxes.search import ANY
 
-from univg_fast.data.boxtext import boxes_in, in_tokens, placed, rewrite
+from univg_fast.data.boxtext import boxes_in, in_tokens, matches, placed, rewrite
 from univg_fast.data.errors import Refused, named
 from univg_fast.data.formats import read_row, recognise, write_row
 from univg_fast.data.images import UNREADABLE, load_image, probe
@@ -186,3 +187,38 @@ def test_boxes_in_hostile_text_take_linear_time(piece):
 
     short, long = seconds(2_000), seconds(16_000)
     assert long < 8 * 3 * short + 0.02, (short, long)
+
+
+PIECES = (
+    *("image", "Image-2", "the second picture", "3rd image 2", "photo #4", "frame_12", "image 123", "1234", "rd image"),
+    *("(1,2),(3,4)", "(1,2,3,4)", "[1, 2, 3.5, -4]", "<box>1 2 3 4</box>", "{", "}", '"image": 3', "first", "\u0130"),
+    *('"image_id": "Image 2"', '"label": "the first image"', '"label": "a (1,2),(3,4) b"', "</think>", "<answer>"),
+    *(
+        "<|object_ref_start|>image 1<|object_ref_end|>",
+        " ",
+        "-",
+        "_",
+        "x",
+        "\u017f",
+        "\u00a0",
+        '"',
+        "1",
+        "\n",
+        "(",
+        "<",
+    ),
+)
+
+
+def test_boxes_and_names_are_found_where_the_one_pattern_finds_them():
+    """The search takes short cuts; what it finds must be what the specification's pattern does, overlaps and all."""
+    rng, mentions = random.Random(7), 0
+    for _ in range(NUMBER):
+        text = "".join(rng.choice(PIECES) for _ in range(rng.randrange(30)))
+        expected = [(match.span(), match.lastgroup, match.groups()) for match in ANY.finditer(text)]
+        got = [(match.span(), match.lastgroup, match.groups()) for match in matches(text)]
+        assert [(span, kind) for span, kind, _ in got] == [(span, kind) for span, kind, _ in expected], text
+        told = [{g for g in groups if g is not None} for _, _, groups in expected]
+        assert [{g for g in groups if g is not None} for _, _, groups in got] == told
+        mentions += sum(kind in ("word", "nth", "number") for _, kind, _ in got)
+    assert mentions > NUMBER

@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-from univg_kernels.scan_boxes.pieces import N, number
-from univg_kernels.scan_boxes.search import ANY, ORDINALS
+from univg_kernels.scan_boxes.pieces import DIGITS, N, number
+from univg_kernels.scan_boxes.search import ANY, MARKS, ORDINALS
 from univg_kernels.scan_boxes.search import MENTION as MENTIONED
 
 NUMBER = re.compile(N)
+MARK = re.compile(MARKS, re.DOTALL)
 MENTION = re.compile(MENTIONED)
+NOUNS = ("image", "picture", "photo", "frame")
+BEFORE, AFTER = len("seventh "), len("picture-123.")  # of a mention, from where its noun begins; the last is no part
 ANSWER = re.compile(r"</think>|<answer>")  # what comes before is no part of the answer
 TOKEN_BOX = re.compile(r"<\|box_start\|>[^<]{0,80}<\|box_end\|>")
 
 
-@dataclass(frozen=True)
-class TextBox:
+class TextBox(NamedTuple):
     """A box of a text: its span, its four numbers as written, the 0-based image and the label that the text names."""
 
     start: int
@@ -40,7 +42,7 @@ def boxes_in(text: str, num_images: int) -> list[TextBox]:
     found: list[TextBox] = []
     named = label = None  # what was last said
     opened = its_image = its_label = None  # the first box of the object that is open, and what that says
-    for match in ANY.finditer(text):
+    for match in matches(text):
         kind = match.lastgroup
         if kind is None:
             x1, y1, x2, y2 = (_number(written) for written in NUMBER.findall(match[0]))
@@ -56,13 +58,50 @@ def boxes_in(text: str, num_images: int) -> list[TextBox]:
         elif kind == "close":
             for i in range(len(found) if opened is None else opened, len(found)):
                 told = found[i].image if its_image is None else its_image
-                found[i] = replace(found[i], image=told, label=found[i].label if its_label is None else its_label)
+                found[i] = found[i]._replace(image=told, label=found[i].label if its_label is None else its_label)
             opened = None
         elif kind == "begins":
             named = None
         else:
             named = _mentioned(match, num_images, named)
     return found
+
+
+def matches(text: str) -> Iterator[re.Match[str]]:
+    """What `ANY` finds, in a fraction of its time: marks by their first character, mentions where a noun is near."""
+    lower, at = text.lower(), 0
+    if len(lower) != len(text):  # a letter that is two in lower case
+        yield from ANY.finditer(text)
+        return
+    nouns = sorted(place for noun in NOUNS for place in _places(lower, noun))
+
+    def mention(end: int) -> re.Match[str] | None:
+        """The first one from `end` on."""
+        nonlocal at
+        while at < len(nouns):
+            match = MENTION.search(text, max(end, nouns[at] - BEFORE), nouns[at] + AFTER)
+            if match and match.start() <= nouns[at]:
+                return match
+            at += 1
+        return None
+
+    mark, said = MARK.search(text), mention(0)
+    while mark or said:
+        if said and (not mark or said.start() < mark.start()):
+            yield said
+            said = mention(said.end())
+        elif mark:
+            yield mark
+            if said and said.start() < mark.end():  # within a label, or the number of an image
+                said = mention(mark.end())
+            mark = MARK.search(text, mark.end())
+
+
+def _places(text: str, word: str) -> Iterator[int]:
+    at = text.find(word)
+    while at >= 0:
+        yield at
+        at = text.find(word, at + 1)
 
 
 def last_image(text: str, num_images: int, default: int | None = None) -> int | None:
@@ -83,8 +122,10 @@ def placed(text: str, num_images: int, images: Sequence[int | None] = ()) -> lis
     before = sum(box.start < begins for box in boxes)
     out = []
     for i, box in enumerate(boxes):
-        other = images[i - before] if 0 <= i - before < len(images) else None
-        out.append(replace(box, image=next((k for k in (box.image, other, first) if k is not None), 0)))
+        if box.image is None:
+            other = images[i - before] if 0 <= i - before < len(images) else None
+            box = box._replace(image=(first or 0) if other is None else other)
+        out.append(box)
     return out
 
 
@@ -112,12 +153,10 @@ def rewrite(
     """The text with other numbers in its boxes, spelled by `spell(old, value)`; brackets, commas and spaces stay."""
     parts, at = [], 0
     for box in boxes:
-        parts.append(text[at : box.start])
-        at = box.start
-        new = convert(box)
-        for match, value in zip(NUMBER.finditer(text, box.start, box.end), new, strict=True):
-            parts += [text[at : match.start()], spell(match[0], value)]
-            at = match.end()
+        pieces = NUMBER.split(text[box.start : box.end])  # every other one is a number
+        pieces[1::2] = map(spell, pieces[1::2], convert(box))
+        parts += [text[at : box.start], *pieces]
+        at = box.end
     return "".join([*parts, text[at:]])
 
 
@@ -143,4 +182,6 @@ def _label(escaped: str) -> str | None:
 
 
 def _number(text: str) -> float:
-    return number(text) if "." in text else int(number(text))
+    if "." in text:
+        return number(text)
+    return int(text) if len(text) <= DIGITS else int(number(text))

@@ -54,4 +54,6 @@ def from_model(
 
 
 def _as_written(written: str, value: float) -> str:
+    if written.isdigit():
+        return str(value)
     return "-" * written.startswith("-") + str(abs(value)) + ".0" * ("." in written)

@@ -31,15 +31,16 @@ MENTION = (
     rf"|{START}(?:{NOUN})[{SPACE}\-_#]?+(?P<number>\d{{1,3}}+){STOP}"
 )
 INSIDE = r'(?:[^"\\<]|\\[^<]|\\?+<(?!/?+(?:think|answer)>))'  # of a label in quotes, which reaches over no tag
-ANY = re.compile(
+# Each begins with a character of its own, so that a search skips to the next one of those; empty groups name the kind.
+MARKS = (
     rf"\(\s*+{N}\s*+,\s*+{N}\s*+(?:\)\s*+,?+\s*+\(\s*+{N}\s*+,\s*+{N}|,\s*+{N}\s*+,\s*+{N})\s*+\)"
     rf"|\[\s*+{N}\s*+,\s*+{N}\s*+,\s*+{N}\s*+,\s*+{N}\s*+\]"
     rf"|<box>\s*+{N}[\s,]++{N}[\s,]++{N}[\s,]++{N}\s*+</box>"
     rf"|<\|object_ref_start\|>(?P<ref>[^<]*+)<\|object_ref_end\|>"
     rf'|"(?:{"|".join(IMAGE_KEYS)})"\s*+:\s*+"?+(?:[Ii]mage[{SPACE}\-_#]?+)?+(?P<image>\d{{1,3}}+)(?!\d)'
-    rf'|"label"\s*+:\s*+"(?P<label>{INSIDE}*+)"|(?P<open>\{{)|(?P<close>\}})|(?P<begins></think>|<answer>)|{MENTION}',
-    re.DOTALL,
+    rf'|"label"\s*+:\s*+"(?P<label>{INSIDE}*+)"|\{{(?P<open>)|\}}(?P<close>)|<(?:/think|answer)>(?P<begins>)'
 )
+ANY = re.compile(f"{MARKS}|{MENTION}", re.DOTALL)
 
 
 def lenient(text: str, style: str, cot: bool) -> list[Found]:
