@@ -60,7 +60,8 @@ def build_row(
     `attention`: the face that will attend (packing/layout.py).
     """
     ids: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
+    total = sum(len(g.sample.prompt_ids) + sum(map(len, g.responses)) for g in groups)
+    positions = np.empty((3, total), np.int64)
     spans: list[tuple[int, int, list[int]]] = []  # (start, P, [R, ...])
     target_rows: list[np.ndarray] = []
     target_ids: list[np.ndarray] = []
@@ -69,13 +70,13 @@ def build_row(
         prompt = group.sample.prompt_ids
         prompt_positions, following = rope_positions(prompt, group.sample.image_grid_thw, family)
         ids.append(prompt)
-        positions.append(prompt_positions)
         last = start + len(prompt) - 1
         at = last + 1
+        positions[:, start:at] = prompt_positions
         for response in group.responses:
             n = len(response)
             ids.append(response)
-            positions.append(np.broadcast_to(following + np.arange(n), (3, n)))
+            positions[:, at : at + n] = np.arange(following, following + n)
             target_rows.append(np.concatenate([[last], np.arange(at, at + n - 1)])[:n])
             target_ids.append(response)
             cu_seqlens.append(cu_seqlens[-1] + n)
@@ -89,7 +90,7 @@ def build_row(
     empty = [np.zeros(0, np.int64)]
     return Row(
         input_ids=torch.from_numpy(flat)[None],
-        position_ids=torch.from_numpy(np.concatenate(positions, axis=1))[:, None],
+        position_ids=torch.from_numpy(positions)[:, None],
         layout=build_layout(spans, attention),
         target_rows=torch.from_numpy(np.concatenate(target_rows or empty)),
         target_ids=torch.from_numpy(np.concatenate(target_ids or empty)),

@@ -126,13 +126,14 @@ def read_rows(held: Sequence[Held], updates: Sequence[Update]) -> tuple[list[flo
 def rollout_rows(drawn: Drawn, step: int, config: Config) -> list[dict[str, Any]]:
     """One object per prompt drawn, as rollouts/*.jsonl has them."""
     scored, rows, at = drawn.scored, [], 0
+    advantages, scores = scored.advantages.tolist(), {n: part.tolist() for n, part in scored.scores.parts.items()}
     chosen: set[int] = {k for share in drawn.choice.shares for k in share.groups}
     drop = config.grpo.zero_std_groups == "drop"
     for k, (sample, group) in enumerate(zip(scored.samples, scored.completions, strict=True)):
         record, std = sample.record, float(scored.reward_std[k])
         completions: list[dict[str, Any]] = []
         for c in group:
-            parts = {name: round(float(part[at]), 6) for name, part in scored.scores.parts.items()}
+            parts = {name: round(part[at], 6) for name, part in scores.items()}
             completions.append(
                 {
                     "text": c.text,
@@ -141,7 +142,7 @@ def rollout_rows(drawn: Drawn, step: int, config: Config) -> list[dict[str, Any]
                     "box": scored.scores.boxes[at],
                     "rewards": parts,
                     "reward": round(float(scored.scores.total[at]), 6),
-                    "advantage": round(float(scored.advantages[at]), 6),
+                    "advantage": round(advantages[at], 6),
                     "logp_mean": round(float(c.logprobs.mean()), 6),
                 }
             )
