@@ -1,4 +1,4 @@
-"""Run by test_checkpoint.py: `checkpoint_worker.py MODE ZERO_STAGE FOLDER`; rank 0 prints JSON.
+"""Run by test_checkpoint.py: `checkpoint_worker.py MODE ZERO_STAGE FOLDER [CHOICE]`; rank 0 prints JSON.
 
 ZERO_STAGE may be "all": then the mode runs once for each stage, in FOLDER/STAGE.
 
@@ -116,22 +116,22 @@ def loop(zero_stage: int) -> Any:
         save(ds, number)
 
 
-def open_newest(zero_stage: int) -> Any:
-    """Load the newest complete checkpoint; what it says it is."""
+def open_newest(zero_stage: int, choice: str = "auto") -> Any:
+    """Load the newest complete checkpoint, or that one; what it says it is."""
     ds = start(zero_stage, seed=1)
-    state = resume_from(ROOT, "sft", "auto", ds, "hash")
+    state = resume_from(ROOT, "sft", choice, ds, "hash")
     return {"step": state.step, "cursor": state.cursor, "engine_steps": ds.global_steps}
 
 
 def main() -> None:
     distributed.init(timeout_s=60)
-    modes: dict[str, Callable[[int], Any]] = {f.__name__: f for f in (train, resume, fail, loop, open_newest)}
+    modes: dict[str, Callable[..., Any]] = {f.__name__: f for f in (train, resume, fail, loop, open_newest)}
     global ROOT
-    mode, stages, folder = sys.argv[1:]
+    mode, stages, folder, *more = sys.argv[1:]
     result: Any = []
     for stage in range(4) if stages == "all" else [int(stages)]:
         ROOT = Path(folder, str(stage)) if stages == "all" else Path(folder)
-        result.append(modes[mode](stage))
+        result.append(modes[mode](stage, *more))
     if distributed.is_main():
         print("RESULT " + json.dumps(result if stages == "all" else result[0]), flush=True)
 

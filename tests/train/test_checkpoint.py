@@ -134,12 +134,44 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(two: Path, capsys: Any, dama
         resume.find(two, "sft", str(two / "sft_000004"))
 
 
+def test_only_damaged_ones_left_is_an_error_that_names_them(two: Path) -> None:
+    flip_a_bit(two / "sft_000002")
+    (two / "sft_000004" / "manifest.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"only damaged ones: .*sft_000004 \(no readable .*sft_000002 \(engine/.*=never"
+    ):
+        resume.find(two, "sft", "auto")
+    assert resume.find(two, "sft", "never") is None
+    assert resume.find(two, "grpo", "auto") is None, "the other stage has none: it begins"
+
+
 def test_resume_choices(two: Path) -> None:
     assert resume.find(two, "sft", "never") is None
     assert resume.find(two, "sft", str(two / "sft_000002")) == two / "sft_000002"
-    assert resume.find(two, "grpo", str(two / "sft_000002")) is None
     with pytest.raises(ValueError, match="got nowhere"):
         resume.find(two, "sft", "nowhere")
+
+
+def test_a_folder_of_one_stage_does_not_make_the_other_begin_anew(two: Path) -> None:
+    assert resume.find(two, "grpo", str(two / "sft_000002")) is None
+    manifest = json.loads((two / "sft_000004" / "manifest.json").read_text())
+    shutil.copytree(two / "sft_000004", two / "grpo_000001")
+    (two / "grpo_000001" / "manifest.json").write_text(json.dumps(manifest | {"stage": "grpo", "step": 1}))
+    assert resume.find(two, "grpo", str(two / "sft_000002")) == two / "grpo_000001"
+
+
+def test_checkpoints_of_steps_that_are_done_again_are_set_aside(launch: Any, two: Path) -> None:
+    """Else the next start would take them for the newest: with other weights, or damaged."""
+    shutil.copytree(two / "sft_000004", two / "sft_000003")
+    flip_a_bit(two / "sft_000004")
+    manifest = json.loads((two / "sft_000003" / "manifest.json").read_text())
+    (two / "sft_000003" / "manifest.json").write_text(json.dumps(manifest | {"step": 3}))
+    for folder, left, moved in (("auto", ["2", "3"], ["4"]), (two / "sft_000002", ["2"], ["3"])):
+        done = launch("checkpoint_worker.py", "open_newest", 1, two, folder, world=2)
+        assert result(done)["step"] == 2, done.stderr  # the state in the file of the copied folder, too
+        assert sorted(p.name[-1] for p in two.glob("sft_*")) == left
+        assert f"sft_00000{moved[0]} moved to {two}/old_" in done.stderr
+    assert sorted(p.name for p in two.glob("old_*/*")) == ["sft_000003", "sft_000004"]
 
 
 def test_another_zero_stage_is_refused(launch: Any, written: Path) -> None:
