@@ -66,9 +66,10 @@ def test_a_signal_in_every_phase(drill: Callable[..., Run], whole: Run, tmp_path
         ("sft", "data", 1, 1, "sft_000001"),
         ("sft", "update", 2, 0, "sft_000002"),  # what has begun is finished
         ("sft", "save", 3, 1, "sft_000003"),
-        ("grpo", "gen", 1, 0, None),
-        ("grpo", "score", 1, 1, "grpo_000001"),
-        ("grpo", "ref", 2, 0, "grpo_000002"),
+        ("grpo", "gen", 1, 0, None),  # what no update has begun for is abandoned
+        ("grpo", "score", 1, 1, None),
+        ("grpo", "update", 1, 1, "grpo_000001"),
+        ("grpo", "ref", 3, 0, "grpo_000002"),
         ("grpo", "optim", 3, 1, None),  # the last step: the stage is done and exported
         ("grpo", "eval", 1, 0, None),
     ]

@@ -24,6 +24,7 @@ from univg_fast.packing import Row
 from univg_fast.rollout import RolloutEngine, check_rollout
 from univg_fast.rollout.local import evaluating
 from univg_fast.structs import Group, Sample
+from univg_fast.train import stopping
 from univg_fast.train.draws import Draws, Images, encode
 from univg_fast.train.engine import train_step
 from univg_fast.train.grpo_log import Update, reduce_metrics, rollout_rows
@@ -90,6 +91,8 @@ class GrpoStep:
             for k, minibatch in enumerate(minibatches):
                 if not minibatch.empty:
                     self._score(minibatch, after_an_update=k > 0)
+        if stopping.agreed():  # for the last time: updates that have begun are finished
+            return None
         updates: list[Update] = []
         named: list[str] = []
         for _ in range(self.config.grpo.num_iterations):
