@@ -160,7 +160,8 @@ def load_policy(
     """
     how, vocab = config.model, processor.tokenizer.get_vocab()
     seed = config.run.seed + how.init_seed
-    model: Any = load_model(path, DTYPES[how.torch_dtype], vocab=vocab, seed=seed)
+    with torch.random.fork_rng(devices=[]):  # peft draws first weights, also where others are read over them
+        model: Any = load_model(path, DTYPES[how.torch_dtype], vocab=vocab, seed=seed)
     model.to(device)
     told = freeze(model, how if adapters else replace(how, lora=None), seed)
     packed = PackedModel(model, how.attention)
