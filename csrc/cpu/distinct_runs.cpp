@@ -18,16 +18,25 @@ inline uint64_t mixed(uint64_t x) {
   return (x ^ (x >> 29)) * kBase;
 }
 
-// The bytes of the next 64 that may begin white space: up to " " or beyond ASCII.
+constexpr uint64_t kOnes = 0x0101010101010101ull, kHigh = 0x80 * kOnes;
+
+// The high bit of each byte of `eight` that is 0.
+inline uint64_t zeros(uint64_t eight) { return ~(((eight & ~kHigh) + ~kHigh) | eight) & kHigh; }
+
+// The bytes of the next 64 that may begin white space: up to " ", or beyond ASCII C2 and E0 to E3 (see `space`).
 inline uint64_t breaks(const char* bytes) {
-  constexpr uint64_t kOnes = 0x0101010101010101ull, kHigh = 0x80 * kOnes;
-  uint64_t mask = 0;
+  uint64_t mask = 0, any = 0, eight;
+  const auto add = [&](int i, uint64_t found) {
+    mask |= ((found >> 7) * 0x0102040810204080ull >> 56) << 8 * i;  // the eight low bits side by side
+  };
   for (int i = 0; i < 8; ++i) {
-    uint64_t eight;
     std::memcpy(&eight, bytes + 8 * i, 8);
-    const uint64_t above = (eight & ~kHigh) + (0x80 - 0x21) * kOnes;
-    const uint64_t found = ((~above | eight) & kHigh) >> 7;
-    mask |= (found * 0x0102040810204080ull >> 56) << 8 * i;  // the eight low bits side by side
+    add(i, ~(((eight & ~kHigh) + (0x80 - 0x21) * kOnes) | eight) & kHigh);
+    any |= eight;
+  }
+  for (int i = 0; i < 8 && (any & kHigh) != 0; ++i) {
+    std::memcpy(&eight, bytes + 8 * i, 8);
+    add(i, zeros(eight ^ 0xC2 * kOnes) | zeros((eight & 0xFC * kOnes) ^ 0xE0 * kOnes));
   }
   return mask;
 }
