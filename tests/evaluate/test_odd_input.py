@@ -76,7 +76,7 @@ def test_damaged_entries_stay_in_the_denominator_of_their_task(tmp_path: Path) -
         [1, 2],
     ]
     lines = [{"id": uid, "text": GOOD} for uid in "abcdefg"]
-    result = run(tmp_path, entries, [*lines, {"id": "a@2", "text": GOOD}], "--protocol", "revised")
+    result = run(tmp_path, entries, lines, "--protocol", "revised")
     assert result["n"] == 9 and result["tasks"]["diff"]["n"] == 6 and result["tasks"]["unknown"]["n"] == 3
     assert result["tasks"]["diff"]["acc@0.5"] == 3 / 6  # both of "a", and the one whose images nobody finds
     assert result["macro"] | {"tasks": 1} == result["macro"] and result["macro"]["acc@0.5"] == 3 / 6
@@ -84,6 +84,16 @@ def test_damaged_entries_stay_in_the_denominator_of_their_task(tmp_path: Path) -
     assert (data["entries"], data["bad_entries"], data["duplicate_ids"]) == (9, 5, 1)
     assert data["other_number_than_published"]["diff"] == "6 of 528"
     assert any("data.jsonl:8" in text for text in data["examples"]["bad_entries"])
+
+
+def test_entries_of_one_id_have_their_answers_in_order(tmp_path: Path) -> None:
+    entries = [entry("a"), entry("a@2"), entry("a"), entry("a")]
+    lines = [{"id": "a", "text": GOOD}, {"id": "a", "text": "no"}, {"id": "a@2", "text": "no"}]
+    result = run(tmp_path, entries, lines)
+    assert [(row["uid"], row["iou"]) for row in result["rows"]] == [("a", 1), ("a@2", 0), ("a@3", 0), ("a@4", 1)]
+    assert result["predictions"]["missing"] == 0 and result["data"]["duplicate_ids"] == 2
+    many = run(tmp_path, entries, [{"id": "a", "text": "no"}] * 5)
+    assert many["predictions"]["duplicate"] == 2 and many["predictions"]["missing"] == 1
 
 
 def test_answers_without_ids_are_taken_in_order(tmp_path: Path) -> None:

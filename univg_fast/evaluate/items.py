@@ -47,7 +47,7 @@ class Item:
     cot: bool = True
     problem: str | None = None
     record: Record | None = None
-    again: bool = False  # an entry before it has the same id
+    again_of: str | None = None  # the id, where an entry before it has the same
 
     @property
     def target_image(self) -> int | None:

@@ -39,8 +39,9 @@ def read_predictions(path: Path, items: Sequence[Item]) -> tuple[dict[str, Predi
     """Predictions by the uid of their item, and the report: counts, and the first ids of each kind.
 
     A line is an object with an id (one of IDS) and a text (one of TEXTS; four numbers under one of BOXES are a box in
-    thousandths). Where no line has an id, they are the items' in their order. Of several for one item the first counts.
-    ValueError where there is no such file.
+    thousandths). Where no line has an id, they are the items' in their order. Of several for one item the first counts;
+    several items with one id have theirs in order, and what is missing then is the first one's. ValueError where there
+    is no such file.
     """
     lines, broken = [], []
     for place, value in _values(path):
@@ -53,19 +54,25 @@ def read_predictions(path: Path, items: Sequence[Item]) -> tuple[dict[str, Predi
     ids = [_id(line) for line, _ in lines]
     ordered = bool(lines) and not any(uid is not None for uid in ids)
     found: dict[str, Prediction] = {}
-    known = {item.uid for item in items}
+    places: dict[str, list[str]] = {item.uid: [item.uid] for item in items}
+    for item in items:
+        if item.again_of is not None:
+            places[item.again_of].append(item.uid)
     odd: dict[str, list[str]] = {"unknown": [], "duplicate": [], "without_id": []}
     for number, (uid, (_, prediction)) in enumerate(zip(ids, lines, strict=True)):
         if ordered and not broken:
             uid = items[number].uid if number < len(items) else f"line {number + 1}"
         if uid is None:
             odd["without_id"].append(f"entry {number + 1}")
-        elif uid not in known:
+        elif uid not in places:
             odd["unknown"].append(uid)
-        elif uid in found:
-            odd["duplicate"].append(uid)
+        elif free := next((place for place in places[uid] if place not in found), None):
+            found[free] = prediction
         else:
-            found[uid] = prediction
+            odd["duplicate"].append(uid)
+    for item in items:
+        if item.again_of in found:
+            found.setdefault(item.uid, found[item.again_of])
     missing = [item.uid for item in items if item.uid not in found]
     empty = [uid for uid, prediction in found.items() if prediction.empty]
     examples = {"broken_lines": broken, **odd, "missing": missing, "empty": empty}
@@ -114,7 +121,7 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
 def data_report(items: Sequence[Item], problems: Sequence[str | None], counts: dict[str, int]) -> dict[str, Any]:
     """What is odd about the benchmark's file. `counts`: how many of each task there should be, {} where nobody says."""
     missing = [item.uid for item in items if any(not Path(path).is_file() for path in item.images)]
-    again = [item.uid for item in items if item.again]
+    again = [item.uid for item in items if item.again_of is not None]
     bad = [f"{i.uid} ({i.source}): {p}" for i, p in zip(items, problems, strict=True) if p]
     have = Counter(item.task for item in items)
     report: dict[str, Any] = {"entries": len(items), "bad_entries": len(bad), "missing_images": len(missing)}
