@@ -48,9 +48,10 @@ def save(
     target = root / f"{stage}_{state.step:06d}"
     if distributed.broadcast_object(target.exists()) and manifest.defect(target) is None:
         return target  # the run went on from it, and has done no step since
-    description = manifest.describe(stage, state.step, _zero(engine), config_hash) | {"frozen": frozen_sum(engine.module)}
+    described = manifest.describe(stage, state.step, _zero(engine), config_hash)
+    described["frozen"] = frozen_sum(engine.module)
     try:
-        _write(target, engine, description, state, on_write)
+        _write(target, engine, described, state, on_write)
     except distributed.RankError as error:
         if must or config.on_error == "stop":
             raise
