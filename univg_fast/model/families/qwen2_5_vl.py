@@ -14,7 +14,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from univg_fast.model.families.base import Family, common
+from univg_fast.model.families.base import Family, common, small
 from univg_fast.packing.vision import AttentionRuns, VisionInputs, gather_blocks, one_sequence, permutation, runs_of
 
 CLASSES = (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration)
@@ -63,32 +63,5 @@ def vision_inputs(grids: np.ndarray, merge_size: int, patch_size: int, window_si
     )
 
 
-SMALL: dict[str, Any] = {
-    "text_config": {
-        "hidden_size": 192,
-        "intermediate_size": 576,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [8, 12, 12]},
-        "tie_word_embeddings": True,
-        "initializer_range": 0.07,
-    },
-    "vision_config": {
-        "depth": 3,
-        "hidden_size": 128,
-        "out_hidden_size": 192,
-        "num_heads": 4,
-        "intermediate_size": 384,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "window_size": 56,
-        "fullatt_block_indexes": [1],
-        "initializer_range": 0.07,
-    },
-    "tie_word_embeddings": True,
-    "initializer_range": 0.07,
-}
+WIDTHS = {"hidden_size": 128, "out_hidden_size": 192, "intermediate_size": 384}
+SMALL = small({"depth": 3, **WIDTHS, "window_size": 56, "fullatt_block_indexes": [1]})

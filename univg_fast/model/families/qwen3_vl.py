@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from univg_fast.model.families.base import Family, common
+from univg_fast.model.families.base import Family, common, small
 from univg_fast.packing.vision import VisionInputs, sorted_by_size
 
 CLASSES = (Qwen3VLConfig, Qwen3VLForConditionalGeneration)
@@ -59,38 +59,7 @@ def vision_inputs(grids: np.ndarray, merge_size: int, side: int) -> VisionInputs
     )
 
 
-SMALL: dict[str, Any] = {
-    "text_config": {
-        "hidden_size": 192,
-        "intermediate_size": 576,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-6,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10.0,
-            "mrope_section": [12, 10, 10],
-            "mrope_interleaved": True,
-        },
-        "tie_word_embeddings": True,
-        "initializer_range": 0.07,
-    },
-    "vision_config": {
-        "depth": 3,
-        "hidden_size": 128,
-        "out_hidden_size": 192,
-        "num_heads": 4,
-        "intermediate_size": 384,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-        "initializer_range": 0.07,
-    },
-    "tie_word_embeddings": True,
-    "initializer_range": 0.07,
-}
+WIDTHS = {"hidden_size": 128, "out_hidden_size": 192, "intermediate_size": 384}
+ROPE = {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
+TOWER = {"depth": 3, **WIDTHS, "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+SMALL = small(TOWER, head_dim=64, rope_parameters=ROPE)
