@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import transformers
 from univg_fast.config import DeepSpeedConfig, OptimConfig
 from univg_fast.train import engine
 
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # the worker imports the same problem
 from engine_problem import OPTIM, STEPS, TinyLM, batch  # noqa: E402
 
@@ -173,3 +176,23 @@ def test_modules_that_cannot_be_trained_are_refused(change: Any, message: str) -
     change(module)
     with pytest.raises(ValueError, match=message):
         engine.make_engine(module, OPTIM, DeepSpeedConfig(zero_stage=0), STEPS)
+
+
+def test_an_optimizer_that_cannot_be_compiled_says_what_to_set(tmp_path: Path) -> None:
+    code = (
+        "import torch\nfrom univg_fast import distributed\nfrom univg_fast.config import OptimConfig\n"
+        "from univg_fast.train.engine import make_optimizer\ndistributed.init()\n"
+        "groups = [{'params': [torch.nn.Parameter(torch.zeros(4, 4))]}]\n"
+        "offload = {'zero_optimization': {'offload_optimizer': {'device': 'cpu'}}}\n"
+        "made = make_optimizer(groups, OptimConfig(), offload | {'zero_force_ds_cpu_optimizer': False})\n"
+        "assert type(made) is torch.optim.AdamW\nmake_optimizer(groups, OptimConfig(), offload)\n"
+    )
+    nowhere = {"PATH": str(tmp_path), "CXX": str(tmp_path / "g++"), "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    environment = os.environ | nowhere | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ValueError: deepspeed.config: zero_optimization.offload_optimizer wants DeepSpeedCPUAdam")
+    assert "deepspeed.config.zero_force_ds_cpu_optimizer=false" in last

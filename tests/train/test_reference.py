@@ -5,17 +5,24 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from tiny import FAMILIES, random_group, tiny_model
 
+from univg_fast.config import Config, ModelConfig
+from univg_fast.config.schema import LoraConfig
+from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.loss import logprob_head
 from univg_fast.model import ImageFeatures, PackedModel
 from univg_fast.packing import Row, build_row
 from univg_fast.train.reference import Reference
+from univg_fast.train.setup import load_policy
 from univg_fast.train.streaming import StreamedWeights
 
 
@@ -108,3 +115,58 @@ def test_weights_that_are_streamed_are_read_and_not_remembered() -> None:
         unit.host.mul_(1.5)
     (second,) = reference.log_probs([row], [None], 1, (row, None))
     assert not torch.equal(first, second)
+
+
+ADAPTED = {
+    "model.freeze_vision_tower": "true",
+    "model.lora.r": "4",
+    "model.lora.lora_dropout": "0.1",
+    "deepspeed.zero_stage": "2",
+    "sft.max_steps": "4",
+    "grpo.max_steps": "2",
+    "grpo.learning_rate": "1e-2",
+    "grpo.prompts_per_step": "4",
+    "grpo.max_completion_length": "24",
+    "grpo.difficulty": "none",
+    "rewards.terms": '{"length": 1.0}',  # the small model earns nothing else yet, and something must move
+    "rewards.difficulty_from": "length",
+    "evaluate.max_samples": "2",
+}
+
+
+@pytest.mark.slow
+def test_adapters_in_a_whole_run(trainer: Callable[..., Any], tmp_path: Path) -> None:
+    """A run that ends early and goes on, keeps its adapters apart and its reference in host memory equals one that does
+    none of this: resuming, the start of stage 2 from stage 1's export, two kinds of reference."""
+    settings = {key.replace(".", "__"): value for key, value in ADAPTED.items()}
+    whole = trainer(tmp_path / "whole", ranks=2, **settings)
+    apart = settings | {"grpo__reference": "host", "model__lora__merge_on_export": "false"}
+    trainer(tmp_path / "apart", ranks=2, run__max_steps="2", **apart)
+    again = trainer(tmp_path / "apart", ranks=2, **apart)
+    assert "reference: the policy with its adapters off" in whole.output and "in host memory" in again.output
+    assert "resumed sft at step 2" in again.output
+    assert (again.folder / "hf" / "sft" / "adapter_config.json").is_file()
+    for stage, steps in (("sft", 4), ("grpo", 2)):
+        pairs = zip(whole.metrics(stage), again.metrics(stage), strict=True)
+        for number, (want, got) in enumerate(pairs, 1):
+            for key in ("step", "loss", "grad_norm", *(("kl", "reward") if stage == "grpo" else ())):
+                assert got[key] == want[key], f"{stage}, step {number}: {key}"  # bit for bit, dropout and all
+        assert number == steps
+    assert whole.metrics("grpo")[1]["kl"] > 1e-3, "the policy must have left the reference"
+
+
+def test_a_model_that_is_loaded_draws_from_nobodys_random_stream(tmp_path: Path) -> None:
+    """A reference is loaded after a checkpoint has put back the stream that dropout reads."""
+    model = tiny_model().model
+    model.save_pretrained(tmp_path / "base")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    wrapped.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    wrapped.save_pretrained(str(tmp_path / "adapters"))
+    model.config.save_pretrained(tmp_path / "adapters")
+    processor: Any = SimpleNamespace(tokenizer=build_tokenizer(["x"]))
+    for path in (tmp_path / "base", tmp_path / "adapters"):
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        config = Config(model=ModelConfig(path=str(path), lora=LoraConfig(r=4)))
+        load_policy(config, processor, str(path), torch.device("cpu"))
+        assert torch.equal(before, torch.get_rng_state()), path.name
