@@ -176,7 +176,7 @@ REWARD_DEFAULTS: dict[str, Any] = {"terms": {"iou": 1.0, "format": 1.0}, "parser
 @dataclass(frozen=True)
 class RolloutConfig:
     stop_strings: tuple[str, ...] = ()  # text that ends a completion, such as </answer>, beside its end-of-turn token
-    cache_gib: float = num(8.0, gt=0)  # of keys and values at once, on one rank; what needs more goes in turns
+    cache_gib: float = num(8.0, gt=0)  # of a rollout's keys, values and sampling at once; what needs more goes in turns
     cuda_graphs: bool = True  # on a GPU, replay a decode step instead of launching each of its kernels
 
 
