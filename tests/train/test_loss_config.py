@@ -22,6 +22,9 @@ def test_every_loss_of_the_table_has_its_name_here() -> None:
 def test_every_field_of_the_kernels_is_a_key_an_option_or_refused() -> None:
     own = {name for name in OPTIONS if hasattr(Config().grpo, name)}
     assert len(own) > 10
+    for name in own:  # a key that did not reach the loss would be an option as well
+        with pytest.raises(ValueError, match=f"expected no {name}, which is a key of its own"):
+            loss_config(GrpoStageConfig(loss_options={name: getattr(GrpoStageConfig(), name)}))
     plain = GrpoConfig(max_completion_length=256)
     for name in set(OPTIONS) - own - set(REFUSED):
         value = getattr(plain, name)

@@ -29,7 +29,19 @@ def loss_config(grpo: GrpoStageConfig) -> GrpoConfig:
     says so.
     """
     options = {"importance_sampling_mode": "none"} | grpo.loss_options
-    own = {name: getattr(grpo, name) for name in OPTIONS if hasattr(grpo, name)}
+    own = {
+        "loss_type": grpo.loss_type,
+        "importance_sampling_level": grpo.importance_sampling_level,
+        "max_completion_length": grpo.max_completion_length,
+        "epsilon_low": grpo.epsilon_low,
+        "epsilon_high": grpo.epsilon_high,
+        "beta": grpo.beta,
+        "temperature": grpo.temperature,
+        "difficulty": grpo.difficulty,
+        "difficulty_power": grpo.difficulty_power,
+        "normalize_difficulty": grpo.normalize_difficulty,
+        "scale_rewards": grpo.scale_rewards,
+    }
     for name in options:
         if name in own:
             raise ValueError(f"grpo.loss_options: expected no {name}, which is a key of its own; set grpo.{name}")
@@ -40,7 +52,7 @@ def loss_config(grpo: GrpoStageConfig) -> GrpoConfig:
             hint = f"; did you mean {near[0]!r}?" if near else f"; expected some of {', '.join(OPTIONS)}"
             raise ValueError(f"grpo.loss_options: unknown option {name!r}{hint}")
     try:
-        config = GrpoConfig(**own, **options)
+        config = GrpoConfig(**own, **options)  # type: ignore[arg-type]
     except ValueError as error:
         told = str(error).removeprefix("GrpoConfig: ")
         culprit = next((name for name in re.findall(r"\w+", told) if name in OPTIONS), "")
