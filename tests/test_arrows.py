@@ -37,6 +37,8 @@ ONLY_IN = {
     "matplotlib": {"report"},
     "jinja2": {"report", "check"},
     "pyarrow": {"data"},
+    "wandb": {"train"},
+    "trackio": {"train"},
 }
 
 

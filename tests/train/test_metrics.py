@@ -16,6 +16,7 @@ from univg_fast.config import LogConfig
 from univg_fast.train.console import clock, numbers
 from univg_fast.train.metrics import MetricsLogger, eval_progress, trim_metrics
 from univg_fast.train.phases import Phases
+from univg_fast.train.stage import write_rollouts
 
 STEP = {"loss": 0.9123, "grad_norm": 0.41, "learning_rate": 1e-3, "group_tokens": 4000.0, "pack/fill": 0.96}
 
@@ -59,6 +60,10 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr()
     assert "sft 2/10" in shown.out
     assert "metrics.jsonl could not be written, the run goes on" in shown.err and "No space left" in shown.err
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "grpo_000001.jsonl").symlink_to("/dev/full")
+    write_rollouts(tmp_path, "grpo", 1, [{"uid": "a"}])
+    assert "grpo_000001.jsonl could not be written, the run goes on" in capsys.readouterr().err
 
 
 def test_trimming_an_unharmed_file_does_not_touch_it(tmp_path: Path) -> None:

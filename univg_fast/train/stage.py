@@ -26,6 +26,7 @@ from univg_fast.train.profiler import profiler_window
 from univg_fast.train.resume import resume
 from univg_fast.train.setup import Inputs
 from univg_fast.train.sheets import sheets
+from univg_fast.train.sinks import warn
 from univg_fast.train.throughput import Throughput
 
 
@@ -122,5 +123,8 @@ def write_rollouts(run_dir: Path, stage: str, step: int, rows: list[dict[str, An
     if not distributed.is_main():
         return
     path = run_dir / "rollouts" / f"{stage}_{step:06d}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for part in parts for row in part))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for part in parts for row in part))
+    except OSError as error:
+        warn(str(path), error)
