@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from univg_fast import predict
 from univg_fast.evaluate.predictions import Prediction
-from univg_fast.predict import described, draw, item_of, main, told
+from univg_fast.predict.__main__ import main
+from univg_fast.predict.questions import described, item_of, sheet, told
 
 SIZES = ((200, 100), (400, 300), (50, 50))
 
@@ -41,10 +41,9 @@ def test_an_answer_is_described_in_pixels_of_its_own_image(tmp_path: Path) -> No
 
 def test_the_picture_has_the_box_in_its_image_only(tmp_path: Path) -> None:
     found = said("<answer>Image-2: (250,250),(750,750)</answer>", tmp_path)
-    draw(found, tmp_path / "out.png", "ignore")
-    sheet = Image.open(tmp_path / "out.png").convert("RGB")
+    drawn = sheet(found)
     red = [
-        x for x in range(sheet.width) if any(sheet.getpixel((x, y)) == (216, 31, 42) for y in range(20, sheet.height))
+        x for x in range(drawn.width) if any(drawn.getpixel((x, y)) == (216, 31, 42) for y in range(20, drawn.height))
     ]
     second = 8 + 720 + 8  # images are 360 px high, 8 px apart; the second one is 480 px wide
     assert second + 115 <= min(red) <= second + 125 and second + 355 <= max(red) <= second + 365
@@ -74,7 +73,7 @@ def test_the_command_answers_one_question_and_many(small: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--images", "0.png"], 2, "expected --images and --question, or --batch"),
+        (["--images", "0.png"], 2, "expected --images and --question, or --batch, or --serve"),
         (["--images", "0.png", "--question", "q", "--data.max_pixel=9"], 2, "data.max_pixels"),
         (["--images", "0.png", "--question", "q", "--out", "x.txt"], 1, "--out: expected a picture"),
         (["--images", "no.png", "--question", "q"], 1, "no.png"),
@@ -86,5 +85,5 @@ def test_mistakes(
 ) -> None:
     images(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert predict.main(["--model", str(small / "model"), *words]) == code
+    assert main(["--model", str(small / "model"), *words]) == code
     assert message in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""A model asked by a person: one question, many, or a page."""
