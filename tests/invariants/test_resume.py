@@ -19,6 +19,7 @@ from tests.conftest import timeless
 from univg_fast.config import PackConfig
 from univg_fast.data.windows import window_steps
 
+pytestmark = pytest.mark.timeout(900)  # a fixture is two processes with six jobs each
 NUMBERS = ("loss", "grad_norm", "learning_rate", "reward", "kl", "completions/mean_length")
 VARIANTS = ["0", "1", "2", "3", "1 lora", "3 lora"]  # ZeRO stages; what else differs: resume_worker.py
 STEPS, SAVED_AT = 4, 2

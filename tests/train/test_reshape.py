@@ -23,6 +23,7 @@ def courses(request: pytest.FixtureRequest, launch: Any, tmp_path_factory: pytes
     whole = result(launch("reshape_worker.py", "whole", folder, world=before))
     done = launch("reshape_worker.py", "resume", folder, world=after)
     assert f"was written by {before} ranks and is divided anew for {after}" in done.stderr
+    assert "the configuration's holds" not in done.stderr, "no rate is another one"
     assert not list(folder.glob("*/.tmp-*")), "the universal checkpoint is removed"
     return whole, result(done)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -35,13 +36,13 @@ def load_files(engine: Any, folder: Path, tag: str = manifest.ENGINE) -> None:
         raise ValueError(f"{folder}: DeepSpeed found nothing to load under {folder / tag}")
 
 
-def load_for_other_ranks(engine: Any, folder: Path) -> None:
-    """What another number of ranks wrote. Collective."""
+def load_for_other_ranks(engine: Any, folder: Path, beat: Callable[[], None] = lambda: None) -> None:
+    """What another number of ranks wrote. Collective. `beat` is called while the checkpoint is being divided."""
     if engine.zero_optimization_stage() == 0:
         load_files(engine, folder)  # nothing is divided
         return
     whole = folder.parent / distributed.broadcast_object(f".tmp-universal-{folder.name}-{uuid4().hex[:8]}")
-    distributed.all_or_none(f"dividing {folder} anew", lambda: _convert(folder / manifest.ENGINE, whole))
+    distributed.all_or_none(f"dividing {folder} anew", lambda: _convert(folder / manifest.ENGINE, whole, beat))
     engine._config.load_universal_checkpoint = True
     load_files(engine, whole)
     engine._config.load_universal_checkpoint = False
@@ -60,10 +61,14 @@ def frozen_sum(module: torch.nn.Module) -> int:
     They are not in a checkpoint: by this number `load` knows that the model is the one that the stage began with.
     """
     total = 0
-    for parameter in module.parameters():
-        held = getattr(parameter, "ds_tensor", parameter).detach()  # ZeRO 3: this rank's piece
-        if not parameter.requires_grad and (hasattr(parameter, "ds_tensor") or distributed.is_main()):
-            total += int(held.contiguous().view(torch.int16).sum(dtype=torch.int64))
+    for parameter in (p for p in module.parameters() if not p.requires_grad):
+        if hasattr(parameter, "ds_tensor"):  # ZeRO 3: this rank's piece, without what fills up the last one
+            size = parameter.ds_tensor.numel()
+            count = min(size, parameter.ds_numel - size * distributed.rank())
+        else:
+            count = parameter.numel() if distributed.is_main() else 0
+        held = getattr(parameter, "ds_tensor", parameter).detach().reshape(-1)[: max(0, count)]
+        total += int(held.contiguous().view(torch.int16).sum(dtype=torch.int64))
     return sum(distributed.gather_objects(total))
 
 
@@ -91,22 +96,27 @@ def keep_config(engine: Any) -> Iterator[list[str]]:
         engine.optimizer.clip_grad = clip
 
 
-def _convert(source: Path, whole: Path) -> None:
+def _convert(source: Path, whole: Path, beat: Callable[[], None]) -> None:
     """Rank 0 makes the universal checkpoint; the others look whether it is done: a collective would time out."""
     store = distributed.store()
     if not distributed.is_main():
         while store is not None and not store.check([whole.name]):
+            beat()
             time.sleep(0.1)
         return
     from deepspeed.checkpoint import ds_to_universal
 
+    folders = {"input_folder": str(source), "output_folder": str(whole / manifest.ENGINE)}
     try:
         free, needed = shutil.disk_usage(whole.parent).free, int(2.2 * manifest.num_bytes(source))
         if free < needed:
             raise OSError(f"{whole.parent} has {free:,} bytes free, and this needs about {needed:,} for a while")
-        folders = {"input_folder": str(source), "output_folder": str(whole / manifest.ENGINE)}
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            ds_to_universal.main(SimpleNamespace(**folders, **_CONVERSION))
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()), ThreadPoolExecutor(1) as pool:
+            made = pool.submit(ds_to_universal.main, SimpleNamespace(**folders, **_CONVERSION))
+            while not made.done():
+                beat()
+                wait([made], timeout=1.0)
+            made.result()
     except BaseException:
         shutil.rmtree(whole, ignore_errors=True)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ from univg_fast.train.reshape import frozen_sum, keep_config, load_files, load_f
 from univg_fast.train.state import StageState
 
 
-def resume(root: Path, stage: str, choice: str, engine: Any, config_hash: str) -> StageState:
+def resume(
+    root: Path, stage: str, choice: str, engine: Any, config_hash: str, beat: Callable[[], None] = lambda: None
+) -> StageState:
     """Put the engine where the checkpoint has it that `choice` (run.resume) means; where the stage stands. Collective.
 
     Checkpoints that this one does not lead to (damaged ones, or those of steps that are now done again) are moved into
-    root/old_N: they would be taken for newer ones.
+    root/old_N: they would be taken for newer ones. `beat` is called where it takes minutes.
     """
     folder = find(root, stage, choice)
     if folder is None:
         return StageState()
-    state = load(folder, engine, config_hash)
+    state = load(folder, engine, config_hash, beat)
     if distributed.is_main():
         print(f"resumed {stage} at step {state.step} from {folder}", flush=True)
         _set_aside(root, stage, folder)
@@ -70,7 +73,7 @@ def find(root: Path, stage: str, choice: str) -> Path | None:
     return None
 
 
-def load(folder: Path, engine: Any, config_hash: str) -> StageState:
+def load(folder: Path, engine: Any, config_hash: str, beat: Callable[[], None]) -> StageState:
     """Put engine and random states where the checkpoint has them; returns the stage's state. Collective.
 
     Another number of ranks may have written it (`reshape`): then ranks that are new begin random streams of their own.
@@ -98,7 +101,7 @@ def load(folder: Path, engine: Any, config_hash: str) -> StageState:
             manifest.warn(
                 f"{folder} was written by {then['world_size']} ranks and is divided anew for {now['world_size']}"
             )
-            load_for_other_ranks(engine, folder)
+            load_for_other_ranks(engine, folder, beat)
     for change in changes:
         manifest.warn(f"{folder} has {change}; the configuration's holds from here on")
     rank = distributed.rank()

@@ -56,7 +56,7 @@ def run_stage(
     with phases("load"):
         engine, plain = make_policy(stage, config, inputs, start, device)
         model: PackedModel = engine.module
-        state = resume(run_dir / "ckpt", stage, config.run.resume, engine, config_hash(config))
+        state = resume(run_dir / "ckpt", stage, config.run.resume, engine, config_hash(config), phases.beat)
     phases.follow(model)
     throughput = Throughput.of(model, stage, config)
     faults.into_model(model)
