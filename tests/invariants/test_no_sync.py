@@ -6,19 +6,20 @@ on the CPU, where every reading is counted; and on a GPU, where torch itself ref
 
 from __future__ import annotations
 
-import sys
+import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import FAMILIES, random_group, tiny_model
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from univg_kernels import GrpoConfig
 
+from tests.invariants.waiting import Calls, Operations
 from univg_fast.loss import grpo_head, sft_head
 from univg_fast.loss.grpo import RowTargets
 from univg_fast.model import PackedModel
@@ -26,18 +27,6 @@ from univg_fast.model.packed import Head
 from univg_fast.packing import Row, build_row
 
 GROUPS = [([(8, 8), (4, 6), (8, 8)], [5, 3, 4]), ([], [2, 6]), ([(4, 6)], [7])]
-# Operations whose result's shape or value the host needs: on a GPU each of them waits.
-WAITING = {
-    "_local_scalar_dense",
-    "nonzero",
-    "is_nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "bincount",
-    "equal",
-}
-READING = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__"}
 
 
 def make_row(model: PackedModel, face: str) -> Row:
@@ -99,46 +88,6 @@ def test_the_meta_device_does_refuse(read: Callable[[torch.Tensor], Any]) -> Non
         read(torch.ones(1 if read in (torch.Tensor.item, bool) else 3, device="meta"))
 
 
-def in_a_kernel() -> bool:
-    """Called by a face of an op for the CPU, which may look at values; the GPU test sees those for CUDA."""
-    frame = sys._getframe()
-    while frame is not None and "univg_kernels" not in frame.f_code.co_filename:
-        frame = frame.f_back
-    return frame is not None
-
-
-class Operations(TorchDispatchMode):
-    """Operations that wait, also inside of autograd and of other functions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        masked = name in ("index", "index_put", "index_put_") and any(
-            x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
-        )
-        unsized = name == "repeat_interleave" and not (kwargs or {}).get("output_size")
-        if (name in WAITING or masked or unsized) and not in_a_kernel():
-            self.seen[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-class Calls(TorchFunctionMode):
-    """Tensors turned into numbers, lists or arrays; on the CPU some of these are no operation at all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in READING and not in_a_kernel():
-            self.seen[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def policy_head(row: Row, device: str = "cpu") -> Head:
     answers, generator = len(row.cu_seqlens) - 1, torch.Generator().manual_seed(0)
     advantages, phi = torch.randn(2, answers, generator=generator)
@@ -182,6 +131,21 @@ def test_a_gpu_is_not_waited_for(family: str, stage: str) -> None:
         model(row, head)[0].backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.slow
+def test_a_whole_step_waits_for_nothing_before_its_optimizer(
+    python_launcher: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Reference, all rows forward and backward, at each ZeRO stage, with DeepSpeed's part of it."""
+    worker, report = str(Path(__file__).with_name("waiting_worker.py")), tmp_path / "report.json"
+    done = python_launcher(worker, str(tmp_path), str(report), ranks=1)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(report.read_text())
+    assert found.keys() == {f"{stage} {zero}" for stage in ("sft", "grpo") for zero in range(4)}
+    for name, seen in found.items():
+        assert seen["rows"] > 2 and seen["before"] == {}, f"{name}: {seen}"
+        assert seen["whole"], name  # the counters do count: the norm, the loss and the metrics are read afterwards
 
 
 def test_the_counters_count() -> None:

@@ -30,13 +30,14 @@ SETTINGS = {
 def test_four_records_are_learned_by_heart(trainer: Callable[..., Any], tmp_path: Path) -> None:
     early = trainer(tmp_path, **SETTINGS, run__max_steps="25")
     assert "trains on the first 4 of data.sft only, and is evaluated on these 4" in early.output
-    assert [row["step"] for row in early.metrics("sft")] == list(range(1, 26))
+    first = early.metrics("sft")
+    assert [row["step"] for row in first] == list(range(1, 26))
     assert (tmp_path / "ckpt" / "sft_000025").is_dir() and not (tmp_path / "hf").exists()
     assert "stopped at run.max_steps=25" in early.output and "report:" in early.output
     whole = trainer(tmp_path, **SETTINGS, run__max_steps="1000")  # beyond the stage's end: as without it
     assert "resumed sft at step 25" in whole.output and "stopped at" not in whole.output
     rows = whole.metrics("sft")
-    assert [row["step"] for row in rows] == list(range(1, 61)) and rows[:25] == early.metrics("sft")
+    assert [row["step"] for row in rows] == list(range(1, 61)) and rows[:25] == first
     assert rows[0]["loss"] > 1 and rows[-1]["loss"] < 0.05, [row["loss"] for row in rows]
     before, after = (answers(tmp_path / "eval" / f"{name}.jsonl") for name in ("before", "sft"))
     assert len(after) == 4 and all(row["format"] == 1 for row in after)
