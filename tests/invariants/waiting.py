@@ -25,8 +25,8 @@ READING = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__",
 
 
 def seen_elsewhere() -> bool:
-    """Called by a face of an op for the CPU, which may look at values (the GPU test sees those for CUDA), or by a tower,
-    which splits by lengths that stay on the host (the test on the meta device sees whether it reads others)."""
+    """Called by a face of an op for the CPU, which may look at values (the GPU test sees those for CUDA), or by a
+    tower, which splits by lengths that stay on the host (the test on the meta device sees whether it reads others)."""
     frame = sys._getframe()
     while frame is not None:
         if "univg_kernels" in frame.f_code.co_filename or frame.f_code.co_name == "encode_images":
