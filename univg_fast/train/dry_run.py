@@ -20,19 +20,23 @@ from torch import Tensor
 
 from univg_fast import distributed
 from univg_fast.config import Config
+from univg_fast.data.mix import mix_of
 from univg_fast.data.prompts import target_text
 from univg_fast.model import ImageFeatures
 from univg_fast.rollout import RolloutEngine, Sampling
 from univg_fast.structs import Completion, Sample
 from univg_fast.train import sinks
+from univg_fast.train.console import clock
 from univg_fast.train.crash import out_of_memory
 from univg_fast.train.engine import release
 from univg_fast.train.grpo import GrpoStep
-from univg_fast.train.making import make_loader, make_policy, make_step
+from univg_fast.train.making import make_loader, make_policy, make_step, total_steps
+from univg_fast.train.memory import Load, memory
 from univg_fast.train.overfit import overfit
 from univg_fast.train.phases import Phases
 from univg_fast.train.previous import settle
 from univg_fast.train.setup import Inputs, prepare
+from univg_fast.train.shapes import shape_of
 from univg_fast.train.state import Outcome, StageState
 
 SAMPLED = 16  # tokens of a completion that are sampled
@@ -77,7 +81,7 @@ def dry_run(config: Config, device: torch.device) -> None:
     distributed.all_or_none("run.dir", lambda: look_at_folder(config) if distributed.is_main() else None)
     with tempfile.TemporaryDirectory(prefix="univg_fast_") if distributed.is_main() else nullcontext("") as mine:
         inputs = overfit(config, prepare(config, Path(distributed.broadcast_object(mine))))
-        lines = [told(stage, config, *first_step(stage, config, inputs, device)) for stage in config.stages]
+        lines = [told(stage, config, inputs, *first_step(stage, config, inputs, device)) for stage in config.stages]
         distributed.barrier()  # no rank reads in the folder any more
     if distributed.is_main():
         print(*lines, "dry run: fine; nothing was saved", sep="\n", flush=True)
@@ -126,20 +130,24 @@ def first_step(
     return outcome, seconds, peak
 
 
-def told(stage: str, config: Config, outcome: Outcome, seconds: Mapping[str, float], peak: float | None) -> str:
+def told(
+    stage: str, config: Config, inputs: Inputs, outcome: Outcome, seconds: Mapping[str, float], peak: float | None
+) -> str:
     """What was found, on one line."""
-    m = outcome.metrics
+    m, steps = outcome.metrics, total_steps(stage, config, mix_of(inputs.records[stage]).epoch)
     words = [
         f"{m['num_samples']:.0f} samples in {m['pack/rows']:.0f} rows of {m['packed_tokens']:.0f} tokens",
         f"loss {m['loss']:.4g}, grad_norm {m['grad_norm']:.4g}",
     ]
     if stage == "grpo":
         words.append(f"completions of {config.grpo.max_completion_length} tokens, {SAMPLED} of them sampled")
-        words.append(
-            f"the right answer's reward {max(c['reward'] for r in outcome.rollouts for c in r['completions']):g}"
-        )
+        rewards = [c["reward"] for row in outcome.rollouts for c in row["completions"]]
+        words.append(f"the right answer's reward {max(rewards, default=0.0):g}")
     parts = " ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05 and name != "step")
     words.append(f"{parts} = {seconds['step']:.1f} s")
+    words.append(f"{steps} steps like this one: {clock(steps * seconds['step'])}")
     if peak is not None:
-        words.append(f"peak {peak:.1f} GiB on the fullest GPU")
+        shape = shape_of(config.model, inputs.processor.tokenizer.get_vocab())
+        formula = memory(stage, config, shape, Load.full(config), distributed.world_size())[-1].value
+        words.append(f"peak {peak:.1f} GiB on the fullest GPU, {formula:.1f} by formula where rows are full")
     return f"dry run, stage {stage}: {'; '.join(words)}"
