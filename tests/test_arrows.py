@@ -37,6 +37,7 @@ ONLY_IN = {
     "matplotlib": {"report"},
     "jinja2": {"report", "check"},
     "pyarrow": {"data"},
+    "gradio": {"predict"},
     "wandb": {"train"},
     "trackio": {"train"},
 }
