@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "invariants"))
+sys.path.append(str(Path(__file__).parents[1]))
 from engine_problem import OPTIM, STEPS, TinyLM, batch
+from test_no_sync import Operations
 
 from univg_fast import distributed
 from univg_fast.config import DeepSpeedConfig
@@ -39,7 +45,10 @@ def train(
     config: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Losses, norms, rates, parameters. `poison`: what is not a number at step 2, in one row of the last rank."""
-    ds = engine.make_engine(module, OPTIM, DeepSpeedConfig(zero_stage=stage, config=config or SHARD_EVERYTHING), STEPS)
+    printed = StringIO()
+    with redirect_stdout(printed):
+        deepspeed = DeepSpeedConfig(zero_stage=stage, config=config or SHARD_EVERYTHING)
+        ds = engine.make_engine(module, OPTIM, deepspeed, STEPS)
     log: dict[str, Any] = {"loss": [], "grad_norm": [], "applied": [], "learning_rate": [], "stood_still": []}
 
     def losses(step: int) -> Iterator[torch.Tensor]:
@@ -57,9 +66,27 @@ def train(
             log[key].append(getattr(result, key))
         log["stood_still"].append(all(distributed.gather_objects(parameters(ds.module, stage) == before)))
     log["parameters"] = parameters(ds.module, stage)
-    log["line"] = engine.describe(ds, engine.parameter_groups(module, 0.1))
+    log["line"] = printed.getvalue().strip().splitlines()[-1] if distributed.is_main() else ""
     engine.release(ds)
     return log
+
+
+def reads(stage: int, module: TinyLM) -> list[int]:
+    """How often a step reads from the device: while rows run, and in all. DeepSpeed's step does, for the norm."""
+    ds = engine.make_engine(module, OPTIM, DeepSpeedConfig(zero_stage=stage, config=SHARD_EVERYTHING), STEPS)
+    own, found = ds.step, [0]
+    for number in range(2):
+        with Operations() as operations:
+
+            def step(operations: Operations = operations) -> None:
+                found[0] = sum(operations.seen.values())
+                own()
+
+            ds.step = step
+            engine.train_step(ds, (ds(*row) for row in share(batch(number), stage)))
+    del ds.step
+    engine.release(ds)
+    return [*found, sum(operations.seen.values())]
 
 
 def parameters(module: torch.nn.Module, stage: int) -> list[float]:
@@ -72,14 +99,23 @@ def parameters(module: torch.nn.Module, stage: int) -> list[float]:
 
 def main() -> None:
     distributed.init(timeout_s=60)
-    report: dict[str, Any] = {"plain": {}, "poisoned": {}, "second_engine": {}, "bfloat16": {}, "offload": {}}
+    report: dict[str, Any] = {
+        "plain": {},
+        "poisoned": {},
+        "second_engine": {},
+        "bfloat16": {},
+        "offload": {},
+        "reads": {},
+    }
     for stage in range(4):
         module = TinyLM()
         report["plain"][stage] = train(stage, module)
+        report["reads"][f"{stage}-float32"] = reads(stage, TinyLM())
         report["second_engine"][stage] = train(stage, module, steps=2)
         for poison in ("loss", "gradient"):
             report["poisoned"][f"{stage}-{poison}-float32"] = train(stage, TinyLM(), poison=poison)
         if stage > 0:
+            report["reads"][f"{stage}-bfloat16"] = reads(stage, TinyLM().to(torch.bfloat16))
             half = TinyLM().to(torch.bfloat16)
             report["bfloat16"][stage] = train(stage, half)
             for poison in ("loss", "gradient"):

@@ -67,6 +67,7 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
     (dtype,) = dtypes
     if dtype == torch.bfloat16 and deepspeed.zero_stage == 0:
         raise ValueError("deepspeed.zero_stage: expected 1, 2 or 3 with bfloat16 (0 would accumulate in bfloat16)")
+    sizes = [sum(map(elements, group["params"])) for group in groups]
     config = engine_config(optim, deepspeed, dtype, next(module.parameters()).device.type)
     optimizer = make_optimizer(groups, optim, config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
@@ -74,7 +75,7 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
         optimizer.register_step_pre_hook(partial(_clip_or_skip, max_norm=optim.max_grad_norm))
     with redirect_stdout(StringIO()):  # DeepSpeed prints its memory use at every stage of the bfloat16 set-up
         engine, *_ = ds.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=config)
-    line = describe(engine, groups)
+    line = describe(engine, sizes)
     if distributed.is_main():
         print(line, flush=True)
     return engine
@@ -106,8 +107,11 @@ def offload_device(config: Mapping[str, Any]) -> str | None:
     return None if device == "none" else str(device)
 
 
-def describe(engine: Any, groups: list[dict[str, Any]]) -> str:
-    """A line on what DeepSpeed made. RuntimeError where it chose another wrapper than this trainer was proved with."""
+def describe(engine: Any, sizes: list[int]) -> str:
+    """A line on what DeepSpeed made. RuntimeError where it chose another wrapper than this trainer was proved with.
+
+    `sizes`: parameters of each optimizer group, as they were before DeepSpeed flattened them.
+    """
     model_dtype, accumulation = engine.get_data_types()
     stage, optimizer = engine.zero_optimization_stage(), type(engine.basic_optimizer)
     summing_apart = model_dtype == torch.bfloat16 and accumulation == torch.float32 and not engine.zero_cpu_offload()
@@ -120,13 +124,12 @@ def describe(engine: Any, groups: list[dict[str, Any]]) -> str:
     }[stage]
     if wrapper != expected:
         raise RuntimeError(f"DeepSpeed at ZeRO {stage}: expected the optimizer wrapper {expected}, got {wrapper}")
-    largest = max(sum(map(elements, group["params"])) for group in groups)
     offloaded = offload_device(engine.config)
     where = f" on {offloaded}" if offloaded else ""
     inside = "" if stage == 0 else f" of {optimizer.__name__}{where}"
     return (
         f"engine: ZeRO {stage}, {wrapper}{inside}; weights {str(model_dtype)[6:]}, gradients "
-        f"summed in {str(accumulation)[6:]}; {len(groups)} groups of at most {largest / 1e6:.4g} M parameters"
+        f"summed in {str(accumulation)[6:]}; {len(sizes)} groups of at most {max(sizes) / 1e6:.4g} M parameters"
     )
 
 

@@ -224,7 +224,7 @@ def _where(frames: dict[int, FrameType], main: int) -> tuple[str, str]:
     if frame is not None:
         file, line = frame.f_code.co_filename, frame.f_lineno
         place = f"{Path(file).name}:{line} in {frame.f_code.co_name}"
-        if any(mark in linecache.getline(file, line or 0) for mark in _WAITS_FOR_DEVICE):
+        if any(mark in linecache.getline(file, line or 0) for mark in _WAITS_FOR_DEVICE):  # a frame may have no line
             waits = "for the device"
     for ident, top in frames.items():
         each: Any = None if ident == threading.get_ident() else top
