@@ -164,3 +164,21 @@ def test_random_damage_never_ends_in_a_traceback(tmp_path: Path) -> None:
                     cut[rng.randrange(len(cut))] = rng.choice('{}[]",:0-9e\\ nNaIuf\u20ac')
                 text[i] = "".join(cut).replace("\n", "")
         assert run(tmp_path, entries, lines, benchmark=benchmark)["data"]["entries"] == 60
+
+
+@pytest.mark.parametrize("name", ["mig_bench", "lisa_val", "llmseg", "reasonvos", "refcoco", "records"])
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "1e400", "1e300", "-1e300", "9" * 400, "null", '"x"', "true"], ids="{:.5}".format
+)
+def test_no_number_of_a_benchmark_ends_in_a_traceback(name: str, number: str, tmp_path: Path) -> None:
+    box, size = f"[1, {number}, 300, 400]", '"width": 640, "height": 480, "id": 0, "additional_info": ""'
+    entries = {
+        "mig_bench": f'{{"task": "diff", "images": ["a"], "question": "q", "answer": {box}, {size}}}',
+        "lisa_val": f'{{"image_path": "a", "instruction": "q", "boxes": [{box}], {size}}}',
+        "llmseg": f'{{"image_path": "a", "question": "q", "bbox": [{box}], {size}}}',
+        "reasonvos": f'{{"image_list": ["a", "b", "c"], "question": "q", "bbox_list": [0, 0, {box}], {size}}}',
+        "refcoco": f'{{"image": "a", "bbox": {box}, "answer": "q", {size}}}',
+        "records": f'{{"images": ["a"], "question": "q", "targets": [{{"box": {box}}}], {size}}}',
+    }
+    result = run(tmp_path, [entries[name]] * 2, [{"id": 0, "text": GOOD}], benchmark=name)
+    assert result["n"] == 2 and result["miou"] == 0 and result["data"]["bad_entries"] == 2

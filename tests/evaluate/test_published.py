@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from univg_fast.evaluate import __main__
 from univg_fast.evaluate.benchmarks import BENCHMARKS, MIG_COUNTS, MIG_TASKS
+from univg_fast.evaluate.parsers import PARSERS
 from univg_fast.evaluate.published import FILE, published
 
 TABLES = json.loads(FILE.read_text(encoding="utf-8"))["tables"]
@@ -44,6 +46,10 @@ def test_figures_are_shares_of_the_entries_that_we_count() -> None:
             counted = other if "original set" in row.get("note", "") else protocol
             own, others = (misfits(row, MIG_COUNTS[name]) for name in (counted, *{"original", "revised"} - {counted}))
             assert len(own) <= 1 and "GG" not in own and "GG" in others, row["model"]
+
+
+def test_the_command_s_help_names_what_there_is() -> None:
+    assert list(BENCHMARKS) == __main__.BENCHMARKS.split(", ") and list(PARSERS) == list(__main__.PARSERS)
 
 
 def test_tables_belong_to_benchmarks_and_name_their_sources() -> None:

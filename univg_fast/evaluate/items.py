@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from univg_fast.data.formats.raw import MARK, is_number
+from univg_fast.data.formats.raw import LARGEST, MARK, is_number
 from univg_fast.data.jsonfile import Row, read_rows
 from univg_fast.data.prompts import split_instruction
 from univg_fast.structs import Record, Target
@@ -107,8 +107,10 @@ def entries(path: Path) -> Iterator[tuple[str, Any, str | None]]:
 
 
 def box_of(value: Any) -> tuple[float, ...] | None:
-    """Four numbers, or None."""
-    good = isinstance(value, list | tuple) and len(value) == 4 and all(is_number(v) for v in value)
+    """Four numbers that a picture can have, or None."""
+    good = (
+        isinstance(value, list | tuple) and len(value) == 4 and all(is_number(v) and abs(v) <= LARGEST for v in value)
+    )
     return tuple(value) if good else None
 
 
@@ -116,5 +118,5 @@ def truth_problem(item: Item) -> str | None:
     """Why nothing can score on an entry: it has no box, or one without area."""
     if not item.truths:
         return item.problem or "it has no box"
-    faults = [fault for truth in item.truths if (fault := box_fault(truth.box))]
-    return f"its box {list(item.truths[0].box)} has no area" if faults else None
+    bad = [truth.box for truth in item.truths if box_fault(truth.box)]
+    return f"its box {list(bad[0])} has no area" if bad else None

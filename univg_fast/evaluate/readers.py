@@ -56,6 +56,8 @@ def zero_shot(entry: dict[str, Any], place: str, root: Path, headers: Headers) -
     except Refused as error:
         return [Item(_uid(entry), place, UNKNOWN, problem=error.problem)]
     target, images = raw.targets[0], _absolute(raw.images, root)
+    if box_of(target.box) is None:
+        return [Item(_uid(entry), place, UNKNOWN, images, raw.question, problem=f"its box is {list(target.box)}"[:200])]
     pixels = tuple(map(int, target.box)) if name in ("reasonvos", "revos") else target.box  # as the scripts do
     size, problem = _size(entry, images[target.image or 0], headers)
     truths = (Truth(_over(pixels, size), target.image),) if size else ()
