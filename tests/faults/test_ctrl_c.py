@@ -35,7 +35,7 @@ def test_interrupted_again_and_again(start: Callable[..., Started], tmp_path: Pa
     assert first.end(280) == 0, first.output[-4000:]
     seconds, moments, found = time.monotonic() - first.began, random.Random(SEED), []
     for _ in range(TIMES):
-        run, after = start(ranks=1, name="other", **SETTINGS), moments.uniform(1, seconds)
+        run, after = start(ranks=1, name="other", **SETTINGS), moments.uniform(1, 0.6 * seconds)
         while time.monotonic() < run.began + after and run.process.poll() is None:
             time.sleep(0.05)
         if run.process.poll() is not None:  # it was done before
