@@ -91,16 +91,14 @@ def test_stopped_and_resumed_equals_uninterrupted(trainer: Callable[..., Any], w
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
-def test_a_finished_run_is_not_trained_again_and_can_be_exported(
-    trainer: Callable[..., Any], warm: Path, tmp_path: Path
-) -> None:
-    settings = {"model__path": str(warm), "sft__max_steps": "2", "stages": "[sft]"}
+def test_a_finished_run_is_not_trained_again_and_can_be_exported(trainer: Callable[..., Any], tmp_path: Path) -> None:
+    settings = {"sft__max_steps": "2", "stages": "[sft]"}
     first = trainer(tmp_path / "run", **settings)
     again = trainer(tmp_path / "run", **settings)
     assert "sft 1/2" in first.output and "sft 1/2" not in again.output
     assert again.metrics("sft") == first.metrics("sft")
     trainer(tmp_path / "run", model__export=str(tmp_path / "copy"))  # the run's own configuration says the rest
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+    for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "run" / "hf" / "sft" / name).read_bytes()
     refused = trainer(tmp_path / "run", check=False, model__export=str(tmp_path / "copy"))
     assert refused.code != 0 and "expected a folder that is not there yet" in refused.output
