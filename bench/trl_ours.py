@@ -87,7 +87,8 @@ class Ours:
         outcome = self.step(StageState(self.steps, self.steps))
         assert outcome is not None
         metrics, bad = outcome.metrics, outcome.bad
-        self.step.draws.rollout, self.phases = usual, self.timed.take()
+        self.step.draws.rollout, took = usual, self.timed.take()
+        self.phases = took | {"update": took["update"] + took["optim"]}  # as TRL's is timed
         self.steps += 1
         assert not bad, bad
         return metrics

@@ -47,7 +47,7 @@ from .trl_trainer import Clock, WatchedTrainer, make_trainer
 TARGET, TOLERANCE = 4.0, 1e-4  # times faster; relative difference of loss, gradient norm, reward and KL
 FEWEST = 2  # rounds, whatever the budget says
 OURS, THEIRS = "univg", ("trl", "trl, head on responses")
-PHASES = ("rollout", "reward", "ref", "update")  # the rest: images, tokens, rows
+PHASES = ("gen", "score", "ref", "update")  # the rest: images, tokens, rows
 SIZES = {
     "full": Size(hidden=256, layers=4, vocab=16_000),
     "tiny": Size(prompts=2, images=2, group=2, tokens=4, side=4, text=20, hidden=64, layers=1, vocab=300),
