@@ -11,6 +11,7 @@ from typing import Any
 
 from .loads import ROOT
 from .loads_text import loads_section
+from .overhead_text import overhead_section
 from .plot import draw
 from .results import FOLDER, by_case, newest
 from .table import fast_row, ratio, seconds
@@ -119,7 +120,9 @@ def main() -> None:
     options.docs.mkdir(exist_ok=True)
     for kind, (_, rows) in found.items():
         draw(rows, options.docs / f"bench_{kind}.png")
-    (options.docs / "benchmarks.md").write_text(document(found, loads_section()), encoding="utf-8")
+    (options.docs / "benchmarks.md").write_text(
+        document(found, overhead_section() + "\n" + loads_section()), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":
