@@ -144,7 +144,7 @@ def test_a_whole_step_waits_for_nothing_before_its_optimizer(
     found = json.loads(report.read_text())
     assert found.keys() == {f"{stage} {zero}" for stage in ("sft", "grpo") for zero in range(4)}
     for name, seen in found.items():
-        assert seen["rows"] > 2 and seen["before"] == {}, f"{name}: {seen}"
+        assert seen["rows"] >= 2 and seen["before"] == {}, f"{name}: {seen}"
         assert seen["whole"], name  # the counters do count: the norm, the loss and the metrics are read afterwards
 
 
