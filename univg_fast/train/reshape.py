@@ -62,13 +62,14 @@ def frozen_sum(module: torch.nn.Module) -> int:
     """
     total = 0
     for parameter in (p for p in module.parameters() if not p.requires_grad):
-        if hasattr(parameter, "ds_tensor"):  # ZeRO 3: this rank's piece, without what fills up the last one
-            size = parameter.ds_tensor.numel()
-            count = min(size, parameter.ds_numel - size * distributed.rank())
-        else:
-            count = parameter.numel() if distributed.is_main() else 0
-        held = getattr(parameter, "ds_tensor", parameter).detach().reshape(-1)[: max(0, count)]
-        total += int(held.contiguous().view(torch.int16).sum(dtype=torch.int64))
+        piece: torch.Tensor | None = getattr(parameter, "ds_tensor", None)  # ZeRO 3
+        if piece is None:
+            held, count = parameter.detach(), parameter.numel() if distributed.is_main() else 0
+        else:  # without what fills up the last rank's
+            whole: int = parameter.ds_numel  # type: ignore[attr-defined]
+            held, count = piece.detach(), min(piece.numel(), whole - piece.numel() * distributed.rank())
+        bits = held.reshape(-1)[: max(0, count)].contiguous().view(torch.int16)
+        total += int(bits.sum(dtype=torch.int64))
     return sum(distributed.gather_objects(total))
 
 
