@@ -35,7 +35,7 @@ def test_interrupted_again_and_again(start: Callable[..., Started], tmp_path: Pa
     assert first.end(280) == 0, first.output[-4000:]
     seconds, moments, found = time.monotonic() - first.began, random.Random(SEED), []
     for number in range(TIMES):
-        run, after = start(ranks=1, name="other", **SETTINGS), moments.uniform(0, 0.4 * seconds)
+        run, after = start(ranks=1, name="other", **SETTINGS), moments.uniform(0, 0.25 * seconds)
         while number and where(run.output) == "the start" and run.process.poll() is None:
             time.sleep(0.05)  # the first moment may come before the work begins
         begun = time.monotonic()
