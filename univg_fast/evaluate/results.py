@@ -18,7 +18,7 @@ from .items import Item, Protocol, truth_problem
 from .metrics import percent, summarize
 from .parsers import parser_of
 from .predictions import Prediction, data_report
-from .published import published
+from .published import published, published_figure
 from .score import score
 
 COLUMNS = {"acc@0.3": "@0.3", "acc@0.5": "Acc@0.5", "acc@0.7": "@0.7", "acc@0.9": "@0.9", "miou": "mIoU"}
@@ -94,23 +94,28 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
 
 def table_of(result: Mapping[str, Any]) -> Table:
     """A line per task, their mean, all samples, and below them the published averages."""
-    names = BENCHMARKS[result["benchmark"]].tasks
     heading = f"{result['benchmark']} ({result['protocol']}, parser {result['parser']}), %"
     table = Table(title=heading, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("task", no_wrap=True)
     for label in ("n", *COLUMNS.values(), "95% of Acc@0.5"):
         table.add_column(label, justify="right", no_wrap=True)
-    tasks = result["tasks"]
-    order = [t for t in names if t in tasks] + [t for t in tasks if t not in names]
-    for task in order:
-        table.add_row(*_cells(str(names.get(task, task)), tasks[task]))
-    if len(tasks) > 1:
-        table.add_row(*_cells(f"mean of {result['macro'].get('tasks', 0)} tasks", result["macro"]), style="bold")
-    table.add_row(*_cells("all samples", result), style="bold")
+    for number, (label, figures) in enumerate(figure_lines(result)):
+        table.add_row(*_cells(label, figures), style="" if number < len(result["tasks"]) else "bold")
     for row in result["published"]:
-        figure = row.get("values", {}).get(result["benchmark"], row["average"])  # of one set, where it is of several
+        figure = published_figure(row, result["benchmark"])
         table.add_row(f"published: {row['model']}", "", "", f"{figure:.2f}", style="dim")
     return table
+
+
+def figure_lines(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """(label, figures) of a table's lines: the tasks in their published order and by their published names, their
+    mean where there are several, all samples."""
+    names, tasks = BENCHMARKS[result["benchmark"]].tasks, result["tasks"]
+    order = [task for task in names if task in tasks] + [task for task in tasks if task not in names]
+    out = [(names.get(task, task), tasks[task]) for task in order]
+    if len(tasks) > 1:
+        out.append((f"mean of {result['macro'].get('tasks', 0)} tasks", result["macro"]))
+    return [*out, ("all samples", result)]
 
 
 def _cells(label: str, figures: Mapping[str, Any]) -> list[str]:

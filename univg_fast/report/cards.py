@@ -6,14 +6,14 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from univg_fast.report.overlays import Album, Mark, Picture, truth
 from univg_fast.report.run import Run, read_jsonl
 
 EVAL_CARDS, ROLLOUT_CARDS = 10, 8
 MAX_TEXT = 1500  # characters of a completion that a card shows
+T = TypeVar("T")
 TAGS = re.compile(r"(</?(?:think|answer)>)")
 
 
@@ -83,7 +83,7 @@ def eval_cards(run: Run, album: Album) -> list[EvalCard]:
 def rollout_cards(run: Run, album: Album) -> list[RolloutCard]:
     """From steps spread evenly over the run, the group whose rewards differ most: it teaches most."""
     cards: list[RolloutCard] = []
-    for path in _spread(run.rollouts, ROLLOUT_CARDS):
+    for path in spread(run.rollouts, ROLLOUT_CARDS):
         groups = [row for row in read_jsonl(path, []) if row.get("completions")]
         if not groups or album.full:
             continue
@@ -151,12 +151,20 @@ def _merge(completions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _views(row: dict[str, Any], marks: Sequence[Mark], album: Album) -> tuple[View, ...]:
-    target, gt = row.get("target_image"), row.get("gt")
-    if gt and target is not None:
-        marks = [truth(target, gt), *marks]  # below the predictions, and wider: both show where they agree
+    return views(row["images"], [row], marks, album)
+
+
+def views(
+    images: Sequence[str], targets: Sequence[dict[str, Any]], marks: Sequence[Mark], album: Album
+) -> tuple[View, ...]:
+    """The images of a prompt with the truths of `targets` (rows with target_image and gt) and `marks`."""
+    known = [row for row in targets if row.get("target_image") is not None]
+    truths = [truth(row["target_image"], row["gt"]) for row in known if row.get("gt")]
+    marks = [*truths, *marks]  # truths below the predictions, and wider: both show where they agree
+    holding = {row["target_image"] for row in known}
     return tuple(
-        View(album.add(path), f"image {i + 1}", i == target, tuple(m for m in marks if m.image == i))
-        for i, path in enumerate(row["images"])
+        View(album.add(path), f"image {i + 1}", i in holding, tuple(m for m in marks if m.image == i))
+        for i, path in enumerate(images)
     )
 
 
@@ -165,15 +173,19 @@ def _in_turn(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     by_task: dict[str, list[dict[str, Any]]] = {}
     for row in random.Random(0).sample(list(rows), len(rows)):
         by_task.setdefault(row["task"], []).append(row)
-    queues = [by_task[task] for task in sorted(by_task)]
+    return in_turn([by_task[task] for task in sorted(by_task)])
+
+
+def in_turn(queues: Sequence[Sequence[T]]) -> list[T]:
+    """The first of each queue, then the second of each, and so on."""
     return [q[i] for i in range(max(map(len, queues), default=0)) for q in queues if i < len(q)]
 
 
-def _spread(paths: Sequence[Path], number: int) -> list[Path]:
-    """At most `number` of the paths, evenly spaced, the first and the last among them."""
-    if len(paths) <= number:
-        return list(paths)
-    return [paths[round(i * (len(paths) - 1) / (number - 1))] for i in range(number)]
+def spread(items: Sequence[T], number: int) -> list[T]:
+    """At most `number` (> 1) of the items, evenly spaced, the first and the last among them."""
+    if len(items) <= number:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (number - 1))] for i in range(number)]
 
 
 def spread_of_rewards(group: dict[str, Any]) -> float:

@@ -37,9 +37,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     ValueError for a folder that is not there, for one given twice, and for more runs than there are colours.
     """
     runs = [load_run(path) for path in run_dirs]
-    if len(runs) > len(plots.COLOURS):
-        raise ValueError(f"report: expected at most {len(plots.COLOURS)} runs on one page, got {len(runs)}")
-    names = _names([run.path.resolve() for run in runs])
+    names = names_of([run.path.resolve() for run in runs])
     return page.write(Path(out), render(dict(zip(names, runs, strict=True))))
 
 
@@ -143,10 +141,13 @@ def _has(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
     return any(key in row for row in rows)
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """As much of the end of each path as tells it from the others. ValueError for the same path twice."""
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as tells it from the others. ValueError for the same path twice, and for more
+    paths than there are colours."""
+    if len(paths) > len(plots.COLOURS):
+        raise ValueError(f"report: expected at most {len(plots.COLOURS)} folders on one page, got {len(paths)}")
     if len(set(paths)) < len(paths):
-        raise ValueError(f"report: expected different runs, got the same folder twice: {', '.join(map(str, paths))}")
+        raise ValueError(f"report: expected different folders, got the same folder twice: {', '.join(map(str, paths))}")
     for parts in range(1, 100):
         names = [os.sep.join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(names):
