@@ -21,9 +21,9 @@ import torch
 from tests.conftest import BUILTIN
 from univg_fast import distributed
 from univg_fast.config import load_config
+from univg_fast.model import PackedModel
 from univg_fast.rollout import LocalEngine, Sampling
 from univg_fast.structs import Completion, Record, Sample
-from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.setup import prepare
 from univg_fast.train.stage import run_stage
 
@@ -111,17 +111,6 @@ def completing(sampled: Callable[..., Any]) -> Callable[..., Any]:
     return generate
 
 
-def keeping_no_features(made: Callable[..., None]) -> Callable[..., None]:
-    """`GrpoStep.__init__`, of a step that takes a frozen tower for one that trains."""
-
-    def make(self: GrpoStep, *arguments: Any) -> None:
-        made(self, *arguments)
-        assert self.draws.plain is not None
-        self.draws.plain = None
-
-    return make
-
-
 def run(name: str, folder: Path) -> None:
     settings = JOBS[name] | {"run.dir": str(folder)}
     given = (f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items())
@@ -140,10 +129,11 @@ def main() -> None:
     folder, *names = sys.argv[1:]
     distributed.init()
     LocalEngine.generate = completing(LocalEngine.generate)  # type: ignore[method-assign]
-    made = GrpoStep.__init__
+    trains = PackedModel.vision_trains
     for name in names:
+        # a frozen tower that is taken for one that trains: no features are kept
         again = name.endswith("images again")
-        GrpoStep.__init__ = keeping_no_features(made) if again else made  # type: ignore[method-assign]
+        PackedModel.vision_trains = property(lambda _: True) if again else trains  # type: ignore[method-assign,assignment]
         with open(f"{folder}/{name}.log", "w") as log, redirect_stdout(log), redirect_stderr(log):
             run(name, Path(folder) / name)
 
