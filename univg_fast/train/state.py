@@ -19,7 +19,6 @@ class StageState:
     skipped: int = 0  # steps with gradients that were not finite
     skipped_in_a_row: int = 0
     saves_failed: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
