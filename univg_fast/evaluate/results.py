@@ -110,12 +110,18 @@ def table_of(result: Mapping[str, Any]) -> Table:
 def figure_lines(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """(label, figures) of a table's lines: the tasks in their published order and by their published names, their
     mean where there are several, all samples."""
-    names, tasks = BENCHMARKS[result["benchmark"]].tasks, result["tasks"]
-    order = [task for task in names if task in tasks] + [task for task in tasks if task not in names]
-    out = [(names.get(task, task), tasks[task]) for task in order]
-    if len(tasks) > 1:
+    out = [(label, result["tasks"][task]) for task, label in task_names(result).items()]
+    if len(out) > 1:
         out.append((f"mean of {result['macro'].get('tasks', 0)} tasks", result["macro"]))
     return [*out, ("all samples", result)]
+
+
+def task_names(result: Mapping[str, Any]) -> dict[str, str]:
+    """Task -> its published name, or its own; in the published order."""
+    names: dict[str, str] = BENCHMARKS[result["benchmark"]].tasks
+    tasks: Mapping[str, Any] = result["tasks"]
+    order = [task for task in names if task in tasks] + [task for task in tasks if task not in names]
+    return {task: names.get(task, task) for task in order}
 
 
 def _cells(label: str, figures: Mapping[str, Any]) -> list[str]:

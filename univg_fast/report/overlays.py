@@ -10,9 +10,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from univg_fast.data.images import UNREADABLE, load_image
+
 TRUTH_COLOUR = "#12963f"  # green, drawn solid
 PREDICTION_COLOUR = "#d81f2a"  # red, drawn dashed: told apart without colour too
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 GAP, CAPTION = 8, 20  # px between images, px of text above them
 
 
@@ -106,10 +107,13 @@ class Picture:
 
 
 class Album:
-    """The pictures of a page: each file embedded once, all together at most `budget` bytes of data URI."""
+    """The pictures of a page: each file embedded once, all together about `budget` bytes of data URI.
 
-    def __init__(self, root: Path, budget: int = 3_000_000, max_side: int = 320) -> None:
-        self.root, self.budget, self.max_side = root, budget, max_side
+    They are what the model sees, whose `exif` says whether rotations in files are applied.
+    """
+
+    def __init__(self, root: Path, budget: int = 3_000_000, max_side: int = 320, exif: str = "ignore") -> None:
+        self.root, self.budget, self.max_side, self.exif = root, budget, max_side, exif
         self.pictures: dict[str, Picture] = {}
         self.bytes = 0
 
@@ -128,8 +132,7 @@ class Album:
         here = self.root / path
         name, key = Path(path).name, f"p{len(self.pictures)}"
         try:
-            with Image.open(here if here.exists() else path) as image:
-                small = image.convert("RGB")
+            small = load_image(str(here) if here.exists() else path, self.exif)
         except UNREADABLE:
             return Picture(key, name, 4, 3, None)
         small.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)

@@ -114,7 +114,7 @@ def line_chart(
         if legend and len(curves) > 1:
             for handle in axes.legend(loc="best", handlelength=1.2).legend_handles:
                 handle.set_alpha(1)
-        return _data_uri(figure)
+        return data_uri(figure)
 
 
 def time_chart(rows: Rows) -> str:
@@ -130,7 +130,7 @@ def time_chart(rows: Rows) -> str:
         axes.stackplot(thin[0][0], [v for _, v in thin], labels=labels, colors=colours, lw=0)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.45)
         axes.legend(loc="upper left", ncols=3, handlelength=0.9, columnspacing=1.0)
-        return _data_uri(figure)
+        return data_uri(figure)
 
 
 def phases(rows: Rows) -> dict[str, np.ndarray]:
@@ -188,17 +188,24 @@ def _number(value: Any) -> float:
 
 
 def _figure(unit: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.3, 2.35), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel("step")
+    figure, axes = empty_chart(unit, "step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    axes.set_ylabel(unit)
     axes.margins(x=0.02)
     return figure, axes
 
 
-def _data_uri(figure: Figure) -> str:
+def empty_chart(unit: str, across: str) -> tuple[Figure, Any]:
+    """A figure and its axes, `unit` being that of the ordinate."""
+    figure = Figure(figsize=(4.3, 2.35), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(across)
+    axes.set_ylabel(unit)
+    return figure, axes
+
+
+def data_uri(figure: Figure) -> str:
+    """A figure as SVG, the same bytes each time."""
     out = io.BytesIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode("ascii")
