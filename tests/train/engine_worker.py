@@ -119,10 +119,12 @@ def main() -> None:
             half = TinyLM().to(torch.bfloat16)
             report["bfloat16"][stage] = train(stage, half)
             for poison in ("loss", "gradient"):
+                for name, module in (("float32", TinyLM()), ("bfloat16", TinyLM().to(torch.bfloat16))):
+                    found = train(stage, module, poison=poison, config=OFFLOAD)
+                    report["poisoned"][f"{stage}-{poison}-{name}-offload"] = found
                 found = train(stage, TinyLM().to(torch.bfloat16), poison=poison)
                 report["poisoned"][f"{stage}-{poison}-bfloat16"] = found
             report["offload"][f"{stage}"] = train(stage, TinyLM(), config=OFFLOAD)
-            report["poisoned"][f"{stage}-loss-offload"] = train(stage, TinyLM(), poison="loss", config=OFFLOAD)
     if distributed.is_main():
         with open(sys.argv[1], "w") as file:
             json.dump(report, file)

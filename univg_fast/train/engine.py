@@ -158,8 +158,17 @@ def train_step(
         raise ValueError(f"rank {distributed.rank()}: a step needs a row on every rank; pad with one of weight 0")
     with stepping:
         engine.step()
-    rows = torch.stack(kept)
-    return StepResult(rows.sum(), engine.get_global_grad_norm(), engine.was_step_applied(), learning_rate, rows)
+    rows, applied = torch.stack(kept), engine.was_step_applied()
+    if not applied:
+        _drop_sums(engine.optimizer)
+    return StepResult(rows.sum(), engine.get_global_grad_norm(), applied, learning_rate, rows)
+
+
+def _drop_sums(optimizer: Any) -> None:
+    """ZeRO 1 and 2 with an offloaded optimizer would add the next rows to a skipped step's sums, which are NaN."""
+    if getattr(optimizer, "cpu_offload", False):
+        for group in getattr(optimizer, "averaged_gradients", {}):
+            optimizer.averaged_gradients[group] = optimizer.all_grad_tensors[group] = None
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
