@@ -148,8 +148,14 @@ from univg_fast import distributed
 def main():
     if "idle" in sys.argv:
         time.sleep(20)
-    with stopping.finishing():
-        work()
+    try:
+        with stopping.finishing():
+            work()
+    finally:
+        if "stuck" in sys.argv:
+            print("closing", flush=True)
+            stopping.LEAVE_S = float(sys.argv[2])
+            time.sleep(20)  # a tracker without its network
     print("never", flush=True)
 distributed.run(main)
 """
@@ -205,6 +211,24 @@ def test_a_second_sigterm_is_not_impatience() -> None:
     assert process.poll() is None
     process.kill()
     process.communicate()
+
+
+def test_a_log_that_does_not_close_keeps_nobody() -> None:
+    """All is saved then: Ctrl-C again ends it at once, and so does time. A SIGTERM is torchrun's to who is left."""
+    for again, patience, words in ((True, 60.0, "asked again, ended at once"), (False, 2.0, "did not close in 2 s")):
+        process = listen("stuck", str(patience))
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert [process.stdout.readline() for _ in range(2)][1] == "closing\n"
+        time.sleep(1.2)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert process.poll() is None
+        if again:
+            process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=8)
+        assert process.returncode == 130 and words in err and "all is saved" in err
 
 
 def test_fired_faults_are_noted(tmp_path: Path) -> None:

@@ -23,12 +23,13 @@ from univg_fast.train.phases import Phases
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 AGAIN_S = 1.0  # a later second Ctrl-C is meant; an earlier one is the same that came on two ways
+LEAVE_S = 60.0  # after it has saved: to close logs and trackers
 _KEY = "univg_fast/stop"  # in the rendezvous store: the number of the signal
 _ASK_EVERY_S = 0.5  # of the store, which lies on one machine for all ranks
 _number = 0  # of the signal that this rank or another one got
 _first: tuple[int, float] | None = None  # the first signal that this rank itself got, and when
 _finishing = False
-_leaving = False
+_leaving = 0.0  # since when; 0: not yet
 
 
 class Stopped(distributed.StopRun):
@@ -37,7 +38,7 @@ class Stopped(distributed.StopRun):
     def __init__(self, number: int) -> None:
         global _leaving
         super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
-        self.code, _leaving = 128 + number, True
+        self.code, _leaving = 128 + number, time.monotonic()
 
 
 def install() -> None:
@@ -98,15 +99,21 @@ def _listen(ears: socket.socket, mouth: Any, store: Any) -> None:
                 told = _tell_or_hear(store)
             except RuntimeError:  # the store is gone, and the launcher with it
                 told = True
+        if _leaving and time.monotonic() - _leaving > LEAVE_S:
+            _leave_now(f"all is saved, but a log did not close in {LEAVE_S:g} s: ended without it")
         if _number and not _finishing and not _leaving:
             _leave_now("nothing is lost, the same command goes on from here")
 
 
 def _note(number: int) -> None:
     global _number, _first
-    if number not in SIGNALS or _leaving:
+    if number not in SIGNALS:
         return
-    if _first is None:
+    if _leaving:  # a SIGTERM is torchrun's, to the ranks that are left when one has left
+        if number == signal.SIGINT and _first is not None and time.monotonic() - max(_leaving, _first[1]) > AGAIN_S:
+            _leave_now("asked again, ended at once: all is saved, but the logs may lack their end")
+        _first = _first or (number, time.monotonic())
+    elif _first is None:
         _first, _number = (number, time.monotonic()), _number or number
     elif signal.SIGINT in (number, _first[0]) and time.monotonic() - _first[1] > AGAIN_S:
         _leave_now("asked again, ended at once: steps since the last checkpoint will be done again")
