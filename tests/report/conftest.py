@@ -37,7 +37,8 @@ INNER = """<script>addEventListener("load", () => {
     page: document.documentElement.scrollWidth,
     over: [...document.querySelectorAll("main *")].filter(over).map(e => e.tagName + "." + e.className),
     fetched: performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
-    blank: [...document.images].filter(i => !i.naturalWidth).length}, "*");
+    blank: [...document.images].filter(i => !i.naturalWidth).length,
+    said: SCRIPT}, "*");
 })</script></body>"""
 OUTER = """<!doctype html><script>
   addEventListener("message", e => { document.title = JSON.stringify(e.data); });
@@ -45,15 +46,17 @@ OUTER = """<!doctype html><script>
 
 
 @pytest.fixture
-def lay_out(tmp_path: Path) -> Callable[[str, int], dict[str, Any]]:
-    """(page, width in px) -> what INNER measured in it."""
+def lay_out(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """(page, width in px, an expression in JavaScript) -> what INNER measured in it, and the expression's value."""
     if BROWSER is None:
         pytest.skip("no Chromium on PATH: the layout needs a real browser")
 
-    def measure(page: str, width: int) -> dict[str, Any]:
+    def measure(page: str, width: int, script: str = "null") -> dict[str, Any]:
         open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)  # it would stop INNER too
         assert open_page != page
-        (tmp_path / "page.html").write_text(open_page.replace("</body>", INNER), encoding="utf-8")
+        (tmp_path / "page.html").write_text(
+            open_page.replace("</body>", INNER.replace("SCRIPT", script)), encoding="utf-8"
+        )
         (tmp_path / "outer.html").write_text(OUTER.replace("WIDTH", str(width)))
         flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --dump-dom"
         flags += " --virtual-time-budget=5000 --window-size=1400,1000"
