@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from univg_fast.config import Config, load_config, to_yaml
+from univg_fast.config import Config, config_hash, load_config, to_yaml
 from univg_fast.train.previous import settle
 
 
@@ -19,6 +19,7 @@ def given(folder: Path, *arguments: str) -> Config:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "config.yaml").write_text(to_yaml(given(tmp_path)))
     (tmp_path / "hf" / "sft").mkdir(parents=True)
+    (tmp_path / "hf" / "sft" / "config.json").touch()
     return tmp_path
 
 
@@ -29,8 +30,35 @@ def test_the_same_configuration_goes_on(folder: Path) -> None:
 
 
 def test_another_configuration_is_refused_by_key(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"run\.seed was 42, is 1; sft\.learning_rate was 0\.002, is 0\.1.*=never"):
-        settle(given(folder, "--run.seed=1", "--sft.learning_rate=0.1"), folder)
+    """And only by those that matter: of a stage that is done, its optimizer's, too."""
+    with pytest.raises(ValueError, match=r"\(run\.seed was 42, is 1; sft\.learning_rate was 0\.002, is 0\.1\).*=never"):
+        settle(given(folder, "--run.seed=1", "--sft.learning_rate=0.1", "--grpo.learning_rate=0.1"), folder)
+
+
+def test_what_the_messages_advise_is_accepted(folder: Path) -> None:
+    """After a step that did not fit the memory, or diverged (crash.py, docs/reliability.md), also from a checkpoint."""
+    free = ["--rollout.cache_gib=1", "--model.gradient_checkpointing=true", "--data.num_workers=1"]
+    free += ["--data.max_bad_fraction=0.5"]
+    assert settle(given(folder, *free), folder) == []
+    numbers = {"pack.budget_tokens": 64, "data.max_length": 99, "data.max_pixels": 9999, "deepspeed.zero_stage": 3}
+    numbers |= {"grpo.learning_rate": 0.1, "grpo.max_grad_norm": 0.5}
+    told = settle(given(folder, "--run.resume=ckpt/x", *(f"--{k}={v}" for k, v in numbers.items())), folder)
+    assert [line.split(" was ")[0] for line in told] == sorted(numbers)
+    assert all(line.endswith(f"is {numbers[line.split(' was ')[0]]}") for line in told)
+
+
+def test_only_what_decides_no_number_is_outside_of_the_hash(folder: Path) -> None:
+    free = ("--rollout.cache_gib=1", "--save.steps=9", "--stages=[sft]")
+    hashes = {config_hash(given(folder, *arguments)) for arguments in ((), free)}
+    assert len(hashes) == 1
+    assert config_hash(given(folder, "--pack.budget_tokens=64")) not in hashes
+
+
+@pytest.mark.parametrize("text", ["", "run: {dir: x", "just words"])
+def test_a_configuration_that_was_cut_is_named(folder: Path, text: str) -> None:
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml: expected the configuration.*Delete the file"):
+        settle(given(folder), folder)
 
 
 def test_never_moves_the_old_run_aside(folder: Path) -> None:

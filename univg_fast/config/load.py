@@ -17,6 +17,7 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from univg_fast.config.changes import FREE, flat, is_one_of
 from univg_fast.config.read import (
     ConfigError,
     Given,
@@ -62,15 +63,7 @@ def to_yaml(config: Config) -> str:
 
 def config_hash(config: Config) -> str:
     """Of what decides a run's numbers: all but the folder, resuming, stopping, saving, logging, faults and memory."""
-    values = asdict(config)
-    for key in ("save", "log", "fault"):
-        del values[key]
-    for key in ("dir", "resume", "max_steps", "hang_timeout_s", "max_skipped_steps"):
-        del values["run"][key]
-    del values["model"]["export"]
-    if config.model.lora is not None:
-        del values["model"]["lora"]["merge_on_export"]
-    del values["data"]["cache_dir"], values["rollout"]["cache_gib"], values["rollout"]["cuda_graphs"]
+    values = {key: value for key, value in flat(asdict(config)).items() if not is_one_of(key, FREE)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from univg_fast.config import Config, to_yaml
+from univg_fast.config.changes import FREE, TOLD, flat, is_one_of
+from univg_fast.train import manifest
+from univg_fast.train.sinks import warn
 
 LEFT = (
     *("ckpt", "hf", "eval", "rollouts", "sheets", "tb", "prof", "crash", "logs"),
     *("metrics.jsonl", "events.jsonl", "track.json", "report.html"),
 )
-MAY_DIFFER = (
-    "run.dir",
-    "run.resume",
-    "run.max_steps",
-    "run.hang_timeout_s",
-    "run.max_skipped_steps",
-    "stages",
-    "save.",
-    "log.",
-    "fault.",
-    "model.export",
-    "model.lora.merge_on_export",
-)
 
 
-def settle(config: Config, run_dir: Path) -> None:
-    """Make run.dir ready; for one rank to call.
+def settle(config: Config, run_dir: Path) -> list[str]:
+    """Make run.dir ready; for one rank to call. Returns what differs from the earlier run and is gone on with.
 
     run.resume=never moves what is there into run.dir/old_N. Otherwise ValueError names the keys that the earlier run
-    had otherwise: its models and checkpoints are not this configuration's.
+    had otherwise where its models and checkpoints are then not this configuration's (config/changes.py).
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     there = [run_dir / name for name in LEFT if (run_dir / name).exists()]
@@ -41,22 +33,44 @@ def settle(config: Config, run_dir: Path) -> None:
         (run_dir / f"old_{number}").mkdir()
         for path in there:
             path.rename(run_dir / f"old_{number}" / path.name)
-        return
+        return []
     before = run_dir / "config.yaml"
     if not before.is_file() or not any((run_dir / name).is_dir() for name in ("ckpt", "hf", "eval")):
-        return
-    was, now = (flat(yaml.safe_load(text)) for text in (before.read_text(), to_yaml(config)))
-    changed = [k for k in sorted(was | now) if was.get(k) != now.get(k) and not k.startswith(MAY_DIFFER)]
-    if changed:
-        told = "; ".join(f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed)
+        return []
+    was, now = flat(read_config(before)), flat(yaml.safe_load(to_yaml(config)))
+    changed = [k for k in sorted(was | now) if was.get(k) != now.get(k) and not is_one_of(k, FREE)]
+    done = tuple(stage for stage in config.stages if (run_dir / "hf" / stage / "config.json").is_file())
+    refused = [k for k in changed if not is_one_of(k, TOLD) or is_one_of(k, done)]
+    told = {key: f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed}
+    if refused:
         raise ValueError(
-            f"{run_dir} holds a run with another configuration ({told}). Give this one another --run.dir, "
-            "or --run.resume=never to move the old one aside"
+            f"{run_dir} holds a run with another configuration ({'; '.join(told[key] for key in refused)}). Give this "
+            "one another --run.dir, or --run.resume=never to move the old one aside"
         )
+    return list(told.values())
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()}
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a run's config.yaml. ValueError where it is none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = error
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{path}: expected the configuration of the run in this folder, got {str(values)[:200]!r} (cut while it "
+            "was written?). Delete the file if this command is that run's own: it is written anew, and the run goes on"
+        )
+    return values
+
+
+def note(changes: list[str], run_dir: Path) -> None:
+    """Say what this start of a run has otherwise, here and in events.jsonl."""
+    if not changes:
+        return
+    manifest.warn(f"from here on {'; '.join(changes)}: the numbers are not those of a run with one configuration")
+    try:
+        with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), "event": "changed", "keys": changes}) + "\n")
+    except OSError as error:
+        warn(f"{run_dir}/events.jsonl", error)

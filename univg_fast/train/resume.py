@@ -84,7 +84,8 @@ def load(folder: Path, engine: Any, config_hash: str, beat: Callable[[], None]) 
     if then["zero_stage"] != now["zero_stage"]:
         raise ValueError(
             f"{folder} was written with deepspeed.zero_stage {then['zero_stage']}, this run has {now['zero_stage']}: "
-            "change it back, or start afresh with --run.resume=never"
+            "change it back, begin another run with the model that --model.export writes, or this one anew with "
+            "--run.resume=never"
         )
     if then["frozen"] != frozen_sum(engine.module):
         raise ValueError(

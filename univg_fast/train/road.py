@@ -23,7 +23,7 @@ from univg_fast.train.faults import Faults
 from univg_fast.train.metrics import console, eval_progress
 from univg_fast.train.overfit import overfit
 from univg_fast.train.phases import Phases
-from univg_fast.train.previous import settle
+from univg_fast.train.previous import note, settle
 from univg_fast.train.setup import Inputs, load_policy, prepare
 from univg_fast.train.stage import run_stage
 from univg_fast.train.watchdog import Watchdog
@@ -43,11 +43,12 @@ def main(config: Config) -> None:
         return
     run_dir, phases = Path(config.run.dir), Phases()
     distributed.all_or_none("log", lambda: sinks.check(config.log) if distributed.is_main() else None)
-    distributed.all_or_none("run.dir", lambda: settle(config, run_dir) if distributed.is_main() else None)
+    changes = distributed.all_or_none("run.dir", lambda: settle(config, run_dir) if distributed.is_main() else [])
     if distributed.is_main():
         (run_dir / "config.yaml").write_text(to_yaml(config))
         (run_dir / "env.json").write_text(json.dumps(describe(), indent=1) + "\n")
         print(to_yaml(config), flush=True)
+        note(changes, run_dir)
     with Watchdog(phases, config.run.hang_timeout_s, run_dir / "logs"):
         travel(config, run_dir, device, phases, Faults(config.fault, phases, run_dir / "crash"))
 
