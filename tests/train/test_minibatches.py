@@ -233,6 +233,17 @@ def test_the_first_varied_prompts_drawn_are_taken() -> None:
     assert whole.prompts == 0 and [s.tokens for s in whole.shares] == [0, 0] and np.isfinite(whole.reward_std)
 
 
+@pytest.mark.parametrize(("masked", "kept"), [(False, [0, 2, 3, 4]), (True, [0, 2, 4])])
+def test_a_group_whose_responses_are_all_cut_short_is_drawn_in_vain(masked: bool, kept: list[int]) -> None:
+    """Where those have no loss: the fourth's rewards differ, and it has no gradient all the same."""
+    config = config_of({"loss_type": "dapo", "mask_truncated_completions": masked})
+    scored = scored_by(config, range(5))
+    facts = [scored.facts(k, Place(0, k, "f"), config) for k in range(5)]
+    assert scored.varied(3) and enough([facts], len(kept)) and not enough([facts], len(kept) + 1)
+    choice = choose([facts], 0, 1, 5)
+    assert choice.shares[0].groups == kept and choice.prompts == len(kept)
+
+
 def replace_varied(fact: Facts) -> Facts:
     return fact._replace(varied=False)
 

@@ -17,7 +17,7 @@ class Facts(NamedTuple):
     """What other ranks need to know of a group."""
 
     place: Any  # in the order of drawing
-    varied: bool  # whether its rewards differ
+    varied: bool  # whether it can teach: its rewards differ, and a response has a loss
     responses: int  # that a mean over responses counts
     tokens: int  # of those with a loss
     rewards: tuple[float, ...]

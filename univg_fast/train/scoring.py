@@ -72,7 +72,7 @@ class Scored:
         first, every = number * len(group), loss_config(config.grpo).count_empty_responses
         return Facts(
             place,
-            self.varied(number),
+            self.varied(number) and bool(counting),
             responses=len(group) if every else len(counting),
             tokens=sum(len(group[j].token_ids) for j in counting),
             rewards=tuple(self.scores.total[first : first + len(group)].tolist()),
