@@ -56,6 +56,10 @@ def test_a_box_is_drawn_where_it_was_scored() -> None:
     made = card([row("a", image=0)], Album(Path("/nowhere")))
     assert made.notes == ("the answer names image 1, the target is in 2",) and made.outcomes == {"miss", "elsewhere"}
     assert marks([row("a", target_image=None, image=0)]) == [(0, said[1], said[2])], "no truth without its image"
+    assert card([row("a", target_image=None)], Album(Path("/nowhere"))).notes == (
+        "nobody says which image the box is in, so it is not drawn",
+        "the data does not say which image holds the target, so it is not drawn",
+    )
     assert marks([row("a", target_image=None)]) == [] and marks([row("a", image=7, target_image=None)]) == []
 
 

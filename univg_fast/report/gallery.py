@@ -85,7 +85,7 @@ def chosen(given: Sequence[list[Row]]) -> list[list[Row]]:
         by_task.setdefault(sample[0]["task"], []).append(sample)
     queues = []
     for task in sorted(by_task):
-        many = -(-MAX_CARDS // len(by_task))
+        many = min(-(-MAX_CARDS // len(by_task)), len(by_task[task]))
         worst, rest = by_task[task][: many // 2], by_task[task][many // 2 :]
         queues.append(in_turn([worst, spread(rest, max(2, many - many // 2))[::-1]]))
     return in_turn(queues)
@@ -110,6 +110,8 @@ def card(sample: Sequence[Row], album: Album) -> Card:
             marks.append(Mark(place, row["box"], label=f"{which}prediction, IoU {row['iou']:.2f}"))
         elif row["box"]:
             notes.append(f"{which}nobody says which image the box is in, so it is not drawn")
+        if row["target_image"] is None and row["gt"]:
+            notes.append(f"{which}the data does not say which image holds the target, so it is not drawn")
         if None not in (row["image"], row["target_image"]) and row["image"] != row["target_image"]:
             outcomes.add("elsewhere")
             notes.append(
