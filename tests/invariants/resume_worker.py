@@ -44,7 +44,11 @@ COMMON = {
     "rewards.difficulty_from": REWARD,
     "deepspeed.config": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
 }
-LORA = {"model.lora.r": 4, "model.lora.lora_dropout": 0.5}  # dropout draws from the global random stream
+LORA = {
+    "model.freeze_vision_tower": True,
+    "model.lora.r": 4,
+    "model.lora.lora_dropout": 0.5,  # draws from the global random stream
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "0": {},
     "1": {"grpo.num_iterations": 2},

@@ -12,13 +12,16 @@ import torch
 from tiny import FAMILIES, VOCAB, random_group, tiny_model
 from univg_kernels import GrpoConfig
 
+from univg_fast.config import ModelConfig
+from univg_fast.config.schema import LoraConfig
 from univg_fast.loss import grpo_head, logprob_head
 from univg_fast.loss.grpo import RowTargets
 from univg_fast.model import PackedModel, load_model
-from univg_fast.model.load import freeze_vision
+from univg_fast.model.load import freeze_vision, projector_parts
 from univg_fast.model.lora import LAYERS, adapters_off, apply_lora, is_adapted
 from univg_fast.packing import Row, build_row
 from univg_fast.structs import Group
+from univg_fast.train.setup import freeze
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 CONFIG = GrpoConfig(loss_type="grpo", beta=0.0, temperature=1.0)
@@ -197,6 +200,40 @@ def test_the_projector_beside_adapters() -> None:
     apply_lora(model.model, r=4, lora_alpha=8.0, modules_to_save=["merger"])
     assert model.vision_trains
     assert {name.split("visual.")[1].split(".")[0] for name in trained(model) if "visual" in name} == {"merger"}
+
+
+@each_family
+def test_a_projector_that_the_configuration_trains_trains_beside_adapters(family: str) -> None:
+    """As a whole, in the frozen tower, and with the adapters off it is the one they began with."""
+    model, plain = tiny_model(family), tiny_model(family)
+    how = ModelConfig(freeze_multi_modal_projector=False, lora=LoraConfig(r=4, modules_to_save=("lm_head",)))
+    (line,) = freeze(model.model, how)
+    assert "visual.merger" in line and "lm_head" in line
+    names = {name for name in trained(model) if ".visual." in name}
+    parts = projector_parts(plain.model.model.visual).values()
+    assert len(names) == sum(len(list(part.parameters())) for part in parts) > 0
+    assert all("merger" in name and "modules_to_save" in name for name in names)
+    row = row_of(model)
+    loss_of(model, row).backward()
+    assert all(p.grad is not None for p in trained(model).values())
+    with torch.no_grad():
+        for name in names:
+            trained(model)[name].mul_(1.5)
+        with adapters_off(model):
+            assert torch.equal(model(row, logprob_head(row, 1.0)), plain(row, logprob_head(row, 1.0)))
+        assert not torch.equal(model(row, logprob_head(row, 1.0)), plain(row, logprob_head(row, 1.0)))
+
+
+def test_a_tower_that_the_configuration_trains_is_not_left_out_silently() -> None:
+    with pytest.raises(ValueError, match="model.freeze_vision_tower: expected true beside model.lora"):
+        freeze(tiny_model().model, ModelConfig(freeze_vision_tower=False, lora=LoraConfig(r=4)))
+    named = LoraConfig(r=4, target_modules=("q_proj", "attn.qkv"))
+    model = tiny_model()
+    freeze(model.model, ModelConfig(freeze_vision_tower=False, lora=named))
+    assert any(".visual." in name for name in trained(model))
+    inside = ModelConfig(freeze_multi_modal_projector=False, lora=named)
+    with pytest.raises(ValueError, match="inside of the frozen vision tower"):  # the projector trains, the rest not
+        freeze(tiny_model().model, inside)
 
 
 def test_a_row_given_features_needs_no_tower() -> None:

@@ -111,8 +111,11 @@ def test_what_does_not_fit_is_told_with_what_to_set() -> None:
     assert len(helps) == 3 and "optimizer = 7 G trained x 12 bytes" in helps[0] and "offload_optimizer" in helps[0]
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(r=4, modules_to_save=("lm_head",))], ids=["whole", "adapters"])
-@pytest.mark.parametrize("freeze", [True, False], ids=["frozen", "trained"])
+@pytest.mark.parametrize(
+    ("freeze", "lora"),
+    [(True, None), (False, None), (True, LoraConfig(r=4, modules_to_save=("lm_head",)))],
+    ids=["frozen", "trained", "adapters"],
+)
 def test_parameters_are_those_of_the_model(freeze: bool, lora: LoraConfig | None) -> None:
     model = tiny_model().model
     shape = shape_of(ModelConfig(freeze_vision_tower=freeze, lora=lora), VOCAB)

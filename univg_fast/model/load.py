@@ -105,9 +105,20 @@ def adapted_model(path: str) -> str:
 def freeze_vision(visual: torch.nn.Module, projector: bool = True) -> None:
     """Nothing of the vision tower trains; `projector` False: but what maps its features to the language model does."""
     visual.requires_grad_(False)
-    for name, part in visual.named_children():
-        if name in PROJECTOR and not projector:
+    if not projector:
+        for part in projector_parts(visual).values():
             part.requires_grad_(True)
+
+
+def projector_parts(visual: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """What maps the tower's features to the language model, by name; a list, which peft refuses, in parts."""
+    found: dict[str, torch.nn.Module] = {}
+    for name, part in visual.named_children():
+        if name in PROJECTOR and isinstance(part, torch.nn.ModuleList):
+            found |= {f"{name}.{key}": inner for key, inner in part.named_children()}
+        elif name in PROJECTOR:
+            found[name] = part
+    return found
 
 
 def small_config(name: str, vocab: dict[str, int]) -> PretrainedConfig:

@@ -31,9 +31,8 @@ def apply_lora(
     """
     import peft  # late: a run without adapters does not need it
 
-    frozen = not any(p.requires_grad for p in inner.model.visual.parameters())
-    _require(inner, "target_modules", target_modules, frozen)
-    _require(inner, "modules_to_save", modules_to_save, frozen)
+    _require(inner, "target_modules", target_modules)
+    _require(inner, "modules_to_save", modules_to_save)
     tied = bool(
         getattr(inner.config.get_text_config(), "tie_word_embeddings", False) or inner.config.tie_word_embeddings
     )
@@ -85,14 +84,15 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def _require(inner: Any, key: str, names: Sequence[str], tower_is_frozen: bool) -> None:
+def _require(inner: Any, key: str, names: Sequence[str]) -> None:
     """ValueError unless each name ends a module's, none of them in a frozen tower or, as a target, a vocabulary's."""
-    known = [name for name, _ in inner.named_modules()]
+    known = dict(inner.named_modules())
     for ending in names:
         hit = [name for name in known if re.search(rf"(^|\.){re.escape(ending)}$", name)]
         if not hit:
             raise ValueError(f"model.lora.{key}: expected the end of a module's name of this model, got {ending!r}")
-        if tower_is_frozen and (inside := [name for name in hit if "visual" in name.split(".")]):
+        tower = [name for name in hit if "visual" in name.split(".")]
+        if inside := [name for name in tower if not any(p.requires_grad for p in known[name].parameters())]:
             raise ValueError(
                 f"model.lora.{key}: {ending!r} also means {inside[0]}, inside of the frozen vision tower; name the "
                 "language model's by a longer ending, or set model.freeze_vision_tower=false"

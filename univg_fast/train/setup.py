@@ -23,7 +23,7 @@ from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.evaluate.load import DTYPES, processor_of
 from univg_fast.model import PackedModel, family_of, load_model
 from univg_fast.model.liger import apply_liger
-from univg_fast.model.load import builtin_configs, check_path, freeze_vision, small_config
+from univg_fast.model.load import builtin_configs, check_path, freeze_vision, projector_parts, small_config
 from univg_fast.model.lora import apply_lora
 from univg_fast.rewards import ask_for_images, check_terms, unscorable
 from univg_fast.structs import Record, Sample
@@ -174,13 +174,26 @@ def load_policy(
 
 
 def freeze(model: Any, how: ModelConfig, seed: int = 0) -> list[str]:
-    """Decide what of a transformers model trains; returns lines to tell."""
+    """Decide what of a transformers model trains; returns lines to tell. ValueError where that is not as `how` says."""
+    visual = model.model.visual
     if how.freeze_vision_tower:
-        freeze_vision(model.model.visual, how.freeze_multi_modal_projector)
+        freeze_vision(visual, how.freeze_multi_modal_projector)
     if how.lora is None:
         return []
     settings = {key: value for key, value in asdict(how.lora).items() if key != "merge_on_export"}
-    return [apply_lora(model, seed=seed, **settings)]
+    if how.freeze_vision_tower and not how.freeze_multi_modal_projector:  # peft freezes whatever it is not told of
+        settings["modules_to_save"] = (
+            *how.lora.modules_to_save,
+            *(f"visual.{name}" for name in projector_parts(visual)),
+        )
+    told = apply_lora(model, seed=seed, **settings)
+    if not how.freeze_vision_tower and not any(p.requires_grad for p in visual.parameters()):
+        raise ValueError(
+            "model.freeze_vision_tower: expected true beside model.lora, which trains adapters of the language model "
+            "alone, got false; set it to true, or name modules of the tower in model.lora.modules_to_save (as a whole: "
+            "visual.merger, say) or model.lora.target_modules"
+        )
+    return [told]
 
 
 def first_sample(records: Sequence[Record], processor: Processor, with_response: bool) -> Sample:
