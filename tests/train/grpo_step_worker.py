@@ -33,6 +33,7 @@ from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.making import make_loader, make_policy, make_step
 from univg_fast.train.minibatch import make_minibatches
 from univg_fast.train.phases import Phases
+from univg_fast.train.rows import size_of
 from univg_fast.train.setup import Inputs, prepare
 from univg_fast.train.state import StageState
 
@@ -187,6 +188,19 @@ def several_updates(inputs: Inputs) -> dict[str, float]:
     return found
 
 
+def waiting(inputs: Inputs) -> dict[str, float]:
+    """Three updates of four prompts: two ranks wait in two of them. What the metric says, and by hand."""
+    config = settings(grpo__steps_per_generation=3, pack__budget_tokens=10_000)
+    stage = Stage(inputs, config, lambda record, seed: True)
+    drawn, outcome = stage.step.draws(0), stage.step(StageState())
+    assert drawn is not None and outcome is not None
+    everyone = range(config.grpo.num_generations)
+    mine = [sum(size_of(drawn.scored.group(k, everyone)).cost for k in of.groups) for of in drawn.choice.shares]
+    costs = np.array(distributed.gather_objects(mine))
+    stage.close()
+    return {"told": outcome.metrics["pack/imbalance"], "found": costs.max(0).sum() / costs.mean(0).sum() - 1}
+
+
 def lost(inputs: Inputs) -> dict[str, Any]:
     """One sample's loss is NaN: who is named, and whether anything moved."""
     stage, seen = Stage(inputs, settings(), lambda record, seed: True), []
@@ -240,6 +254,7 @@ def main() -> None:
         "one rank's equal": nothing_to_learn(inputs, lucky=True, **drop),
         "old": old_policies(inputs),
         "several": several_updates(inputs),
+        "waiting": waiting(inputs),
         "lost": lost(inputs),
     }
     try:

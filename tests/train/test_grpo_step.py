@@ -76,6 +76,13 @@ def test_several_updates_of_one_rollout(reports: Reports, world: int) -> None:
     assert found["scored_tokens"] == found["once"] > 0
 
 
+def test_what_ranks_wait_for_is_that_of_each_update(reports: Reports) -> None:
+    """And not of the step's rows together, which are near even."""
+    assert reports[1]["waiting"] == {"told": 0, "found": 0}
+    two = reports[2]["waiting"]
+    assert two["told"] == pytest.approx(two["found"], rel=1e-6) and two["told"] > 0.3
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_who_lost_a_loss_is_named(reports: Reports, world: int) -> None:
     found = reports[world]["lost"]

@@ -34,7 +34,7 @@ def tally(
 
 
 def figures(total: Mapping[str, float], dearest: float, ranks: int) -> dict[str, float]:
-    """Metrics from the sums of all ranks; `dearest`: the largest "cost" of any of them."""
+    """Metrics from the sums of all ranks; `dearest`: the largest "cost" of any of them, or of each optimizer step."""
     packed, spare = total["packed_tokens"], total["spare_tokens"]
 
     def share(part: float, whole: float) -> float:

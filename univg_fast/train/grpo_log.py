@@ -51,7 +51,7 @@ def reduce_metrics(
         "ended_length": float(sum(ended)),
         "bad_records": float(len(scored.bad)),
     }
-    sums |= packed
+    sums |= {name: value for name, value in packed.items() if name != "dearest"}
     for name, part in scored.scores.parts.items():
         sums |= {f"rewards/{name}": float(part.sum()), f"squares/{name}": float((part**2).sum())}
     vector, sums["gap_sum"], maxima_gap = read_rows(held, updates)
@@ -60,7 +60,6 @@ def reduce_metrics(
     maxima = {f"kernel/{name}": x for name, x in zip(METRICS[NUM_SUMS:], vector[NUM_SUMS:], strict=True)}
     maxima |= {
         "gap": maxima_gap,
-        "dearest": packed["cost"],
         "longest": max(lengths, default=0),
         "longest_ended": max(ended, default=0),
     }
@@ -92,7 +91,7 @@ def reduce_metrics(
         "sampling/sampling_logp_difference/max": all_["gap"],
         "bad_records": all_["bad_records"],
     }
-    metrics |= figures(all_, all_["dearest"], distributed.world_size())
+    metrics |= figures(all_, packed["dearest"], distributed.world_size())
     if config.grpo.dynamic_sampling_max_draws > 1:
         kept = float(drawn.choice.prompts)
         metrics |= {"sampling/draws": float(drawn.draws), "sampling/kept": kept}

@@ -65,7 +65,10 @@ def units_of(share: Share, scored: Scored, config: Config) -> list[Unit]:
 def make_minibatches(
     drawn: Drawn, config: Config, build: Builder, over_budget: OverBudget, spare: Row
 ) -> tuple[list[MiniBatch], dict[str, float]]:
-    """The step's mini-batches, and what all their rows amount to. `spare`: what stands in for a row. Collective."""
+    """The step's mini-batches, and what all their rows amount to. `spare`: what stands in for a row. Collective.
+
+    "dearest" of the latter is of all ranks: the largest cost of any of them in each mini-batch, as each ends together.
+    """
     scored, budget, loss = drawn.scored, config.pack.budget_tokens, loss_config(config.grpo)
     units = [units_of(share, scored, config) for share in drawn.choice.shares]
     groups = [[scored.group(*unit) for unit in of] for of in units]
@@ -75,7 +78,8 @@ def make_minibatches(
         _tell(over_budget, of, plan)
     with ThreadPoolExecutor(max(1, config.data.num_workers), thread_name_prefix="rows") as pool:
         made = [build.rows(*each, pool) for each in zip(groups, plans, strict=True)]
-        counts = {f"rows{k}": len(plan) for k, plan in enumerate(plans)}
+        counts = {f"rows{k}": float(len(plan)) for k, plan in enumerate(plans)}
+        counts |= {f"cost{k}": sum(part.size.cost for row in plan for part in row) for k, plan in enumerate(plans)}
         most = reduce_step({}, drawn.digest, counts, drawn.refused)
         rows = [[row.to(build.device) for row in of] for of in made]
     minibatches, padding = [], 0
@@ -88,7 +92,8 @@ def make_minibatches(
         minibatches.append(MiniBatch(held, passes, share.responses, share.tokens, anyone == 0))
     flat = [size for of in sizes for size in of]
     cut = [[part.size for part in parts] for plan in plans for parts in plan]
-    return minibatches, tally(flat, cut, budget, padding)
+    dearest = sum(most[f"cost{k}"] for k in range(len(plans)))
+    return minibatches, tally(flat, cut, budget, padding) | {"dearest": dearest}
 
 
 def _tell(over_budget: OverBudget, groups: Sequence[Group], plan: Sequence[Sequence[Part]]) -> None:
