@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from univg_fast.config import LogConfig
+from univg_fast.structs import BadRecord
+from univg_fast.train.bad import BadRecords
 from univg_fast.train.console import clock, numbers
 from univg_fast.train.metrics import MetricsLogger, eval_progress, trim_metrics
 from univg_fast.train.phases import Phases
 from univg_fast.train.stage import write_rollouts
+from univg_fast.train.state import StageState
 
 STEP = {"loss": 0.9123, "grad_norm": 0.41, "learning_rate": 1e-3, "group_tokens": 4000.0, "pack/fill": 0.96}
 
@@ -60,6 +63,14 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr()
     assert "sft 2/10" in shown.out
     assert "metrics.jsonl could not be written, the run goes on" in shown.err and "No space left" in shown.err
+    assert shown.err.count("metrics.jsonl could not be written, the run goes on") == 1, "told once"
+    assert "metrics.jsonl could not be written 3 times" in shown.err, "two lines, and what was left at the end"
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    run(tmp_path, "sft", 1, 2)
+    assert "events.jsonl could not be written, the run goes on" in capsys.readouterr().err
+    (tmp_path / "bad_records.jsonl").symlink_to("/dev/full")
+    BadRecords(0.1, StageState(), tmp_path, "sft").tell([BadRecord("a.json:1", "cut", "decode")])
+    assert "bad_records.jsonl could not be written, the run goes on" in capsys.readouterr().err
     (tmp_path / "rollouts").mkdir()
     (tmp_path / "rollouts" / "grpo_000001.jsonl").symlink_to("/dev/full")
     write_rollouts(tmp_path, "grpo", 1, [{"uid": "a"}])

@@ -64,6 +64,46 @@ def test_a_resumed_run_goes_on_in_the_same_trackio_run(tmp_path: Path) -> None:
     assert [step for _, step, _ in found] == [1, 2, 3, 4, 5] and all(b"sft/loss" in text for _, _, text in found)
 
 
+def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None:
+    code = (
+        "import sys, resource, signal, time; from pathlib import Path\n"
+        "from tests.train.test_sinks import LogConfig, MetricsLogger, STEP\n"
+        "with MetricsLogger(Path(sys.argv[1]), 'sft', 900, 0, LogConfig(tensorboard=True, steps=100)) as logger:\n"
+        "    logger.log(1, STEP)\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"  # no file may grow any more
+        "    for step in range(2, 901): logger.log(step, STEP)\n"
+        "print('done')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr
+    for name in (f"{tmp_path}/metrics.jsonl", "log.tensorboard"):
+        told = [line for line in done.stderr.splitlines() if name in line]
+        assert [line.partition(" could not be written")[2].partition(":")[0][:7] for line in told][:1] == [", the r"]
+        assert len(told) == 2 and told[1].endswith(" times"), "the first error, and their number at the end"
+
+
+@pytest.mark.parametrize("act", ["open", "log", "close"])
+def test_no_error_of_a_sink_comes_through(act: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(which: str) -> None:
+        if which == act:
+            raise ConnectionResetError("its process is gone")
+
+    def make() -> sinks.Sink:
+        fail("open")
+        return sinks.Sink(lambda row: fail("log"), lambda failed: fail("close"))
+
+    sink = sinks.guarded("log.wandb", make)
+    for step in range(3):
+        sink.log({"step": step})
+    sink.close(False)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "warning: log.wandb could not be written, the run goes on: its process is gone"
+    assert told[1:] == (["warning: log.wandb could not be written 3 times"] if act == "log" else [])
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 def test_a_package_that_is_not_there_is_told_before_the_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, sinks.MODULES[name], None)  # importing it now fails as if it were not installed

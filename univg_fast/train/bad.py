@@ -10,6 +10,7 @@ from pathlib import Path
 
 from univg_fast import distributed
 from univg_fast.structs import BadRecord
+from univg_fast.train.sinks import warn
 from univg_fast.train.state import StageState
 
 
@@ -31,9 +32,12 @@ class BadRecords:
         ]
         for row in rows:
             print(f"rank {row['rank']}: skipped {row['message']}", file=sys.stderr, flush=True)
-        if rows:
-            with self.path.open("a", encoding="utf-8") as file:  # in one piece: the other ranks write there too
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            if rows:
+                with self.path.open("a", encoding="utf-8") as file:  # in one piece: the other ranks write there too
+                    file.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            warn(str(self.path), error)
 
     def count(self, bad: float, seen: float) -> None:
         """Add a step's counts over all ranks. ValueError above the bound (of 100 records at least)."""

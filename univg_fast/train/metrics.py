@@ -12,7 +12,7 @@ from typing import Any
 from univg_fast import distributed
 from univg_fast.config import LogConfig
 from univg_fast.train.console import Display, console, eval_progress, numbers
-from univg_fast.train.sinks import Sink, open_sinks
+from univg_fast.train.sinks import Sink, open_sinks, warn
 from univg_fast.train.throughput import Throughput, memory, rates
 
 __all__ = ["MetricsLogger", "console", "eval_progress", "trim_metrics"]
@@ -99,8 +99,11 @@ def trim_metrics(path: Path, stage: str, last: int) -> float:
     kept = "".join(lines)
     if kept != text:
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(kept, encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(kept, encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            warn(str(path), error)
     mine = [row for row in map(json.loads, reversed(lines)) if row["stage"] == stage]
     return float(mine[0].get("num_tokens", 0.0)) if mine else 0.0
 
@@ -114,5 +117,8 @@ def _keeps(line: str, stage: str, last: int) -> bool:
 
 
 def _note_resume(path: Path, stage: str, step: int) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": time.time(), "event": "resumed", "stage": stage, "step": step}) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), "event": "resumed", "stage": stage, "step": step}) + "\n")
+    except OSError as error:
+        warn(str(path), error)

@@ -41,15 +41,47 @@ def check(log: LogConfig) -> None:
 
 
 def open_sinks(run_dir: Path, stage: str, first: int, log: LogConfig, settings: Row) -> list[Sink]:
-    """The sinks of one stage of which `first` steps are done; for rank 0. `settings`: the run's, for the trackers."""
-    sinks = [_jsonl(run_dir / "metrics.jsonl")]
+    """The sinks of one stage of which `first` steps are done; for rank 0. `settings`: the run's, for the trackers.
+
+    No error of theirs ends the run.
+    """
+    path, wandb, trackio = run_dir / "metrics.jsonl", log.wandb, log.trackio
+    sinks = [guarded(str(path), lambda: _jsonl(path))]
     if log.tensorboard:
-        sinks.append(_tensorboard(run_dir / "tb" / stage, first))
-    if log.wandb:
-        sinks.append(_wandb(run_dir, log.wandb, stage, settings))
-    if log.trackio:
-        sinks.append(_trackio(run_dir, log.trackio, settings))
+        sinks.append(guarded("log.tensorboard", lambda: _tensorboard(run_dir / "tb" / stage, first)))
+    if wandb:
+        sinks.append(guarded("log.wandb", lambda: _wandb(run_dir, wandb, stage, settings)))
+    if trackio:
+        sinks.append(guarded("log.trackio", lambda: _trackio(run_dir, trackio, settings)))
     return sinks
+
+
+def guarded(name: str, make: Callable[[], Sink]) -> Sink:
+    """What `make` opens, but errors are only told: the first one when it comes, how many there were at the end."""
+    sinks: list[Sink] = []  # it, if it could be opened
+    errors = 0
+
+    def attempt(act: Callable[..., None], *arguments: Any) -> None:
+        nonlocal errors
+        try:
+            act(*arguments)
+        except Exception as error:  # of a disk, a network, or whatever a tracker's package raises
+            errors += 1
+            if errors == 1:
+                warn(name, error)
+
+    def log(row: Row) -> None:
+        for sink in sinks:
+            attempt(sink.log, row)
+
+    def close(failed: bool) -> None:
+        for sink in sinks:
+            attempt(sink.close, failed)
+        if errors > 1:
+            print(f"warning: {name} could not be written {errors} times", file=sys.stderr, flush=True)
+
+    attempt(lambda: sinks.append(make()))
+    return Sink(log, close)
 
 
 def run_id(run_dir: Path) -> str:
@@ -60,28 +92,20 @@ def run_id(run_dir: Path) -> str:
     return str(json.loads(path.read_text())["id"])
 
 
-def warn(what: str, error: OSError) -> None:
+def warn(what: str, error: Exception) -> None:
     """A log that cannot be written does not end a run."""
-    print(f"warning: {what} could not be written, the run goes on: {error}", file=sys.stderr, flush=True)
+    told = str(error) or type(error).__name__
+    print(f"warning: {what} could not be written, the run goes on: {told}", file=sys.stderr, flush=True)
 
 
 def _jsonl(path: Path) -> Sink:
     file = path.open("a", encoding="utf-8")
 
     def log(row: Row) -> None:
-        try:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-        except OSError as error:  # the disk is full, say; what is in the buffer goes out with a later line
-            warn(str(path), error)
+        file.write(json.dumps(row) + "\n")
+        file.flush()  # where that fails, the line goes out with a later one
 
-    def close(failed: bool) -> None:
-        try:
-            file.close()
-        except OSError as error:
-            warn(str(path), error)
-
-    return Sink(log, close)
+    return Sink(log, lambda failed: file.close())
 
 
 def _tensorboard(folder: Path, first: int) -> Sink:
