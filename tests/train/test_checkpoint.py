@@ -172,6 +172,8 @@ def test_checkpoints_of_steps_that_are_done_again_are_set_aside(launch: Any, two
         assert sorted(p.name[-1] for p in two.glob("sft_*")) == left
         assert f"sft_00000{moved[0]} moved to {two}/old_" in done.stderr
     assert sorted(p.name for p in two.glob("old_*/*")) == ["sft_000003", "sft_000004"]
+    noted = json.loads((two / resume.WENT_BACK).read_text())
+    assert noted == {"folder": str(two / "sft_000002"), "stage": "sft", "step": 2}, "the named one, for later starts"
 
 
 def test_another_zero_stage_is_refused(launch: Any, written: Path) -> None:
@@ -180,3 +182,36 @@ def test_another_zero_stage_is_refused(launch: Any, written: Path) -> None:
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and "zero_stage 1, this run has 2" in told[0] and "--run.resume=never" in told[0]
     assert "ValueError" not in done.stderr, "no traceback of ours"
+
+
+def went_back(root: Path, folder: Path) -> None:
+    """What `resume` leaves behind when it went on from a named folder."""
+    (root / resume.WENT_BACK).write_text(json.dumps({"folder": str(folder.resolve()), "stage": "sft", "step": 2}))
+
+
+def test_a_named_folder_that_was_followed_means_what_came_after_it(two: Path, capsys: Any) -> None:
+    """Also once it was removed as the oldest one; a second one named is followed anew."""
+    named = str(two / "sft_000002")
+    went_back(two, Path(named))
+    assert resume.find(two, "sft", named) == two / "sft_000004"
+    assert "delete" in (told := capsys.readouterr().err) and resume.WENT_BACK in told
+    assert resume.find(two, "sft", str(two / "sft_000004")) == two / "sft_000004"
+    flip_a_bit(two / "sft_000004")
+    assert resume.find(two, "sft", named) == two / "sft_000002", "the newer one is damaged"
+    assert resume.find(two, "grpo", named) is None
+    shutil.rmtree(two / "sft_000002")
+    with pytest.raises(ValueError, match="only damaged ones"):
+        resume.find(two, "sft", named)
+
+
+def test_a_folder_of_a_stage_that_is_done_is_refused(two: Path, tmp_path: Path) -> None:
+    """Unless an earlier start went on from it: then the stage is done since."""
+    model, named = tmp_path / "hf" / "sft", str(two / "sft_000002")
+    assert not resume.is_done(model, two, "sft", named)
+    model.mkdir(parents=True)
+    (model / "config.json").touch()
+    assert resume.is_done(model, two, "sft", "auto") and not resume.is_done(model, two, "sft", "never")
+    with pytest.raises(ValueError, match=r"run\.resume: .*sft_000002, but .*hf/sft is there.*another --run\.dir"):
+        resume.is_done(model, two, "sft", named)
+    went_back(two, Path(named))
+    assert resume.is_done(model, two, "sft", named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 
 from univg_fast import distributed
+from univg_fast.files import read_json, write_whole
 from univg_fast.train import manifest
 from univg_fast.train.random_state import reseed, set_random_state
 from univg_fast.train.reshape import frozen_sum, keep_config, load_files, load_for_other_ranks
 from univg_fast.train.state import StageState
+
+WENT_BACK = "went_back.json"  # in ckpt/: the folder that run.resume named, its stage and step
 
 
 def resume(
@@ -30,7 +34,44 @@ def resume(
     if distributed.is_main():
         print(f"resumed {stage} at step {state.step} from {folder}", flush=True)
         _set_aside(root, stage, folder)
+        if folder == Path(choice):
+            told = {"folder": str(folder.resolve()), "stage": stage, "step": state.step}
+            write_whole(root / WENT_BACK, json.dumps(told) + "\n")
     return state
+
+
+def is_done(exported: Path, root: Path, stage: str, choice: str) -> bool:
+    """Whether the stage has its model at `exported`, as rank 0 sees it. Collective.
+
+    ValueError where `choice` names a checkpoint of that stage to go back to: what came after it is still there.
+    """
+    done = choice != "never" and distributed.broadcast_object((exported / "config.json").is_file())
+    if done and choice != "auto" and _followed(root, choice) is None and _stage_of(choice) == stage:
+        raise ValueError(
+            f"run.resume: expected a checkpoint of a stage that is not done, got {choice}, but {exported} is there. To "
+            f"go back to it, give it another --run.dir, or move away {exported}, eval/{stage}.json and what "
+            "later stages left in hf, ckpt and eval"
+        )
+    return done
+
+
+def _followed(root: Path, choice: str) -> tuple[str, int] | None:
+    """Stage and step of the folder that `choice` names, if an earlier start of this run went on from it. Collective.
+
+    The same command, given again, does not go back there once more.
+    """
+    told = read_json(root / WENT_BACK) if distributed.is_main() and choice not in ("auto", "never") else None
+    told = distributed.broadcast_object(told)
+    return (told["stage"], told["step"]) if told and told["folder"] == str(Path(choice).resolve()) else None
+
+
+def _stage_of(choice: str) -> str:
+    """Of a checkpoint that run.resume names. Collective."""
+    try:
+        stage = manifest.read(Path(choice))["stage"] if distributed.is_main() else ""
+    except (OSError, ValueError, KeyError):  # `find` says what is wrong with it
+        stage = ""
+    return distributed.broadcast_object(stage)
 
 
 def _set_aside(root: Path, stage: str, chosen: Path) -> None:
@@ -47,23 +88,34 @@ def _set_aside(root: Path, stage: str, chosen: Path) -> None:
 def find(root: Path, stage: str, choice: str) -> Path | None:
     """What `run.resume` means: "never", "auto" (the newest complete checkpoint), or a checkpoint's folder. Collective.
 
-    None: begin at step 0. To another stage than its own a named folder means "auto". ValueError if it is damaged or
-    missing, or if the stage has checkpoints and all of them are damaged: nothing begins anew by itself.
+    None: begin at step 0. To another stage than its own a named folder means "auto"; to its own, it means those that
+    came after it once an earlier start has gone on from it. ValueError if it is damaged or missing, or if the stage has
+    checkpoints and all of them are damaged: nothing begins anew by itself.
     """
     if choice == "never":
         return None
-    if choice != "auto":
+    followed = _followed(root, choice)
+    if choice != "auto" and followed is None:
         if problem := manifest.defect(Path(choice)):
             raise ValueError(f"run.resume: expected auto, never or a complete checkpoint, got {choice}: {problem}")
         if manifest.read(Path(choice))["stage"] == stage:
             return Path(choice)
+    paths = manifest.of_stage(root, stage)[::-1]
+    if followed is not None and followed[0] == stage:
+        paths = [path for path in paths if manifest.step_of(path) > followed[1]]
+        if paths:
+            manifest.warn(
+                f"run.resume={choice}: an earlier start went on from there, and this one from what came after it; "
+                f"delete {root / WENT_BACK} to go back once more"
+            )
+        paths.append(Path(choice))
     passed_over = []
-    for name in distributed.broadcast_object([p.name for p in manifest.of_stage(root, stage)][::-1]):
-        problem = manifest.defect(root / name)
+    for path in distributed.broadcast_object(paths):
+        problem = manifest.defect(path)
         if problem is None:
-            return root / name
-        passed_over.append(f"{root / name} ({problem})")
-        manifest.warn(f"checkpoint {root / name} is not complete, passing it over: {problem}")
+            return path
+        passed_over.append(f"{path} ({problem})")
+        manifest.warn(f"checkpoint {path} is not complete, passing it over: {problem}")
     if passed_over:
         raise ValueError(
             f"run.resume={choice}: expected a complete checkpoint of stage {stage}, got only damaged ones: "

@@ -23,7 +23,7 @@ from univg_fast.train.making import make_loader, make_policy, make_step, total_s
 from univg_fast.train.metrics import MetricsLogger
 from univg_fast.train.phases import Phases
 from univg_fast.train.profiler import profiler_window
-from univg_fast.train.resume import resume
+from univg_fast.train.resume import is_done, resume
 from univg_fast.train.setup import Inputs
 from univg_fast.train.sheets import sheets
 from univg_fast.train.sinks import warn
@@ -46,7 +46,7 @@ def run_stage(
     as run.resume says. None if run.max_steps ended the stage early: a checkpoint is left, and no export.
     """
     exported = run_dir / "hf" / stage
-    if config.run.resume != "never" and (exported / "config.json").is_file():
+    if is_done(exported, run_dir / "ckpt", stage, config.run.resume):
         return exported
     phases = phases or Phases()
     faults = faults or Faults(config.fault, phases, run_dir / "crash")
