@@ -15,6 +15,7 @@ import torch
 from tests.tiny import random_group, tiny_model
 from univg_fast.config import Config, PackConfig
 from univg_fast.packing import build_row
+from univg_fast.train import manifest
 from univg_fast.train.crash import out_of_memory
 from univg_fast.train.phases import Phases
 
@@ -86,3 +87,39 @@ def test_a_library_that_keeps_pythons_lock_leaves_its_stack(tmp_path: Path) -> N
     finally:
         process.kill()
         process.communicate()
+
+
+BUSY = """
+import os, sys, time
+from pathlib import Path
+from univg_fast.train.phases import Phases
+from univg_fast.train.watchdog import Watchdog
+folder, phases = Path(sys.argv[1]), Phases()
+with Watchdog(phases, 2.0, folder), phases(sys.argv[2]):
+    file = os.open(folder / "large", os.O_RDWR | os.O_CREAT)
+    for number in range(5):
+        os.write(file, bytes(2**20))
+        time.sleep(1.0)
+    for number in range(5):
+        os.pread(file, 2**20, number * 2**20)
+        time.sleep(1.0)
+print("done")
+"""
+
+
+@pytest.mark.parametrize(("phase", "code"), [("save", 0), ("update", 1)])
+def test_a_large_file_that_grows_or_is_read_is_no_hang(tmp_path: Path, phase: str, code: int) -> None:
+    """Five times as long as the limit, within what could be one call of a library. In a step it would be one."""
+    command = [sys.executable, "-c", BUSY, str(tmp_path), phase]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert ("done" in done.stdout) == (code == 0) and ("hangs: phase update" in done.stderr) == (code == 1)
+
+
+def test_bringing_a_file_to_the_disk_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "PIECE_BYTES", 2**16)
+    (tmp_path / "large").write_bytes(bytes(10 * 2**16 + 1))
+    beats: list[None] = []
+    (entry,) = manifest.sync_share(tmp_path, lambda: beats.append(None)).values()
+    assert entry["size"] == 10 * 2**16 + 1
+    assert len(beats) >= 11

@@ -38,12 +38,14 @@ def save(
     *,
     must: bool = False,
     on_write: Callable[[], None] = lambda: None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Path | None:
     """Write `root/{stage}_{step:06d}` and remove the stage's oldest ones beyond save.total_limit. Collective.
 
     If a rank fails, nothing new appears, the temporary folder is removed, and every rank raises RankError with culprit
     and cause; unless save.on_error=warn and not `must`: then it is said and counted, and the result is None.
     `on_write` is called before each large file; what it raises counts as the disk's error (an injected fault).
+    `beat` is called while files are brought to the disk.
     """
     target = root / f"{stage}_{state.step:06d}"
     if distributed.broadcast_object(target.exists()) and manifest.defect(target) is None:
@@ -51,7 +53,7 @@ def save(
     described = manifest.describe(stage, state.step, _zero(engine), config_hash)
     described["frozen"] = frozen_sum(engine.module)
     try:
-        _write(target, engine, described, state, on_write)
+        _write(target, engine, described, state, on_write, beat)
     except distributed.RankError as error:
         if must or config.on_error == "stop":
             raise
@@ -66,7 +68,12 @@ def save(
 
 
 def _write(
-    target: Path, engine: Any, description: dict[str, Any], state: StageState, on_write: Callable[[], None]
+    target: Path,
+    engine: Any,
+    description: dict[str, Any],
+    state: StageState,
+    on_write: Callable[[], None],
+    beat: Callable[[], None],
 ) -> None:
     root = target.parent
     temporary = root / distributed.broadcast_object(f".tmp-{target.name}-{uuid4().hex[:8]}")
@@ -99,13 +106,13 @@ def _write(
             manifest.sync([root])
 
     try:
-        distributed.all_or_none(f"making {temporary}", prepare)
+        distributed.all_or_none(f"making room for checkpoint {target}", prepare)
         with _collecting_failures(engine, on_write) as failures:
             engine.save_checkpoint(
                 str(temporary), tag=manifest.ENGINE, save_latest=False, exclude_frozen_parameters=True
             )
         distributed.all_or_none(f"writing checkpoint {target}", write_mine)
-        mine = distributed.all_or_none(f"syncing checkpoint {target}", lambda: manifest.sync_share(temporary))
+        mine = distributed.all_or_none(f"syncing checkpoint {target}", lambda: manifest.sync_share(temporary, beat))
         parts = distributed.gather_objects(mine)
         distributed.all_or_none(f"publishing checkpoint {target}", publish)
     except distributed.RankError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,17 @@ from univg_fast.train import manifest
 from univg_fast.train.zero import BUCKET_BYTES, gathered, weight_buckets
 
 
-def export(policy: PackedModel, processor: Processor, folder: Path, adapters_for: str | None = None) -> None:
+def export(
+    policy: PackedModel,
+    processor: Processor,
+    folder: Path,
+    adapters_for: str | None = None,
+    beat: Callable[[], None] = lambda: None,
+) -> None:
     """Write model, tokenizer and image processor. Collective.
 
     LoRA adapters come merged into the weights. `adapters_for`: the model that they were put into; then the folder holds
-    the adapters alone, as peft has them, and that path.
+    the adapters alone, as peft has them, and that path. `beat` is called with each bucket of weights, and each file.
     """
     temporary = folder.with_name(f".tmp-{folder.name}")
 
@@ -41,7 +48,7 @@ def export(policy: PackedModel, processor: Processor, folder: Path, adapters_for
 
     def publish() -> None:
         if distributed.is_main():
-            manifest.sync([*temporary.rglob("*"), temporary])
+            manifest.sync([*temporary.rglob("*"), temporary], beat)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(temporary, folder)
             manifest.sync([folder.parent])
@@ -49,7 +56,7 @@ def export(policy: PackedModel, processor: Processor, folder: Path, adapters_for
     try:
         distributed.all_or_none(f"exporting the model to {folder}", begin)
         if adapters_for is None:
-            write_model(policy, temporary)
+            write_model(policy, temporary, beat=beat)
         else:
             write_adapters(policy.model, temporary, adapters_for)
         distributed.all_or_none(f"exporting the model to {folder}", publish)
@@ -59,11 +66,14 @@ def export(policy: PackedModel, processor: Processor, folder: Path, adapters_for
         raise
 
 
-def write_model(policy: PackedModel, folder: Path, max_bytes: int = BUCKET_BYTES) -> None:
+def write_model(
+    policy: PackedModel, folder: Path, max_bytes: int = BUCKET_BYTES, beat: Callable[[], None] = lambda: None
+) -> None:
     """Config and weights, under the names of the family's published checkpoints; a file per bucket. Collective."""
     model, shards, total = policy.model, list[list[str]](), 0
     problem: Exception | None = None  # raised at the end: until then every rank takes part in gathering
     for bucket in weight_buckets(policy, max_bytes):
+        beat()
         if not distributed.is_main() or problem is not None:
             continue
         tensors = {name: weight.to("cpu", copy=True).contiguous() for name, weight in bucket.items()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,8 @@ from univg_fast import distributed
 MANIFEST = "manifest.json"
 ENGINE = "engine"  # DeepSpeed's own files lie below this name
 PACKAGES = ("torch", "deepspeed", "transformers")
+PIECE_BYTES = 2**28  # of a file that is brought to the disk
+_WRITE_AND_WAIT = 7  # sync_file_range's flags: wait before, write, wait after
 
 
 def describe(stage: str, step: int, zero_stage: int, config_hash: str) -> dict[str, Any]:
@@ -43,10 +46,10 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
     sync([folder / MANIFEST, folder])
 
 
-def sync_share(folder: Path) -> dict[str, dict[str, Any]]:
+def sync_share(folder: Path, beat: Callable[[], None] = lambda: None) -> dict[str, dict[str, Any]]:
     """Bring this rank's part of the folder's files to the disk; size and hash by relative name."""
     mine = _share(sorted(p for p in folder.rglob("*") if p.is_file()))
-    sync([*mine, *{p.parent for p in mine}])
+    sync([*mine, *{p.parent for p in mine}], beat)
     return {path.relative_to(folder).as_posix(): _size_and_hash(path) for path in mine}
 
 
@@ -96,13 +99,26 @@ def warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def sync(paths: Iterable[Path]) -> None:
+def sync(paths: Iterable[Path], beat: Callable[[], None] = lambda: None) -> None:
+    """Bring files and folders to the disk. `beat` is called after each piece: one fsync alone may take many minutes."""
     for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
+            _write_out(handle, beat)
             os.fsync(handle)
+            beat()
         finally:
             os.close(handle)
+
+
+def _write_out(handle: int, beat: Callable[[], None]) -> None:
+    """What of the file is only in memory, piece by piece, as far as the system can; an fsync must follow."""
+    write = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if write is None:
+        return
+    for begin in range(0, os.fstat(handle).st_size, PIECE_BYTES):
+        write(handle, ctypes.c_int64(begin), ctypes.c_int64(PIECE_BYTES), _WRITE_AND_WAIT)
+        beat()
 
 
 def _share(files: Sequence[Any]) -> Sequence[Any]:

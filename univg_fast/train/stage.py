@@ -64,9 +64,10 @@ def run_stage(
 
     def save(must: bool) -> int:
         """The step that is now safe. Not `must`: one of many checkpoints, which may fail where save.on_error=warn."""
-        where, config_id, on_write = run_dir / "ckpt", config_hash(config), faults.on_write
+        where, config_id = run_dir / "ckpt", config_hash(config)
+        signs = {"on_write": faults.on_write, "beat": phases.beat}
         with phases("save"):
-            done = checkpoint.save(where, stage, state, engine, config_id, config.save, must=must, on_write=on_write)
+            done = checkpoint.save(where, stage, state, engine, config_id, config.save, must=must, **signs)
         return saved if done is None else state.step
 
     with (
@@ -107,7 +108,7 @@ def run_stage(
             if last == total:
                 with phases("save"):
                     apart = config.model.lora is not None and not config.model.lora.merge_on_export
-                    export(engine.module, inputs.processor, exported, adapters_for=start if apart else None)
+                    export(engine.module, inputs.processor, exported, start if apart else None, phases.beat)
     release(engine)
     return exported if last == total else None
 

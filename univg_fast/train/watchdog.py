@@ -2,7 +2,8 @@
 
 Each rank has a thread that tells the rendezvous store where the rank stands, and reads where the others do. A rank
 that does nothing for run.hang_timeout_s, or does not even tell, ends the run on all ranks, and every rank whose thread
-still runs leaves the stacks of all of its threads in run.dir/logs.
+still runs leaves the stacks of all of its threads in run.dir/logs. While something is loaded or
+saved, bytes read and written are progress.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from univg_fast.train.phases import Phases
 
 SOON_S, LATE_S = 0.05, 0.5  # between two tellings, at least and at most
 GONE_S = 10.0  # a rank that tells nothing for so long after a request to stop, or an error, is dead
+OF_BYTES = ("load", "save")  # phases in which a single call may read or write a file for an hour
+ENOUGH_BYTES = 2**16  # between two looks; the looks themselves read some, too
 _KEY = "univg_fast/beat"  # in the store: /RANK where it stands, /verdict why all ranks end
 _WAITS_FOR_DEVICE = (".item()", ".tolist()", ".cpu()", "synchronize(")
 
@@ -68,6 +71,7 @@ class Watchdog:
         self.store = distributed.own_store()
         self._main = threading.get_ident()
         self._tells = 0
+        self._bytes = _bytes_moved()
         self._last: dict[int, tuple[bytes, float]] = {}  # of each rank, what it told last, and when that was new
         self._end = threading.Event()
         self._news = threading.Event()  # a phase has begun
@@ -109,6 +113,7 @@ class Watchdog:
                     continue
                 looked = time.monotonic()
                 self._arm()
+                self._look_at_files()
                 if self.store is not None and self.store.check([f"{_KEY}/verdict"]):
                     self._leave(self.store.get(f"{_KEY}/verdict").decode(), mine=False)
                 found = culprit(self.everyone(), self.timeout_s, GONE_S if stopping.requested() else self.timeout_s)
@@ -118,6 +123,11 @@ class Watchdog:
                 self.store = None
                 told = f"rank {distributed.rank()} can watch over itself only: the rendezvous store is gone ({error})"
                 print(told.splitlines()[0], file=sys.stderr, flush=True)
+
+    def _look_at_files(self) -> None:
+        before, self._bytes = self._bytes, _bytes_moved()
+        if self.phases.name in OF_BYTES and self._bytes - before > ENOUGH_BYTES:
+            self.phases.beat()
 
     def _arm(self) -> None:
         """A thread that never gives up Python's lock stops this one, too: the stacks then come from below Python."""
@@ -210,6 +220,15 @@ def culprit(ranks: Sequence[Seen], timeout_s: float, silent_s: float) -> Seen | 
     if not guilty and len(stuck) == len(ranks):
         guilty = stuck
     return min(guilty, key=lambda s: (not is_silent(s), s.entered, bool(s.waits), -s.idle), default=None)
+
+
+def _bytes_moved() -> int:
+    """What this process has read and written so far, also of mapped files; 0 where the system cannot tell."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.split(":")[0] in ("rchar", "wchar", "read_bytes"))
 
 
 def _of_a_collective(error: BaseException) -> bool:
