@@ -41,14 +41,20 @@ class Unit:
 class StreamedWeights:
     """Layers, the vocabulary and a tower of its own stay in host memory; the small rest lies on the device.
 
-    When a module begins its weights are there, and those of the next one are copied on a stream of their own: at most
-    two are on the device. Each row's pass reads all of them once. For inference only.
+    Two buffers on the device take turns: while a module computes with one, the next module's weights are copied into
+    the other on a stream of their own. The host waits for neither, however far it runs ahead, and no third one is
+    ever made. Each row's pass reads all weights once. For inference only.
     """
 
     def __init__(self, model: PackedModel, device: torch.device, tower: bool) -> None:
         """`tower`: whether the model's vision tower is its own, and streamed, too."""
         self.model, self.device = model, device
-        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.backend: Any = torch.get_device_module(device)  # a CPU's streams and events do nothing
+        self.side = self.backend.Stream()
+        self.buffers: list[Tensor] = []
+        self.free: list[Any] = []  # of each buffer: the event after which nothing reads it
+        self.now = 0  # the buffer of the module that computes, or did last
+        self.ahead: tuple[int, Any] = -1, None  # in the other one: which unit, and the event after which it is there
         inner = model.model.model
         blocks = list(inner.visual.blocks) if tower else []
         modules = [model.model.get_input_embeddings(), *blocks, *inner.language_model.layers, model.model.lm_head]
@@ -58,7 +64,6 @@ class StreamedWeights:
             units[key] = units.get(key) or make_unit(module, device)
         self.units = [units[tuple(map(id, module.parameters()))] for module in modules]
         self.number = {module: i for i, module in enumerate(modules)}
-        self.fetched: dict[int, tuple[Tensor, Any]] = {}  # by unit: its copy, and when that is complete
         streamed = {id(p) for unit in self.units for p in unit.parameters}
         for tensor in (*(p for p in model.parameters() if id(p) not in streamed), *model.buffers()):
             tensor.data = tensor.data.to(device)
@@ -82,43 +87,46 @@ class StreamedWeights:
     @contextmanager
     def session(self) -> Iterator[None]:
         """Rows are passed inside of it: after it nothing is left on the device."""
+        largest = max((unit.host for unit in self.units), key=torch.numel)
+        self.buffers = [torch.empty_like(largest, device=self.device) for _ in range(2)]
+        self.free = [self._stream().record_event()] * 2
+        self.ahead = -1, None
         try:
             yield
         finally:
-            self.fetched.clear()
+            self._stream().wait_stream(self.side)  # the last copy ends before its memory is another's
+            self.buffers = []
 
     def _enter(self, module: nn.Module) -> None:
-        number = self.number[module]
-        self.fetched = {i: copy for i, copy in self.fetched.items() if i == number}
-        if number not in self.fetched:
-            self._fetch(number)
-        flat, ready = self.fetched.pop(number)
-        if self.side is not None:
-            current = torch.cuda.current_stream(self.device)
-            current.wait_event(ready)
-            flat.record_stream(current)  # its memory is not given away before this stream has read it
-        self.units[number].point_to(flat)
-        self._fetch((number + 1) % len(self.units))
+        number, here = self.number[module], 1 - self.now
+        if self.ahead[0] != number:  # the first module, or one that comes after others which the row has no use for
+            self._fetch(number, here)
+        self._stream().wait_event(self.ahead[1])
+        self.units[number].point_to(self.buffers[here])
+        self.now = here
+        self._fetch((number + 1) % len(self.units), 1 - here)
 
     def _leave(self, module: nn.Module) -> None:
         unit = self.units[self.number[module]]
         unit.point_to(unit.host)
+        self.free[self.now] = self._stream().record_event()
 
-    def _fetch(self, number: int) -> None:
+    def _fetch(self, number: int, buffer: int) -> None:
         host = self.units[number].host
-        if self.side is None:
-            self.fetched[number] = (host.to(self.device, copy=True), None)
-            return
-        with torch.cuda.stream(self.side):
-            flat = host.to(self.device, non_blocking=True)
-            self.fetched[number] = (flat, self.side.record_event())
+        with self.backend.stream(self.side):
+            self.side.wait_event(self.free[buffer])
+            self.buffers[buffer][: host.numel()].copy_(host, non_blocking=True)
+            self.ahead = number, self.side.record_event()
+
+    def _stream(self) -> Any:
+        return self.backend.current_stream(self.device)
 
 
 def make_unit(module: nn.Module, device: torch.device) -> Unit:
     """The module's weights, moved into one piece of host memory."""
     parameters = list(module.parameters())
-    flat = torch.empty(sum(map(padded, parameters)), dtype=parameters[0].dtype)
-    unit = Unit(parameters, flat.pin_memory() if device.type == "cuda" else flat)
+    numbers, dtype = sum(map(padded, parameters)), parameters[0].dtype
+    unit = Unit(parameters, torch.empty(numbers, dtype=dtype, pin_memory=device.type == "cuda"))
     for parameter, view in zip(parameters, unit.views(unit.host), strict=True):
         view.copy_(parameter.data)
     unit.point_to(unit.host)
