@@ -7,13 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from univg_fast.data.errors import Refused
 from univg_fast.data.loader import SampleLoader, _bytes, _Cache
-from univg_fast.data.mix import Mix
+from univg_fast.data.mix import Mix, turn
 from univg_fast.data.records import read_records
 from univg_fast.data.samples import make_sample
-from univg_fast.data.windows import Planning, places, window_steps
+from univg_fast.data.windows import Planning, cut, deal_parts, places, window_steps
+from univg_fast.packing.plan import deal
+from univg_fast.train.choice import Facts, choose
 
 ROWS = Planning(budget=200, window=24)
 
@@ -58,6 +62,47 @@ def test_ranks_together_have_the_step_of_one_rank(records, processor, world_size
         assert [share.passes for share in shares] == [max(len(share.rows) for share in shares)] * world_size
     for loader in (alone, *ranks):
         loader.close()
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(1, 5000), min_size=1, max_size=70), st.integers(1, 9), st.integers(1, 9), st.randoms())
+def test_ranks_get_like_shares_of_each_part(costs, parts, ranks, random):
+    order = random.sample(range(len(costs)), len(costs))
+    held = cut(order, parts)
+    hands = deal_parts(costs, held, ranks)
+    assert sorted(i for hand in hands for i in hand) == list(range(len(costs)))
+    for part in held:
+        assert max(len(set(part) & set(hand)) for hand in hands) <= -(-len(part) // ranks)
+    assert all(hands) or len(costs) < ranks
+    if parts == 1:
+        assert sorted(hands) == sorted(deal(costs, ranks))
+
+
+def test_updates_of_a_rollout_are_shared_out_evenly_over_any_ranks(records, processor):
+    """24 prompts for 3 updates, all but a few of which ranks have the same number of, and which hang on no rank."""
+    found = {}
+    for world_size in (1, 2, 4):
+        options = {"batch_size": 24, "with_response": False, "planning": Planning(parts=3), "world_size": world_size}
+        ranks = [loader_of(records, processor, rank=r, **options) for r in range(world_size)]
+        batches = [rank.batch(1) for rank in ranks]
+        facts = [
+            [
+                Facts((turn(5, 1, s.record.uid, n), s.record.source), True, 1, 1, (0.0,), 1.0)
+                for s, n in zip(batch.samples, batch.repeats, strict=True)
+            ]
+            for batch in batches
+        ]
+        chosen = [choose(facts, rank, 3, None) for rank in range(world_size)]
+        for update in range(3):
+            assert [len(choice.shares[update].groups) for choice in chosen] == [8 // world_size] * world_size
+        found[world_size] = [
+            sorted(fact.place for mine, choice in zip(facts, chosen, strict=True)
+                   for fact in map(mine.__getitem__, choice.shares[update].groups))
+            for update in range(3)
+        ]  # fmt: skip
+        for rank in ranks:
+            rank.close()
+    assert found[1] == found[2] == found[4]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

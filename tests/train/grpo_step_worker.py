@@ -201,6 +201,20 @@ def waiting(inputs: Inputs) -> dict[str, float]:
     return {"told": outcome.metrics["pack/imbalance"], "found": costs.max(0).sum() / costs.mean(0).sum() - 1}
 
 
+def like_shares(inputs: Inputs) -> dict[str, Any]:
+    """Of four rollouts, and each of their two updates: how many prompts each rank has, and which all of them have."""
+    stage, counts, places = Stage(inputs, settings(grpo__steps_per_generation=2)), [], []
+    for cursor in range(4):
+        drawn = stage.step.draws(cursor)
+        assert drawn is not None
+        mine = [sorted(drawn.scored.samples[k].record.uid for k in of.groups) for of in drawn.choice.shares]
+        everyone = distributed.gather_objects(mine)
+        counts += [[len(of[k]) for of in everyone] for k in range(2)]
+        places += [sorted(uid for of in everyone for uid in of[k]) for k in range(2)]
+    stage.close()
+    return {"counts": counts, "prompts": places}
+
+
 def lost(inputs: Inputs) -> dict[str, Any]:
     """One sample's loss is NaN: who is named, and whether anything moved."""
     stage, seen = Stage(inputs, settings(), lambda record, seed: True), []
@@ -255,6 +269,7 @@ def main() -> None:
         "old": old_policies(inputs),
         "several": several_updates(inputs),
         "waiting": waiting(inputs),
+        "shares": like_shares(inputs),
         "lost": lost(inputs),
     }
     try:

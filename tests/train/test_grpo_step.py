@@ -83,6 +83,11 @@ def test_what_ranks_wait_for_is_that_of_each_update(reports: Reports) -> None:
     assert two["told"] == pytest.approx(two["found"], rel=1e-6) and two["told"] > 0.3
 
 
+def test_each_update_has_the_same_prompts_on_any_ranks_which_share_them_evenly(reports: Reports) -> None:
+    assert reports[1]["shares"]["prompts"] == reports[2]["shares"]["prompts"]
+    assert reports[1]["shares"]["counts"] == [[2]] * 8 and reports[2]["shares"]["counts"] == [[1, 1]] * 8
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_who_lost_a_loss_is_named(reports: Reports, world: int) -> None:
     found = reports[world]["lost"]

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -65,6 +66,11 @@ def times_before(items: Iterable[Hashable]) -> list[int]:
         before.append(seen[item])
         seen[item] += 1
     return before
+
+
+def turn(seed: int, batch: int, uid: str, repeat: int) -> int:
+    """Where a prompt stands in its batch of stage 2: pseudo-random, and the same whatever rank has it."""
+    return crc32(f"{seed} {batch} {uid} {repeat}".encode())
 
 
 def mix_of(records: Sequence[Any]) -> Mix:

@@ -21,7 +21,7 @@ from univg_fast.structs import BadRecord, Record
 
 from .errors import SampleError, unexpected
 from .images import PROBE_THREADS, Headers
-from .mix import Mix, mix_of, times_before
+from .mix import Mix, mix_of, times_before, turn
 from .samples import Processor, measure
 
 T = TypeVar("T")
@@ -35,6 +35,7 @@ class Planning:
 
     budget: int | None = None
     window: int = 0  # records planned together; fewer than a step's: each step by itself
+    parts: int = 1  # of a list, in the order of `turn`: ranks get like shares of each (mini-batches of stage 2)
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,43 @@ def places(mix: Mix, seed: int, first: int, last: int) -> list[int]:
 
 
 def share_out(
-    sizes: Sequence[GroupSize], steps: int, ranks: int, planning: Planning, seed: Sequence[int]
+    sizes: Sequence[GroupSize],
+    steps: int,
+    ranks: int,
+    planning: Planning,
+    seed: Sequence[int],
+    order: Sequence[int] | None = None,
 ) -> list[list[list[list[int]]]]:
-    """Of each step, of each rank, of each row: the members, by their number in `sizes`."""
+    """Of each step, of each rank, of each row: the members, by their number in `sizes`.
+
+    `order`: in which `planning.parts` are cut; as they come if None.
+    """
     if planning.budget is None:
         assert steps == 1, "without a budget each step is planned by itself"
-        return [[[hand] if hand else [] for hand in deal([size.cost for size in sizes], ranks)]]
+        order = range(len(sizes)) if order is None else order
+        hands = deal_parts([size.cost for size in sizes], cut(order, planning.parts), ranks)
+        return [[[hand] if hand else [] for hand in hands]]
     planned = plan_window(sizes, steps, planning.budget, seed)
     return [spread(rows, sizes, ranks, planning.budget) for rows in planned]
+
+
+def cut(items: Sequence[T], parts: int) -> list[Sequence[T]]:
+    """Consecutive parts of near-equal length."""
+    return [items[len(items) * k // parts : len(items) * (k + 1) // parts] for k in range(parts)]
+
+
+def deal_parts(costs: Sequence[float], parts: Sequence[Sequence[int]], ranks: int) -> list[list[int]]:
+    """What each rank gets: a like share of each part, the largest one where there is least so far."""
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+
+    def load(hand: Sequence[int]) -> tuple[int, float]:
+        return len(hand), sum(costs[i] for i in hand)
+
+    for part in map(sorted, parts):
+        dealt = [[part[k] for k in hand] for hand in deal([costs[i] for i in part], ranks)]
+        for hand, more in zip(sorted(hands, key=load), sorted(dealt, key=load, reverse=True), strict=True):
+            hand += more
+    return [sorted(hand) for hand in hands]
 
 
 class Windows:
@@ -114,8 +144,8 @@ class Windows:
         steps = len(indices) // self.batch_size
         good, sizes, refused = self._measured(indices)
         everything = [entry for _, entry in refused]
-        shares = []
-        for k, step in enumerate(share_out(sizes, steps, self.world_size, self.planning, [self.seed, window])):
+        shares, order = [], self._order(window, good) if self.planning.budget is None else None
+        for k, step in enumerate(share_out(sizes, steps, self.world_size, self.planning, [self.seed, window], order)):
             by_rank = [[[good[i] for i in row] for row in rows] for rows in step]
             held = sorted(i for rows in step for row in rows for i in row)  # the step's, whatever rank has them
             before = dict(zip(held, times_before(good[i] for i in held), strict=True))
@@ -124,6 +154,12 @@ class Windows:
             digest = crc32(repr(by_rank).encode())
             shares.append(Share(by_rank[rank], repeats, max(map(len, by_rank)), bad, everything, digest))
         return shares
+
+    def _order(self, step: int, indices: Sequence[int]) -> list[int]:
+        """The step's records, by number, in the order in which its optimizer steps take them."""
+        found = zip(map(self.records.__getitem__, indices), times_before(indices), strict=True)
+        turns = [(turn(self.seed, step, record.uid, repeat), record.source) for record, repeat in found]
+        return sorted(range(len(turns)), key=turns.__getitem__)
 
     def _measured(self, indices: Sequence[int]) -> tuple[list[int], list[GroupSize], list[tuple[int, BadRecord]]]:
         """Those that will give samples with their sizes, and the others with their number in the window."""

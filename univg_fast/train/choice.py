@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from univg_fast.data.windows import cut
+
 
 class Facts(NamedTuple):
     """What other ranks need to know of a group."""
@@ -54,13 +56,11 @@ def choose(facts: Sequence[Sequence[Facts]], rank: int, shares: int, wanted: int
     every = sorted((fact.place, at, number) for at, mine in enumerate(facts) for number, fact in enumerate(mine))
     if wanted is not None:
         every = [entry for entry in every if facts[entry[1]][entry[2]].varied][:wanted]
-    count = len(every)
-    cut = [every[count * k // shares : count * (k + 1) // shares] for k in range(shares)]
     chosen = [facts[at][number] for _, at, number in every]
     rewards = np.array([reward for fact in chosen for reward in fact.rewards], np.float64)
     return Choice(
-        [_share(entries, facts, rank) for entries in cut],
-        prompts=count,
+        [_share(entries, facts, rank) for entries in cut(every, shares)],
+        prompts=len(every),
         drawn=sum(map(len, facts)),
         reward_std=float(rewards.std(ddof=1)) if len(rewards) > 1 else 0.0,
         phi_mean=float(np.mean([fact.phi for fact in chosen])) if chosen else 1.0,

@@ -12,6 +12,7 @@ from univg_kernels import GrpoConfig
 from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.data.loader import Batch, SampleLoader
+from univg_fast.data.mix import turn
 from univg_fast.model import ImageFeatures, PackedModel
 from univg_fast.packing.vision import VisionInputs
 from univg_fast.rollout import RolloutEngine, Sampling
@@ -105,7 +106,7 @@ class Draws:
         """Of this rank's groups of the loader's batch. Their places must not hang on which rank has them."""
         facts = []
         for group, (sample, repeat) in enumerate(zip(scored.samples, repeats, strict=True)):
-            drawn = crc32(f"{self.config.run.seed} {number} {sample.record.uid} {repeat}".encode())
+            drawn = turn(self.config.run.seed, number, sample.record.uid, repeat)
             facts.append(scored.facts(group, Place(number, drawn, sample.record.source), self.config))
         return facts
 

@@ -75,8 +75,15 @@ def updates_per_step(stage: str, config: Config) -> int:
 
 
 def planning(stage: str, config: Config) -> Planning:
-    """How the stage's steps become rows: in stage 2 only after the rollout, when lengths are known."""
-    return Planning(config.pack.budget_tokens, config.pack.window) if stage == "sft" else Planning()
+    """How the stage's steps become rows: in stage 2 only after the rollout, when lengths are known.
+
+    With dynamic sampling only the rewards tell which prompts a mini-batch has: each few of the order are dealt evenly.
+    """
+    if stage == "sft":
+        return Planning(config.pack.budget_tokens, config.pack.window)
+    grpo = config.grpo
+    anew = grpo.dynamic_sampling_max_draws > 1
+    return Planning(parts=grpo.prompts_per_step // distributed.world_size() if anew else grpo.steps_per_generation)
 
 
 def make_step(
