@@ -78,6 +78,8 @@ def test_memory_by_hand() -> None:
     assert found["activations of the longest row"] == pytest.approx(16384 * (28 * 3584 + each) * 2 / GIB)
     head = 2 * 16384 * 3584 * 2 + 4096 * 152064 * 2 + 152064 * 3584 * 4
     assert found["loss of the longest row"] == pytest.approx(head / GIB)
+    # two prompts of a rank: of the draw, and in the rows
+    assert found["images of the step's prompts"] == pytest.approx(2 * 2 * 2000 * 3584 * 2 / GIB)
     tokens = 2 * (2000 + 8 * 256)
     cache = found.pop("rollout's keys and values")  # not there during the update, which takes more
     assert cache == pytest.approx(2 * 28 * 512 * 2 * tokens / GIB)
@@ -92,14 +94,23 @@ def test_memory_follows_the_configuration() -> None:
     sharded = table(replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=3)))
     assert sharded["weights"] == table(CONFIG)["weights"] / 8 and "rollout copy" in sharded
     assert "reference model" not in table(replace(CONFIG, grpo=replace(CONFIG.grpo, beta=0.0)))
-    host = table(replace(CONFIG, grpo=replace(CONFIG.grpo, reference="host")))["reference model"]
-    layer = (7e9 - 2 * 152064 * 3584) // 28
-    assert host == pytest.approx(2 * (152064 * 3584 + max(152064 * 3584, layer)) / GIB)
+    draws = replace(CONFIG, grpo=replace(CONFIG.grpo, dynamic_sampling_max_draws=5))
+    images = "images of the step's prompts"
+    assert table(draws)[images] == 3 * table(CONFIG)[images] and images not in table(CONFIG, "sft")
     adapters = replace(CONFIG, model=replace(CONFIG.model, lora=LoraConfig()))
     assert table(adapters)["reference model"] == 0
     kept = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing=False))
     assert table(kept)["activations of the longest row"] > 5 * table(CONFIG)["activations of the longest row"]
     assert "rollout's keys and values" not in table(CONFIG, "sft")
+
+
+def test_a_reference_in_host_memory() -> None:
+    """On the device two buffers of the largest module; on the host what torch locks for them: powers of two."""
+    config = replace(CONFIG, grpo=replace(CONFIG.grpo, reference="host"))
+    (line,) = (x for x in memory("grpo", config, SHAPE, LOAD, 8) if x.name == "reference model")
+    assert line.value == pytest.approx(2 * 152064 * 3584 * 2 / GIB)
+    # a vocabulary is 1.02 GiB and takes 2; a layer is 0.39 and takes 0.5
+    assert f"{2 * 2 + 28 * 0.5:.3g} GiB of host memory for each rank" in line.formula
 
 
 def test_what_does_not_fit_is_told_with_what_to_set() -> None:

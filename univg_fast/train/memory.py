@@ -14,6 +14,7 @@ from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.train.engine import offload_device
 from univg_fast.train.shapes import Shape, shape_of
+from univg_fast.train.streaming import page_locked
 
 GIB = 1 << 30
 RESERVE = 0.10  # of the sum: kernels' workspace, NCCL, fragmentation
@@ -28,6 +29,7 @@ KNOBS = {
     "reference model": "grpo.reference=host, grpo.beta=0, or model.lora, which needs none",
     "rollout copy": "deepspeed.zero_stage=2",
     "activations of the longest row": "model.gradient_checkpointing=true, or a smaller pack.budget_tokens",
+    "images of the step's prompts": "smaller data.max_pixels, grpo.prompts_per_step or grpo.dynamic_sampling_max_draws",
     "images of the fullest row": "smaller data.max_pixels or pack.budget_tokens",
     "loss of the longest row": "a smaller pack.budget_tokens",
     "rollout's keys and values": "a smaller rollout.cache_gib",
@@ -61,7 +63,7 @@ class Line:
 
 def memory(stage: str, config: Config, shape: Shape, load: Load, gpus: int) -> list[Line]:
     """GiB on one GPU at the fullest moment of a step, line by line, the sum last."""
-    lines = [*_held(stage, config, shape, gpus), *_update(stage, config, shape, load, gpus)]
+    lines = [*_held(stage, config, shape, load, gpus), *_update(stage, config, shape, load, gpus)]
     if stage == "grpo":
         lines.append(_rollout(config, shape, load, gpus))
     parts = {when: sum(line.value for line in lines if line.when == when) for when in ("", "update", "rollout", "ref")}
@@ -73,7 +75,7 @@ def memory(stage: str, config: Config, shape: Shape, load: Load, gpus: int) -> l
     return [Line(line.name, line.value / GIB, line.formula, line.when) for line in lines]
 
 
-def _held(stage: str, config: Config, shape: Shape, gpus: int) -> list[Line]:
+def _held(stage: str, config: Config, shape: Shape, load: Load, gpus: int) -> list[Line]:
     """What lies there all the time, as DeepSpeed's wrappers hold it."""
     width, zero = _width(config), config.deepspeed.zero_stage
     everything, trained = shape.language + shape.vision + shape.adapters, shape.trained
@@ -100,6 +102,8 @@ def _held(stage: str, config: Config, shape: Shape, gpus: int) -> list[Line]:
         return lines
     if config.grpo.beta > 0:
         lines.append(_reference(config, shape, width))
+    if not shape.vision_trained:
+        lines.append(_features(config, shape, load, gpus))
     if zero == 3:
         plain = shape.language + shape.vision
         lines.append(Line("rollout copy", plain * width, f"{_giga(plain)} parameters x {width} bytes (ZeRO 3)"))
@@ -112,13 +116,28 @@ def _reference(config: Config, shape: Shape, width: int) -> Line:
         return Line("reference model", 0.0, "none: the policy with its adapters off")
     own = shape.language + (shape.vision if shape.vision_trained else 0)
     if kind == "host":
-        vocabulary = shape.vocab * shape.hidden
-        layer = (shape.language - vocabulary * (1 if shape.tied else 2)) // shape.layers
-        two = vocabulary + max(vocabulary, layer)
-        formula = f"the two largest modules, {_giga(two)} parameters x {width} bytes"
-        return Line("reference model", two * width, f"{formula}; {own * width / GIB:.3g} GiB in host memory", "ref")
+        vocabulary, heads = shape.vocab * shape.hidden, 1 if shape.tied else 2
+        units = [vocabulary] * heads + [(shape.language - vocabulary * heads) // shape.layers] * shape.layers
+        units += [shape.vision // shape.vision_depth] * shape.vision_depth if shape.vision_trained else []
+        locked = sum(page_locked(unit * width) for unit in units) / GIB
+        formula = (
+            f"2 buffers of the largest module, {_giga(max(units))} parameters x {width} bytes; {locked:.3g} GiB of"
+        )
+        formula += " host memory for each rank, page-locked, each module rounded up to a power of two"
+        return Line("reference model", 2 * max(units) * width, formula, "ref")
     shared = "" if shape.vision_trained else "; the vision tower is shared"
     return Line("reference model", own * width, f"{_giga(own)} parameters x {width} bytes (grpo.beta > 0{shared})")
+
+
+def _features(config: Config, shape: Shape, load: Load, gpus: int) -> Line:
+    """What a frozen tower made of the prompts' images: kept for all draws of the step, and once more in its rows."""
+    prompts, times = -(-config.grpo.prompts_per_step // gpus), config.grpo.dynamic_sampling_max_draws + 1
+    value = times * prompts * load.prompt_tokens * shape.hidden * shape.feature_levels * _width(config)
+    formula = (
+        f"{times} x {prompts} prompts of at most {load.prompt_tokens:,.0f} image tokens x {shape.hidden} x "
+        f"{shape.feature_levels} x {_width(config)} bytes: of grpo.dynamic_sampling_max_draws draws, and in the rows"
+    )
+    return Line("images of the step's prompts", value, formula)
 
 
 def _update(stage: str, config: Config, shape: Shape, load: Load, gpus: int) -> list[Line]:

@@ -40,6 +40,7 @@ class Shape:
     largest_group: int = 0  # parameters of the optimizer's largest group
     head_trains: bool = True
     tied: bool = False
+    feature_levels: int = 1  # vectors of an image token: Qwen3-VL's tower gives those of several layers
 
 
 def shape_of(model: ModelConfig, vocab: dict[str, int]) -> Shape:
@@ -76,6 +77,7 @@ def shape_of(model: ModelConfig, vocab: dict[str, int]) -> Shape:
         largest_group=max(groups, default=0),
         head_trains=any(p.requires_grad for p in head.parameters()),
         tied=bool(getattr(text, "tie_word_embeddings", False)),
+        feature_levels=1 + len(getattr(seen, "deepstack_visual_indexes", ())),
     )
 
 

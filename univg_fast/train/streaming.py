@@ -73,7 +73,8 @@ class StreamedWeights:
 
     @property
     def host_bytes(self) -> int:
-        return sum({id(unit): unit.host.numel() * unit.host.element_size() for unit in self.units}.values())
+        sizes = {id(unit): unit.host.numel() * unit.host.element_size() for unit in self.units}.values()
+        return sum(sizes) if self.device.type == "cpu" else sum(map(page_locked, sizes))
 
     def forward(self, row: Row, head: Head, features: ImageFeatures | None = None) -> Any:
         """What `PackedModel.forward` gives."""
@@ -131,6 +132,11 @@ def make_unit(module: nn.Module, device: torch.device) -> Unit:
         view.copy_(parameter.data)
     unit.point_to(unit.host)
     return unit
+
+
+def page_locked(size: int) -> int:
+    """Bytes of host memory that so many take: torch rounds each page-locked piece up to a power of two."""
+    return 1 << (size - 1).bit_length()
 
 
 def padded(parameter: nn.Parameter) -> int:
