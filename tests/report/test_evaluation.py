@@ -183,7 +183,12 @@ def test_folders_that_cannot_be_shown_are_named(
     other = result_of(folders[0])
     other["files"]["data_digest"] = "another"
     (tmp_path / "results.json").write_text(json.dumps(other))
+    rows = (folders[0] / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows)
     assert main([str(folders[0]), str(tmp_path), "--out", str(tmp_path / "c.html")]) == 0
-    assert "figures are not comparable" in (tmp_path / "c.html").read_text()
+    page = (tmp_path / "c.html").read_text()
+    assert "figures are not comparable" in page and "no samples in common" in page
+    assert 'class="sure"' not in page.partition("<main>")[2] and "MG-Thinker" not in page
+    (tmp_path / "rows.jsonl").unlink()
     assert main([str(tmp_path)]) == 0
     assert "rows.jsonl is not there" in (tmp_path / "report.html").read_text()

@@ -40,6 +40,7 @@ def render(given: Mapping[str, Evaluation]) -> str:
     results = {name: evaluation.result for name, evaluation in given.items()}
     first = next(iter(results.values()))
     names = {task: label for result in results.values() for task, label in task_names(result).items()}
+    same = all(entries_of(result) == entries_of(first) for result in results.values())
     settings = {name: dict(flatten({k: r[k] for k in SETTINGS if r.get(k)})) for name, r in results.items()}
     return page.render(
         "compare_evaluations.html.j2",
@@ -47,16 +48,21 @@ def render(given: Mapping[str, Evaluation]) -> str:
         given=given,
         colours_of=dict(zip(given, plots.COLOURS, strict=False)),
         about={name: about(result) for name, result in results.items()},
-        same=len({(r["benchmark"], r["protocol"], r["files"]["data_digest"]) for r in results.values()}) == 1,
+        same=same,
         odd={name: lines_of(result) for name, result in results.items()},
         sums=sums(given),
         tasks=side_by_side({name: figure_lines(r)[: len(r["tasks"])] for name, r in results.items()}),
-        best=best_published(first),
-        published=[row for row in published_lines(first)[1] if "model" in row],
+        best=best_published(first) if same else {},
+        published=[row for row in published_lines(first)[1] if "model" in row] if same else [],
         slices=slices(results),
         charts=histograms({name: evaluation.rows for name, evaluation in given.items()}, names),
         settings=differences(settings),
     )
+
+
+def entries_of(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """What two evaluations must have in common, so that a sample of one is the same in the other."""
+    return result["benchmark"], result["protocol"], result["files"]["data_digest"]
 
 
 def sums(given: Mapping[str, Evaluation]) -> Lines:
@@ -64,8 +70,8 @@ def sums(given: Mapping[str, Evaluation]) -> Lines:
     first = next(iter(given.values()))
     cells: dict[str, Mapping[str, Any]] = {}
     for name, evaluation in given.items():
-        ours, theirs = ({row["uid"] for row in each.rows} for each in (evaluation, first))
-        both = evaluation is not first and not ours.isdisjoint(theirs)
+        same = entries_of(evaluation.result) == entries_of(first.result)
+        both = same and evaluation is not first and evaluation.rows and first.rows
         paired = paired_difference(evaluation.rows, first.rows) if both else None
         cells[name] = {**evaluation.result, "paired": paired}
     means = {name: e.result["macro"] for name, e in given.items() if len(e.result["tasks"]) > 1 and e.result["macro"]}
