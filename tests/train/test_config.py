@@ -180,3 +180,11 @@ def test_help_lists_every_key_with_its_comment() -> None:
         for item in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
             assert f"--{section.name}.{item.name}" in done.stdout
     assert "responses of one prompt" in done.stdout  # a comment of schema.py
+
+
+def test_dropout_must_not_be_in_the_ratios_of_later_optimizer_steps() -> None:
+    wrong = ["--config=demo", "--model.lora.lora_dropout=0.1", "--model.freeze_vision_tower=true"]
+    load_config(wrong)
+    load_config([*wrong[:1], "--model.lora.r=4", "--grpo.steps_per_generation=2"])
+    with pytest.raises(ValueError, match=r"grpo.steps_per_generation: expected 1 beside model.lora.lora_dropout=0.1"):
+        load_config([*wrong, "--grpo.steps_per_generation=2"])

@@ -56,6 +56,12 @@ def check(config: Config) -> None:
         raise ValueError(f"rewards.difficulty_from: expected one of rewards.terms ({terms}), got {source!r}")
     _check_deepspeed(config.deepspeed.config)
     _check_grpo(config.grpo)
+    lora, steps = config.model.lora, config.grpo.steps_per_generation
+    if "grpo" in config.stages and lora is not None and lora.lora_dropout > 0 and steps > 1:
+        raise ValueError(  # their old log-probs are without dropout: ratios would begin beside 1, and be clipped
+            f"grpo.steps_per_generation: expected 1 beside model.lora.lora_dropout={lora.lora_dropout:g}, which would "
+            f"be in the ratios of all optimizer steps of a rollout but the first, got {steps}; set lora_dropout to 0"
+        )
 
 
 def _check_grpo(grpo: GrpoStageConfig) -> None:
