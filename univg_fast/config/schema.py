@@ -40,7 +40,7 @@ class RunConfig:
     dir: str = "runs/run"  # the run folder: everything a run writes lies in it
     seed: int = num(42, ge=0)  # order of data, sampling, initial weights; the built-in data has its own seed
     resume: str = "auto"  # auto (newest complete checkpoint, if any), never, or the path of a checkpoint folder
-    max_steps: int | None = num(None, gt=0)  # stop early after so many optimizer steps; schedules stay as they are
+    max_steps: int | None = num(None, gt=0)  # stop early after so many steps (stage 2: rollouts); schedules stay
     dry_run: bool = False  # read the data, make one step on one batch, print the estimate; nothing is saved
     hang_timeout_s: float = num(600.0, gt=0)  # a rank that makes no progress for so long ends the run, and is named
     max_skipped_steps: int = num(10, gt=0)  # so many steps in a row with gradients that are not finite end the run
@@ -100,7 +100,7 @@ class PackConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    max_steps: int | None = num(None, gt=0)  # optimizer steps of the stage; null: num_train_epochs decides
+    max_steps: int | None = num(None, gt=0)  # steps of the stage (stage 2: rollouts); null: num_train_epochs decides
     num_train_epochs: float = num(1.0, gt=0)  # used where max_steps is null
     learning_rate: float = num(5e-6, gt=0)  # peak
     lr_scheduler_type: Schedule = "cosine"  # after the warm-up, which constant has as well
