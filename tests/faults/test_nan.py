@@ -12,6 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import Run, timeless
+from univg_fast.config import Config
+from univg_fast.distributed import RankError
+from univg_fast.train.crash import count_skipped, end_if_stuck
+from univg_fast.train.state import Outcome, StageState
 
 
 def test_nan_on_one_rank_skips_the_step_and_two_in_a_row_end_the_run(
@@ -39,7 +43,7 @@ def test_nan_on_one_rank_skips_the_step_and_two_in_a_row_end_the_run(
     message = next(line for line in run.output.splitlines() if line.startswith("error: sft: 2 steps in a row"))
     assert f"rank 1: {crash[1]['suspects'][0]}" in message and "rank 0: " not in message
     assert torch.load(crash[0]["random_state"], weights_only=False).keys() >= {"python", "numpy", "torch"}
-    assert sorted(p.name for p in (folder / "ckpt").glob("sft_*"))[0] == "sft_000001"
+    assert [p.name for p in (folder / "ckpt").iterdir()] == ["sft_000001"], "none of the steps that moved nothing"
 
 
 @pytest.mark.slow
@@ -56,6 +60,24 @@ def test_a_nan_gradient_is_passed_over_and_the_run_ends_well(
     assert [row["skipped_in_a_row"] for row in run.metrics("sft")] == [0, 1, 0, 0]
     weights = load_file(folder / "hf" / "sft" / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_step_of_which_one_update_moved_is_not_stuck() -> None:
+    state = StageState()
+    some, all_ = {"skipped": 3.0, "updates": 4.0}, {"skipped": 4.0, "updates": 4.0}
+    counts = [count_skipped(state, metrics)["skipped_in_a_row"] for metrics in (all_, all_, some, all_)]
+    assert counts == [1, 2, 0, 1] and state.skipped == 15
+    assert count_skipped(state, {"skipped": 1.0})["skipped_in_a_row"] == 2, "stage 1: one update in each step"
+    assert count_skipped(state, {"skipped": 0.0, "updates": 0.0})["skipped_in_a_row"] == 0
+
+
+def test_a_full_disk_does_not_hide_the_suspects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last words need no file: a rank that raised before they are gathered would leave the others waiting."""
+    (tmp_path / "crash").write_text("where a folder should be")
+    outcome = Outcome({}, [], [], 0, suspects=["train.json:7"])
+    with pytest.raises(RankError, match="rank 0: train.json:7"):
+        end_if_stuck(StageState(step=12, skipped_in_a_row=10), outcome, Config(), "sft", "m", tmp_path)
+    assert "crash could not be written, the run goes on" in capsys.readouterr().err
 
 
 @pytest.mark.slow

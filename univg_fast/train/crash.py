@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,35 @@ from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.train.phases import Phases
 from univg_fast.train.random_state import random_state
+from univg_fast.train.sinks import warn
 from univg_fast.train.state import Outcome, StageState
 
 
-def count_skipped(state: StageState, skipped: bool) -> dict[str, float]:
-    """Count a step, which was skipped for NaN or infinity or not; the totals, for the metrics."""
-    state.skipped += skipped
-    state.skipped_in_a_row = state.skipped_in_a_row + 1 if skipped else 0
+def count_skipped(state: StageState, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Count the updates that were skipped for NaN or infinity; the totals, for the metrics.
+
+    In a row count steps in which no weight moved at all.
+    """
+    state.skipped += int(metrics["skipped"])
+    stuck = 0 < metrics["skipped"] == metrics.get("updates", 1.0)
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if stuck else 0
     return {"skipped_total": float(state.skipped), "skipped_in_a_row": float(state.skipped_in_a_row)}
 
 
 def end_if_stuck(state: StageState, outcome: Outcome, config: Config, stage: str, start: str, run_dir: Path) -> None:
     """RankError on all ranks after run.max_skipped_steps in a row, with the suspects of all of them. Collective."""
     if state.skipped_in_a_row >= config.run.max_skipped_steps:
-        write_crash(state, outcome, config, stage, start, run_dir)
+        try:
+            write_crash(state, outcome, config, stage, start, run_dir)
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch.save's. The others wait for this rank
+            warn(f"{run_dir}/crash", error)
         found = distributed.gather_objects(outcome.suspects)
         told = [f"rank {rank}: {', '.join(uids[:5])}" for rank, uids in enumerate(found) if uids]
         raise distributed.RankError(
             f"{stage}: {state.skipped_in_a_row} steps in a row were skipped, the last one step {state.step}, as a loss "
             f"or a gradient was not finite (run.max_skipped_steps={config.run.max_skipped_steps}). Samples of rows "
             f"whose loss was not finite: {'; '.join(told) or 'none: gradients of finite losses were not finite'}. No "
-            "weight moved in these steps, and nothing was saved for them: the checkpoints are as they were. "
+            "weight moved in these steps, and none of them was saved: the newest checkpoint is of a step before them. "
             f"{run_dir}/crash/{stage}_{state.step:06d}_rank*.json say more"
         )
 

@@ -72,7 +72,7 @@ def reduce_metrics(
     metrics |= {
         "loss": all_["loss"],
         "grad_norm": sum(u.result.grad_norm for u in updates) / max(len(updates), 1),
-        "skipped": float(not all(u.result.applied for u in updates)),
+        "skipped": float(sum(not u.result.applied for u in updates)),
         "updates": float(len(updates)),
         "reward": all_["reward"] / responses,
         "reward_std": spread(all_["reward"], all_["reward_squared"], all_["responses"]),

@@ -57,10 +57,12 @@ def run_stage(
         engine, plain = make_policy(stage, config, inputs, start, device)
         model: PackedModel = engine.module
         state = resume(run_dir / "ckpt", stage, config.run.resume, engine, config_hash(config), phases.beat)
+    state.skipped_in_a_row = 0  # one more would end the run again
     phases.follow(model)
     throughput = Throughput.of(model, stage, config)
     faults.into_model(model)
     bad, saved = BadRecords(config.data.max_bad_fraction, state, run_dir, stage), state.step
+    due = False  # a checkpoint; not of a step that moved nothing: it would cost one that did
 
     def save(must: bool) -> int:
         """The step that is now safe. Not `must`: one of many checkpoints, which may fail where save.on_error=warn."""
@@ -94,7 +96,7 @@ def run_stage(
                     raise stopping.Stopped(stop or stopping.agreed())
                 batches = outcome.cursor - state.cursor
                 state.step, state.cursor, metrics = phases.step, outcome.cursor, outcome.metrics
-                metrics |= count_skipped(state, bool(metrics["skipped"])) | {"saves_failed": float(state.saves_failed)}
+                metrics |= count_skipped(state, metrics) | {"saves_failed": float(state.saves_failed)}
                 bad.tell(outcome.bad)
                 bad.count(metrics["bad_records"], loader.batch_size * batches)
                 every = config.log.rollout_steps
@@ -103,8 +105,9 @@ def run_stage(
                 write_sheet(state.step, outcome.rollouts)
                 logger.log(state.step, metrics, phases.take())
                 end_if_stuck(state, outcome, config, stage, start, run_dir)
-                if is_save_step(state.step, last, total, config.save.steps):
-                    saved = save(must=state.step == last)
+                due = due or is_save_step(state.step, last, total, config.save.steps)
+                if due and (state.step == last or not state.skipped_in_a_row):
+                    saved, due = save(must=state.step == last), False
             if last == total:
                 with phases("save"):
                     apart = config.model.lora is not None and not config.model.lora.merge_on_export

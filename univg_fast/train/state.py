@@ -16,8 +16,8 @@ class StageState:
     cursor: int = 0  # batches of the loader used up; more than steps where prompts were drawn anew
     bad: float = 0.0  # records that could not be used
     seen: float = 0.0  # records asked for
-    skipped: int = 0  # steps with gradients that were not finite
-    skipped_in_a_row: int = 0
+    skipped: int = 0  # updates with gradients that were not finite
+    skipped_in_a_row: int = 0  # steps without any other update, up to this one; a resume counts anew
     saves_failed: int = 0
 
 
