@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import ROOT, Run
 
 from .conftest import Started, assert_same_numbers
 
@@ -198,6 +199,63 @@ def test_the_same_ctrl_c_on_two_ways_is_one() -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=5)
     assert process.returncode == 130 and out == "" and "asked again, ended at once" in err
+
+
+ORPHANS = """
+import os, sys, time
+from univg_fast import distributed
+from univg_fast.train import stopping
+def main():
+    distributed.init(60)
+    stopping.install("never")
+    with stopping.finishing():
+        print("rank", os.getpid(), flush=True)
+        while not stopping.agreed():
+            time.sleep(0.05)
+        print("left together", flush=True)
+distributed.run(main)
+"""
+
+
+def test_ranks_whose_launcher_was_killed_stop_together(tmp_path: Path) -> None:
+    """Else they would train on, unseen, in a folder that the next start takes for its own."""
+    script, log = tmp_path / "orphans.py", tmp_path / "log"
+    script.write_text(ORPHANS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    command += ["--rdzv_endpoint", "127.0.0.1:0", str(script)]
+    more = {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+    }
+    with log.open("w") as out:
+        launcher = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env=os.environ | more)
+    pids: list[int] = []
+
+    def until(holds: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+
+    try:
+        until(lambda: log.read_text().count("rank ") >= 2 or launcher.poll() is not None, 60)
+        pids = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("rank ")]
+        launcher.kill()
+        launcher.wait()
+        until(lambda: not any(is_alive(pid) for pid in pids), 20)
+    finally:
+        for pid in (*pids, launcher.pid):
+            if is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+    said = log.read_text()
+    assert len(pids) == 2 and said.count("left together") == 2 and "the launcher is gone" in said, said
+    assert "stopped by SIGTERM; with --run.resume=auto the same command goes on" in said
+
+
+def is_alive(pid: int) -> bool:
+    path = Path(f"/proc/{pid}/stat")
+    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_second_sigterm_is_not_impatience() -> None:

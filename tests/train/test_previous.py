@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from univg_fast.config import Config, config_hash, load_config, to_yaml
-from univg_fast.train.previous import settle
+from univg_fast.train.previous import settle, take
 
 
 def given(folder: Path, *arguments: str) -> Config:
@@ -67,3 +69,24 @@ def test_never_moves_the_old_run_aside(folder: Path) -> None:
         settle(replace(config, run=replace(config.run, resume="never")), folder)
         assert (folder / f"old_{number}" / "hf").is_dir() and not (folder / "hf").exists()
         (folder / "hf").mkdir()
+
+
+HOLDER = """
+import sys; from pathlib import Path; from univg_fast.train.previous import take
+held = take(Path(sys.argv[1]))
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path: Path) -> None:
+    """The second one is refused and told who the first is; after a SIGKILL nothing is in the way."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "taken\n"
+        with pytest.raises(
+            ValueError, match=rf"another process is training into .*process {first.pid} on .*--run\.dir"
+        ):
+            take(tmp_path / "run")
+        first.kill()
+    take(tmp_path / "run").close()

@@ -7,13 +7,14 @@ order, so it depends on neither the number of threads nor on any interruption.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from univg_fast.files import lock
 
 NOT_DONE, NOTHING_KEPT = 0, -1
 
@@ -46,10 +47,8 @@ class Journal:
         header = (json.dumps({"settings": self.settings}) + "\n").encode()
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("r+b" if self.path.exists() else "w+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
-        except BlockingIOError:
-            raise ValueError(f"{self.path}: another process is building {self.out}") from None
+        if not lock(self._file):
+            raise ValueError(f"{self.path}: another process is building {self.out}")
         end = 0
         for number, line in enumerate(self._file):
             if not line.endswith(b"\n"):

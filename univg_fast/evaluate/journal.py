@@ -6,11 +6,12 @@ ranks can go on. The first line holds the settings that answers depend on; a lin
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from univg_fast.files import lock
 
 from .items import Item
 from .predictions import Prediction
@@ -30,10 +31,8 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"answers.{rank}.jsonl"
         self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, however it ends
-        except BlockingIOError:
-            raise ValueError(f"--out: {path}: another process is evaluating into this folder") from None
+        if not lock(self._file):
+            raise ValueError(f"--out: {path}: another process is evaluating into this folder")
         content = self._file.read()
         whole = content.rfind(b"\n") + 1
         self._file.seek(whole)

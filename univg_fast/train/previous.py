@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
+from univg_fast import distributed
 from univg_fast.config import Config, to_yaml
 from univg_fast.config.changes import FREE, TOLD, flat, is_one_of
+from univg_fast.files import lock
 from univg_fast.train import manifest
 from univg_fast.train.sinks import warn
 
@@ -18,6 +24,38 @@ LEFT = (
     *("ckpt", "hf", "eval", "rollouts", "sheets", "tb", "prof", "crash", "logs"),
     *("metrics.jsonl", "events.jsonl", "track.json", "report.html"),
 )
+
+
+@contextmanager
+def taken(run_dir: Path) -> Iterator[None]:
+    """run.dir for this run alone: RankError where another one that still lives writes into it. Collective."""
+    held = distributed.all_or_none("run.dir", lambda: take(run_dir) if distributed.is_main() else None)
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.close()
+
+
+def take(run_dir: Path) -> IO[str]:
+    """The open run.dir/.lock; ValueError where another process holds it. It ends with this process, however."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = (run_dir / ".lock").open("a+")
+    try:
+        mine = lock(file)
+    except OSError as error:  # a file system without locks
+        manifest.warn(f"{file.name} cannot be locked ({error}): see that no other run writes into {run_dir}")
+        return file
+    if not mine:
+        file.seek(0)
+        raise ValueError(
+            f"{run_dir}: another process is training into this folder ({file.read().strip() or 'unknown'}). Wait for "
+            "it (where its launcher was killed, it saves and leaves after its step), end it, or give another --run.dir"
+        )
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def settle(config: Config, run_dir: Path) -> list[str]:

@@ -23,7 +23,7 @@ from univg_fast.train.faults import Faults
 from univg_fast.train.metrics import console, eval_progress
 from univg_fast.train.overfit import overfit
 from univg_fast.train.phases import Phases
-from univg_fast.train.previous import note, settle
+from univg_fast.train.previous import note, settle, taken
 from univg_fast.train.setup import Inputs, load_policy, prepare
 from univg_fast.train.stage import run_stage
 from univg_fast.train.watchdog import Watchdog
@@ -32,7 +32,7 @@ from univg_fast.train.watchdog import Watchdog
 def main(config: Config) -> None:
     """The whole run. Collective."""
     device = distributed.init(2 * config.run.hang_timeout_s + 60)  # the watchdog speaks first: it names the rank
-    stopping.install()
+    stopping.install(config.run.resume)
     transformers.utils.logging.disable_progress_bar()  # ours is the only one
     if config.model.export is not None:
         export_run(config)
@@ -43,14 +43,15 @@ def main(config: Config) -> None:
         return
     run_dir, phases = Path(config.run.dir), Phases()
     distributed.all_or_none("log", lambda: sinks.check(config.log) if distributed.is_main() else None)
-    changes = distributed.all_or_none("run.dir", lambda: settle(config, run_dir) if distributed.is_main() else [])
-    if distributed.is_main():
-        (run_dir / "config.yaml").write_text(to_yaml(config))
-        (run_dir / "env.json").write_text(json.dumps(describe(), indent=1) + "\n")
-        print(to_yaml(config), flush=True)
-        note(changes, run_dir)
-    with Watchdog(phases, config.run.hang_timeout_s, run_dir / "logs"):
-        travel(config, run_dir, device, phases, Faults(config.fault, phases, run_dir / "crash"))
+    with taken(run_dir):
+        changes = distributed.all_or_none("run.dir", lambda: settle(config, run_dir) if distributed.is_main() else [])
+        if distributed.is_main():
+            (run_dir / "config.yaml").write_text(to_yaml(config))
+            (run_dir / "env.json").write_text(json.dumps(describe(), indent=1) + "\n")
+            print(to_yaml(config), flush=True)
+            note(changes, run_dir)
+        with Watchdog(phases, config.run.hang_timeout_s, run_dir / "logs"):
+            travel(config, run_dir, device, phases, Faults(config.fault, phases, run_dir / "crash"))
 
 
 def travel(config: Config, run_dir: Path, device: torch.device, phases: Phases, faults: Faults) -> None:
@@ -63,7 +64,7 @@ def travel(config: Config, run_dir: Path, device: torch.device, phases: Phases, 
         trained = run_stage(stage, config, inputs, model, run_dir, device, phases, faults)
         if trained is None:
             if distributed.is_main():
-                print(f"stopped at run.max_steps={config.run.max_steps}; without it the same command goes on")
+                print(f"stopped at run.max_steps={config.run.max_steps}; without it, {stopping.goes_on()}")
             break
         model = str(trained)
         held_out(stage, model, config, inputs, run_dir, device, phases)

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import Any, NoReturn
 
@@ -30,6 +30,7 @@ _number = 0  # of the signal that this rank or another one got
 _first: tuple[int, float] | None = None  # the first signal that this rank itself got, and when
 _finishing = False
 _leaving = 0.0  # since when; 0: not yet
+_resume = "auto"  # run.resume
 
 
 class Stopped(distributed.StopRun):
@@ -37,22 +38,31 @@ class Stopped(distributed.StopRun):
 
     def __init__(self, number: int) -> None:
         global _leaving
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        super().__init__(f"stopped by {signal.Signals(number).name}; {goes_on()}")
         self.code, _leaving = 128 + number, time.monotonic()
 
 
-def install() -> None:
-    """Hear SIGTERM, SIGINT and SIGHUP from now on. After `distributed.init`, in the main thread.
+def install(resume: str = "auto") -> None:
+    """Hear SIGTERM, SIGINT and SIGHUP from now on. After `distributed.init`, in the main thread. `resume`: run.resume.
 
-    A second Ctrl-C, a second or more after the first, ends the process at once.
+    A second Ctrl-C, a second or more after the first, ends the process at once. The end of torchrun is a SIGTERM, too.
     """
+    global _resume
+    _resume = resume
     ears, mouth = socket.socketpair()
     mouth.setblocking(False)
     signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a shell's background job
             signal.signal(number, lambda *_: None)  # what counts is the byte that now arrives at the ears
-    Thread(target=_listen, args=(ears, mouth, distributed.own_store()), name="signals", daemon=True).start()
+    parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    Thread(target=_listen, args=(ears, mouth, distributed.own_store(), parent), name="signals", daemon=True).start()
+
+
+def goes_on() -> str:
+    """How a run that has stopped is taken up again."""
+    same = "the same command goes on from here"
+    return same if _resume != "never" else "with --run.resume=auto " + same
 
 
 def requested() -> bool:
@@ -87,22 +97,34 @@ def finishing() -> Iterator[None]:
     _finishing = False
 
 
-def _listen(ears: socket.socket, mouth: Any, store: Any) -> None:
-    """`mouth` is only kept open."""
+def _listen(ears: socket.socket, mouth: Any, store: Any, parent: int | None) -> None:
+    """`mouth` is only kept open. `parent`: the launcher's process id, if there is one."""
     told = False
     while True:
         ready, _, _ = select.select([ears], [], [], _ASK_EVERY_S)
         for number in ears.recv(64) if ready else b"":
             _note(number)
+        if parent is not None and os.getppid() != parent:
+            _launcher_is_gone()
         if not told:
             try:
                 told = _tell_or_hear(store)
-            except RuntimeError:  # the store is gone, and the launcher with it
+            except RuntimeError:  # the store is gone; torchrun's own, and torchrun with it
                 told = True
+                if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                    _launcher_is_gone()
         if _leaving and time.monotonic() - _leaving > LEAVE_S:
             _leave_now(f"all is saved, but a log did not close in {LEAVE_S:g} s: ended without it")
         if _number and not _finishing and not _leaving:
-            _leave_now("nothing is lost, the same command goes on from here")
+            _leave_now(f"nothing is lost, {goes_on()}")
+
+
+def _launcher_is_gone() -> None:
+    """Nobody would end this rank, and the next start would find it in its folder. The ranks can still agree to stop."""
+    global _number
+    if not _number:
+        _say("the launcher is gone (torchrun was killed, or its machine is down): this is taken for a SIGTERM")
+        _number = signal.SIGTERM
 
 
 def _note(number: int) -> None:
@@ -140,4 +162,5 @@ def _leave_now(why: str) -> NoReturn:
 
 def _say(text: str) -> None:
     """Past Python's buffers, whose locks the main thread may hold."""
-    os.write(2, f"rank {distributed.rank()}: {text}\n".encode())
+    with suppress(OSError):  # a terminal that is closed
+        os.write(2, f"rank {distributed.rank()}: {text}\n".encode())
