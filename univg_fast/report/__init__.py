@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page of a run folder, and boxes drawn on images."""
+"""The report: one self-contained HTML page of a run's or an evaluation's folder, and boxes drawn on images."""
 
 from univg_fast.report.html import write_report, write_sheet
 
