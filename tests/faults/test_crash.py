@@ -69,11 +69,13 @@ def stuck(folder: Path, timeout_s: float, *words: str) -> subprocess.Popen[str]:
 
 
 def test_a_single_process_that_hangs_names_itself(tmp_path: Path) -> None:
+    (tmp_path / "stacks_rank0.txt").write_text("of last night")
     process = stuck(tmp_path, 2.0)
     _, err = process.communicate(timeout=25)
     assert process.returncode == 1
     assert err.startswith("rank 0 of 1 hangs: phase update of sft step 7, no progress for 2."), err
     assert 'File "<string>", line 9' in (tmp_path / "stacks_rank0.txt").read_text()
+    assert (tmp_path / "stacks_rank0_old_1.txt").read_text() == "of last night"
 
 
 def test_a_library_that_keeps_pythons_lock_leaves_its_stack(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 
 from univg_fast import distributed
 from univg_fast.config.schema import FaultConfig
+from univg_fast.files import write_whole
 from univg_fast.structs import Record
 from univg_fast.train.phases import NAMES, Phases
 
@@ -37,7 +38,7 @@ class Faults:
         self.config, self.phases, self.folder = config, phases, folder
         self.phase = PHASES.get(config.kind, config.phase)
         self.file = folder / f"fired_rank{distributed.rank()}.json"
-        self.fired: list[str] = json.loads(self.file.read_text()) if self.file.is_file() else []
+        self.fired: list[str] = []
         self.now = False  # whether the step under way is to get its NaN, or its full disk
         self.model: nn.Module | None = None
         self.armed = config.kind != "none" and config.rank == distributed.rank()
@@ -47,6 +48,8 @@ class Faults:
             raise ValueError(f"fault.rank: expected below the {distributed.world_size()} ranks, got {config.rank}")
         if self.phase not in NAMES:
             raise ValueError(f"fault.phase: expected one of {', '.join(NAMES)}, got {self.phase}")
+        if self.file.is_file():
+            self.fired = json.loads(self.file.read_text())
         if self.armed:
             phases.watchers.append(self.on_entering)
             self._say(f"armed: step {config.step} of {config.stage or 'any stage'}, phase {self.phase}")
@@ -60,7 +63,7 @@ class Faults:
             return
         self.fired.append(where)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self.fired))
+        write_whole(self.file, json.dumps(self.fired))
         self._say(f"now: {where}")
         if self.config.kind in SIGNALS:
             os.kill(os.getpid(), SIGNALS[self.config.kind])

@@ -79,6 +79,9 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file() and self.path.stat().st_size:  # of a run that hung: the next one must not lose them
+            old = (self.path.with_name(f"{self.path.stem}_old_{n}.txt") for n in range(1, 10_000))
+            self.path.rename(next(path for path in old if not path.exists()))
         self._file = self.path.open("w")
         faulthandler.register(signal.SIGUSR1, self._file)
         self._arm()
