@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def test_nan_on_one_rank_skips_the_step_and_two_in_a_row_end_the_run(
     rows = run.metrics("sft")
     assert timeless(rows[:1]) == timeless(whole.metrics("sft")[:1])
     assert [row["skipped"] for row in rows] == [0, 1, 1] == [row["skipped_in_a_row"] for row in rows][:2] + [1]
-    assert rows[-1]["skipped_total"] == 2 and not math.isfinite(rows[1]["grad_norm"])
+    assert rows[-1]["skipped_total"] == 2 and rows[1]["grad_norm"] is None
     assert rows[1]["learning_rate"] == rows[2]["learning_rate"], "the schedule waits, too"
     crash = [json.loads((folder / "crash" / f"sft_000003_rank{rank}.json").read_text()) for rank in range(2)]
     assert crash[1]["suspects"] and set(crash[1]["suspects"]) <= set(crash[1]["uids"]) and crash[0]["suspects"] == []

@@ -77,6 +77,13 @@ def test_a_full_disk_does_not_end_the_run(tmp_path: Path, capsys: pytest.Capture
     assert "grpo_000001.jsonl could not be written, the run goes on" in capsys.readouterr().err
 
 
+def test_what_is_no_number_is_null_as_json_has_it(tmp_path: Path) -> None:
+    run(tmp_path, "sft", 0, 1, grad_norm=float("nan"), loss=float("-inf"))
+    run(tmp_path, "sft", 1, 2)
+    first, second = rows(tmp_path)
+    assert (first["grad_norm"], first["loss"]) == (None, None) and second["grad_norm"] == 0.41
+
+
 def test_trimming_an_unharmed_file_does_not_touch_it(tmp_path: Path) -> None:
     run(tmp_path, "sft", 0, 2)
     path = tmp_path / "metrics.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import secrets
 import sys
 from collections.abc import Callable, Mapping
@@ -102,7 +103,8 @@ def _jsonl(path: Path) -> Sink:
     file = path.open("a", encoding="utf-8")
 
     def log(row: Row) -> None:
-        file.write(json.dumps(row) + "\n")
+        strict = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in row.items()}
+        file.write(json.dumps(strict, allow_nan=False) + "\n")
         file.flush()  # where that fails, the line goes out with a later one
 
     return Sink(log, lambda failed: file.close())
