@@ -17,6 +17,7 @@ from univg_fast.evaluate.items import item_of
 from univg_fast.evaluate.metrics import summarize
 from univg_fast.evaluate.parsers import PARSERS
 from univg_fast.evaluate.score import score
+from univg_fast.files import write_whole
 from univg_fast.model import PackedModel
 from univg_fast.structs import Record
 
@@ -67,8 +68,7 @@ def evaluate(
         "stop_strings": list(rollout.stop_strings),
     }
     if distributed.is_main():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        out.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+        write_whole(out.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(out.with_suffix(".json"), json.dumps(summary, indent=1) + "\n")
     distributed.barrier()
     return summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,8 +15,9 @@ from univg_fast.config import Config, to_yaml
 from univg_fast.evaluate.metrics import results_table
 from univg_fast.evaluate.run import Stopped as EvaluationStopped
 from univg_fast.evaluate.run import evaluate
+from univg_fast.files import read_json, write_whole
 from univg_fast.report import write_report
-from univg_fast.train import sinks, stopping
+from univg_fast.train import manifest, sinks, stopping
 from univg_fast.train.dry_run import dry_run
 from univg_fast.train.environment import describe
 from univg_fast.train.export_run import export_run
@@ -46,8 +48,8 @@ def main(config: Config) -> None:
     with taken(run_dir):
         changes = distributed.all_or_none("run.dir", lambda: settle(config, run_dir) if distributed.is_main() else [])
         if distributed.is_main():
-            (run_dir / "config.yaml").write_text(to_yaml(config))
-            (run_dir / "env.json").write_text(json.dumps(describe(), indent=1) + "\n")
+            write_whole(run_dir / "config.yaml", to_yaml(config))
+            write_whole(run_dir / "env.json", json.dumps(describe(), indent=1) + "\n")
             print(to_yaml(config), flush=True)
             note(changes, run_dir)
         with Watchdog(phases, config.run.hang_timeout_s, run_dir / "logs"):
@@ -77,7 +79,7 @@ def held_out(
 ) -> None:
     """Evaluate the model at `path` on the held-out records, unless that result is there already. Collective."""
     out, records = run_dir / "eval" / name, inputs.records["eval"]
-    done = config.run.resume != "never" and out.with_suffix(".json").is_file()
+    done = config.run.resume != "never" and summary_at(out.with_suffix(".json")) is not None
     if not records or distributed.broadcast_object(done):
         return
     phases.stage = name
@@ -91,8 +93,17 @@ def held_out(
 
 def finish(config: Config, run_dir: Path) -> None:
     """The final table and the report."""
-    results = [run_dir / "eval" / f"{name}.json" for name in ("before", *config.stages)]
-    summaries = [json.loads(path.read_text()) for path in results if path.is_file()]
+    results = [summary_at(run_dir / "eval" / f"{name}.json") for name in ("before", *config.stages)]
+    summaries = {summary["name"]: summary for summary in results if summary is not None}
     if summaries:
-        console().print(results_table({s["name"]: s for s in summaries}))
+        console().print(results_table(summaries))
     print(f"report: {write_report(run_dir)}", flush=True)
+
+
+def summary_at(path: Path) -> dict[str, Any] | None:
+    """An evaluation's summary; None if there is none. One that was cut is none, and said to be."""
+    summary = read_json(path)
+    if not isinstance(summary, dict) and path.is_file():
+        manifest.warn(f"{path} is not a whole summary (cut while it was written?): it does not count")
+        return None
+    return summary
