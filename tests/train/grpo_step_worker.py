@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -28,6 +30,7 @@ from univg_fast.data.samples import Processor
 from univg_fast.rollout import Sampling
 from univg_fast.structs import Completion, Record, Sample
 from univg_fast.train import stopping
+from univg_fast.train.draws import Drawn, Draws
 from univg_fast.train.engine import release
 from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.making import make_loader, make_policy, make_step
@@ -201,6 +204,34 @@ def waiting(inputs: Inputs) -> dict[str, float]:
     return {"told": outcome.metrics["pack/imbalance"], "found": costs.max(0).sum() / costs.mean(0).sum() - 1}
 
 
+@dataclass
+class Watched(Draws):
+    """Draws whose image features can be counted: those that something still holds."""
+
+    features: list[weakref.ref[torch.Tensor]] = field(default_factory=list)
+
+    def __call__(self, cursor: int) -> Drawn | None:
+        drawn = super().__call__(cursor)
+        if drawn is not None and drawn.scored.features is not None:
+            self.features += [weakref.ref(of.pooled) for of in drawn.scored.features]
+        return drawn
+
+    def alive(self) -> int:
+        return sum(of() is not None for of in self.features)
+
+
+def features_held(inputs: Inputs) -> dict[str, int]:
+    """Of two draws' image features: how many there were, and how many are left when the update begins."""
+    config = settings(grpo__dynamic_sampling_max_draws=2, grpo__beta=0.0)
+    stage, left = Stage(inputs, config), []
+    draws = Watched(**vars(stage.step.draws))
+    stage.step.draws = draws
+    stage.engine.module.register_forward_pre_hook(lambda *_: left.append(draws.alive()))
+    assert stage.step(StageState()) is not None
+    stage.close()
+    return {"drawn": len(draws.features), "left": max(left)}
+
+
 def like_shares(inputs: Inputs) -> dict[str, Any]:
     """Of four rollouts, and each of their two updates: how many prompts each rank has, and which all of them have."""
     stage, counts, places = Stage(inputs, settings(grpo__steps_per_generation=2)), [], []
@@ -270,6 +301,7 @@ def main() -> None:
         "several": several_updates(inputs),
         "waiting": waiting(inputs),
         "shares": like_shares(inputs),
+        "features": features_held(inputs),
         "lost": lost(inputs),
     }
     try:

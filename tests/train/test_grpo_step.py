@@ -89,6 +89,13 @@ def test_each_update_has_the_same_prompts_on_any_ranks_which_share_them_evenly(r
 
 
 @pytest.mark.parametrize("world", [1, 2])
+def test_features_of_the_draws_are_gone_before_the_update(reports: Reports, world: int) -> None:
+    """Its rows have copies of those they need."""
+    found = reports[world]["features"]
+    assert found["left"] == 0 and found["drawn"] == 8 // world
+
+
+@pytest.mark.parametrize("world", [1, 2])
 def test_who_lost_a_loss_is_named(reports: Reports, world: int) -> None:
     found = reports[world]["lost"]
     *others, last = found["named"]

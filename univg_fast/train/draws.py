@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import torch
@@ -35,6 +35,10 @@ class Drawn:
     draws: int
     digest: int  # of what all ranks were to draw
     refused: list[BadRecord]
+
+    def without_features(self) -> Drawn:
+        """For once rows have copies of those they need: all draws' take memory that the update could use."""
+        return replace(self, scored=replace(self.scored, features=None))
 
 
 @dataclass

@@ -87,6 +87,7 @@ class GrpoStep:
             return None
         with self.phases("data"):
             minibatches, sums = make_minibatches(drawn, self.config, self.build, self.over_budget, self.spare)
+        drawn = drawn.without_features()
         with self.phases("ref"):
             for k, minibatch in enumerate(minibatches):
                 if not minibatch.empty:
