@@ -201,6 +201,7 @@ def waiting(inputs: Inputs) -> dict[str, float]:
     mine = [sum(size_of(drawn.scored.group(k, everyone)).cost for k in of.groups) for of in drawn.choice.shares]
     costs = np.array(distributed.gather_objects(mine))
     stage.close()
+    assert set(stage.phases.take()) == {"sync", "data", "gen", "score", "ref", "update", "optim"}
     return {"told": outcome.metrics["pack/imbalance"], "found": costs.max(0).sum() / costs.mean(0).sum() - 1}
 
 

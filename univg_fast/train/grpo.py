@@ -80,7 +80,7 @@ class GrpoStep:
         return check_rollout(rollout, sample, temperature, logprobs, self.model.model.dtype, layers)
 
     def __call__(self, state: StageState) -> Outcome | None:
-        with self.phases("gen"):
+        with self.phases("sync"):
             self.draws.rollout.sync_weights(weight_buckets(self.model))
         drawn = self.draws(state.cursor)
         if drawn is None:
