@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def test_a_recipe_runs(name: str, runs: Path) -> None:
     assert [(row["stage"], row["step"]) for row in rows] == [
         (stage, step) for stage in load_config(["--config", name]).stages for step in (1, 2)
     ]
-    assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+    assert all(None not in row.values() for row in rows), "null: what is not finite"
 
 
 def test_what_makes_a_recipe_that_of_its_paper() -> None:
