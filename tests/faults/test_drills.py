@@ -27,10 +27,10 @@ def test_a_killed_run_goes_on(drill: Callable[..., Run], whole: Run, tmp_path: P
 
 def test_a_full_disk_costs_one_checkpoint(drill: Callable[..., Run], tmp_path: Path) -> None:
     settings = {"stages": "[sft]", "save__steps": "1", "fault__kind": "disk_full", "fault__rank": "1"}
-    run = drill(tmp_path / "run", fault__step="2", **settings)
+    run = drill(tmp_path / "run", fault__step="2", save__total_limit="3", **settings)
     assert run.code == 0, run.output[-3000:]
     assert "sft_000002 failed on rank 1" in run.output and "save.on_error=warn" in run.output
-    assert sorted(p.name for p in (tmp_path / "run" / "ckpt").iterdir()) == ["sft_000001", "sft_000003"]
+    assert sorted(p.name for p in (tmp_path / "run" / "ckpt").iterdir()) == [f"sft_00000{n}" for n in (1, 3, 4)]
     assert [row["saves_failed"] for row in run.metrics("sft")] == [0, 0, 1, 1]
 
 
@@ -39,6 +39,21 @@ def test_a_full_disk_ends_the_run_where_it_is_told_to(drill: Callable[..., Run],
     run = drill(tmp_path / "run", fault__step="2", save__on_error="stop", **settings)
     assert run.code == 1 and "error: " in run.output and "sft_000002 failed on rank 1" in run.output
     assert [p.name for p in (tmp_path / "run" / "ckpt").iterdir()] == ["sft_000001"]
+
+
+def test_an_export_that_fails_costs_no_step(drill: Callable[..., Run], tmp_path: Path) -> None:
+    """Also with save.steps=0. The next run has nothing to do but the export."""
+    folder = tmp_path / "run"
+    stopped = drill(folder, stages="[sft]", save__steps="0", run__max_steps="1")
+    assert stopped.code == 0, stopped.output[-3000:]
+    (folder / "hf").write_text("where a folder should be")
+    failed = drill(folder, stages="[sft]", save__steps="0")
+    assert failed.code == 1 and "exporting the model to" in failed.output, failed.output[-3000:]
+    assert (folder / "ckpt" / "sft_000004" / "manifest.json").is_file()
+    (folder / "hf").unlink()
+    rest = drill(folder, stages="[sft]", save__steps="0")
+    assert rest.code == 0 and "resumed sft at step 4" in rest.output, rest.output[-3000:]
+    assert (folder / "hf" / "sft" / "model.safetensors").is_file()
 
 
 def test_a_bad_image_is_one_bad_record(drill: Callable[..., Run], tmp_path: Path) -> None:

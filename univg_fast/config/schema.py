@@ -195,7 +195,7 @@ class DeepSpeedConfig:
 
 @dataclass(frozen=True)
 class SaveConfig:
-    steps: int = num(200, ge=0)  # a checkpoint every so many steps; 0: only where run.max_steps stops a stage
+    steps: int = num(200, ge=0)  # a checkpoint every so many and at a stage's end; 0: only where run.max_steps ends it
     total_limit: int = num(2, gt=0)  # complete checkpoints kept
     on_error: Literal["warn", "stop"] = "warn"  # warn: a checkpoint that cannot be written is tried again at the next
 

@@ -109,9 +109,16 @@ def run_stage(
                 if due and (state.step == last or not state.skipped_in_a_row):
                     saved, due = save(must=state.step == last), False
             if last == total:
-                with phases("save"):
-                    apart = config.model.lora is not None and not config.model.lora.merge_on_export
-                    export(engine.module, inputs.processor, exported, start if apart else None, phases.beat)
+                if state.step > saved and config.save.steps > 0:
+                    saved = save(must=False)
+                apart = config.model.lora is not None and not config.model.lora.merge_on_export
+                try:
+                    with phases("save"):
+                        export(engine.module, inputs.processor, exported, start if apart else None, phases.beat)
+                except distributed.RankError:
+                    if state.step > saved:
+                        save(must=True)
+                    raise
     release(engine)
     return exported if last == total else None
 
