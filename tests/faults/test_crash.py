@@ -122,6 +122,6 @@ def test_bringing_a_file_to_the_disk_gives_signs_of_life(tmp_path: Path, monkeyp
     monkeypatch.setattr(manifest, "PIECE_BYTES", 2**16)
     (tmp_path / "large").write_bytes(bytes(10 * 2**16 + 1))
     beats: list[None] = []
-    (entry,) = manifest.sync_share(tmp_path, lambda: beats.append(None)).values()
+    (entry,) = manifest.sync_share(tmp_path, manifest.names(tmp_path), lambda: beats.append(None)).values()
     assert entry["size"] == 10 * 2**16 + 1
     assert len(beats) >= 11

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from univg_fast.train import resume
+from univg_fast.train import manifest, resume
 
 
 def result(done: subprocess.CompletedProcess[str]) -> Any:
@@ -215,3 +215,14 @@ def test_a_folder_of_a_stage_that_is_done_is_refused(two: Path, tmp_path: Path) 
         resume.is_done(model, two, "sft", named)
     went_back(two, Path(named))
     assert resume.is_done(model, two, "sft", named)
+
+
+def test_a_file_that_only_another_rank_lists_is_in_the_manifest_or_an_error(tmp_path: Path) -> None:
+    """A shared disk's listings differ between machines for seconds: one that nobody counts would never be verified."""
+    (tmp_path / "engine").mkdir()
+    for name in ("engine/a.pt", "b.pt"):
+        (tmp_path / name).write_text(name)
+    assert sorted(manifest.names(tmp_path)) == ["b.pt", "engine/a.pt"]
+    assert sorted(manifest.sync_share(tmp_path, ["b.pt", "engine/a.pt", "b.pt"])) == ["b.pt", "engine/a.pt"]
+    with pytest.raises(FileNotFoundError, match=r"c\.pt"):
+        manifest.sync_share(tmp_path, ["b.pt", "c.pt"])

@@ -98,8 +98,8 @@ def _write(
 
     def publish() -> None:
         if distributed.is_main():
-            files = {name: entry for part in parts for name, entry in part.items()}
-            manifest.write(temporary, description | {"files": dict(sorted(files.items()))})
+            entries = {name: entry for part in parts for name, entry in part.items()}
+            manifest.write(temporary, description | {"files": dict(sorted(entries.items()))})
             if target.exists():  # a damaged one of this very step
                 shutil.rmtree(target)
             os.rename(temporary, target)
@@ -112,7 +112,11 @@ def _write(
                 str(temporary), tag=manifest.ENGINE, save_latest=False, exclude_frozen_parameters=True
             )
         distributed.all_or_none(f"writing checkpoint {target}", write_mine)
-        mine = distributed.all_or_none(f"syncing checkpoint {target}", lambda: manifest.sync_share(temporary, beat))
+        seen = distributed.all_or_none(f"listing checkpoint {target}", lambda: manifest.names(temporary))
+        files = [name for part in distributed.gather_objects(seen) for name in part]
+        mine = distributed.all_or_none(
+            f"syncing checkpoint {target}", lambda: manifest.sync_share(temporary, files, beat)
+        )
         parts = distributed.gather_objects(mine)
         distributed.all_or_none(f"publishing checkpoint {target}", publish)
     except distributed.RankError as error:

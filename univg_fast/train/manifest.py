@@ -46,9 +46,19 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
     sync([folder / MANIFEST, folder])
 
 
-def sync_share(folder: Path, beat: Callable[[], None] = lambda: None) -> dict[str, dict[str, Any]]:
-    """Bring this rank's part of the folder's files to the disk; size and hash by relative name."""
-    mine = _share(sorted(p for p in folder.rglob("*") if p.is_file()))
+def names(folder: Path) -> list[str]:
+    """Of the files below the folder, as far as this machine's view of a shared disk is up to date."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def sync_share(
+    folder: Path, files: Iterable[str], beat: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, Any]]:
+    """Bring this rank's part of the folder's files to the disk; size and hash by relative name.
+
+    `files`: the names that any rank sees, the same on all ranks. OSError where one is missing here.
+    """
+    mine = [folder / name for name in _share(sorted(set(files)))]
     sync([*mine, *{p.parent for p in mine}], beat)
     return {path.relative_to(folder).as_posix(): _size_and_hash(path) for path in mine}
 
