@@ -144,8 +144,14 @@ class Answers:
 
     def first_boxes(self) -> list[Box | None]:
         """The first box of each text, for the log."""
-        boxes = iter(self.first_given.tolist())
-        return [as_box(next(boxes)) if answered else None for answered in self.answered.tolist()]
+        given = self.first_given
+        if (np.abs(given) < 2**53).all() and (
+            given == np.rint(given)
+        ).all():  # whole numbers, as nearly always: at once
+            boxes = iter(map(tuple, given.astype(np.int64).tolist()))
+        else:
+            boxes = iter(map(as_box, given.tolist()))
+        return [next(boxes) if answered else None for answered in self.answered.tolist()]
 
 
 Term = Callable[[Answers], Array]
