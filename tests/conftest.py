@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a worker a core, and sums in the order of the ranks' own
 ROOT = Path(__file__).resolve().parents[1]
 BUILTIN = {
     "image_size": 84,
@@ -82,7 +83,7 @@ def launch_python(*words: str, ranks: int = 0, timeout: float = 280) -> subproce
         command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", port]
     command += words
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
     with subprocess.Popen(
         command,
         cwd=ROOT,

@@ -18,7 +18,7 @@ def start(boxes: Path, out: Path, stub: Stub) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "univg_fast.cot", "build", "--data", str(boxes), "--out", str(out)]
     command += ["--teacher", stub.url, "--model", "t", "--candidates", "4", "--threads", "4"]
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a run in the background hands on deaf ears

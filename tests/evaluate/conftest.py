@@ -40,7 +40,6 @@ def environment() -> dict[str, str]:
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
     return {key: value for key, value in os.environ.items() if key not in ranks} | {
-        "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": os.pathsep.join(paths),
     }

@@ -88,7 +88,7 @@ class Started:
         given = SMALL | SHORT | {"run.dir": str(folder)} | keyed(settings)
         command += ["-m", "univg_fast.train", "--config", "demo", *(f"--{k}={v}" for k, v in given.items())]
         paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
-        more = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+        more = {"DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
         self.began = time.monotonic()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(

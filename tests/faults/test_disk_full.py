@@ -25,7 +25,7 @@ MOUNT = "mount -t tmpfs -o size=1m none {} && exec {}"
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of both ranks."""
     disk = tmp_path_factory.mktemp("disk")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
     alone = ["unshare", "-rm", "sh", "-c"]
     if subprocess.run([*alone, MOUNT.format(disk, "true")], capture_output=True).returncode != 0:
         pytest.skip("mounting a tmpfs in a namespace of its own (unshare -rm) is not allowed here")

@@ -225,7 +225,6 @@ def test_ranks_whose_launcher_was_killed_stop_together(tmp_path: Path) -> None:
     command += ["--rdzv_endpoint", "127.0.0.1:0", str(script)]
     more = {
         "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
     }
     with log.open("w") as out:

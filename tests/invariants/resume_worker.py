@@ -71,7 +71,8 @@ def run(name: str, folder: Path, mode: str) -> None:
     if mode == "rest":
         if distributed.is_main():
             interrupted = folder.parents[1] / "whole" / name
-            shutil.copytree(interrupted / "ckpt", folder / "ckpt")
+            saved = f"{stage}_{SAVED_AT:06d}"  # the last step is saved as well
+            shutil.copytree(interrupted / "ckpt" / saved, folder / "ckpt" / saved)
             shutil.copy(interrupted / "metrics.jsonl", folder)  # the later steps of it are written anew
         distributed.barrier()
     seed = distributed.rank() + (0 if mode == "whole" else 100)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import time
 
 import pytest
 import torch
+from speed import is_linear
 from univg_kernels import distinct_runs
 
 SPACES = [c for c in map(chr, range(0x3001)) if c.isspace()]
@@ -44,10 +44,4 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("text", ["a ", "a", " ", "word ", "中", "\u3000", "\x00", "ab cd "])
 @pytest.mark.parametrize("n", [3, 5000])
 def test_time_is_linear(text: str, n: int) -> None:
-    def seconds(times: int) -> float:
-        start = time.process_time()
-        distinct_runs([text * times], n)
-        return time.process_time() - start
-
-    short, long = (min(seconds(times) for _ in range(3)) for times in (50_000, 400_000))
-    assert long < 24 * short + 0.02
+    assert is_linear(lambda times: distinct_runs([text * times], n), 50_000, 400_000)

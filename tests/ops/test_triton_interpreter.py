@@ -16,7 +16,7 @@ SUITES = [path.name for path in sorted(Path(__file__).parent.glob("triton_suite*
 def run(suite: str, interpret: bool) -> None:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     # The session's import path, as the suite must see this checkout (or the installed package) just as we do.
-    env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     if interpret:
         env["TRITON_INTERPRET"] = "1"
     folder = Path(__file__).parent

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for the command above; pyt
 
 from rewards.adversarial import completions, long_texts  # noqa: E402
 from rewards.faces import differing  # noqa: E402
+from speed import is_linear, within  # noqa: E402
 from univg_kernels.scan_boxes import MODES, STYLES, scan_boxes  # noqa: E402
 
 from univg_fast.rewards import TERMS, Settings, score  # noqa: E402
@@ -64,37 +65,24 @@ def test_a_sample() -> None:
         check_batch(list(islice(stream, BATCH)), seed)
 
 
-def seconds(run: Callable[[], object], times: int = 3) -> float:
-    taken = []
-    for _ in range(times):
-        start = time.process_time()
-        run()
-        taken.append(time.process_time() - start)
-    return min(taken)
-
-
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
 @pytest.mark.parametrize("mode", MODES)
 def test_time_is_linear_in_the_text(mode: str, backend: str) -> None:
     """Eight times the text, about eight times as long: quadratic time would be 64 times."""
     short, long = (3000, 24_000) if backend == "reference" else (25_000, 200_000)
     for (name, small), (_, large) in zip(long_texts(short), long_texts(long), strict=True):
+        texts = {short: small, long: large}
         for style in STYLES if mode == "strict" else STYLES[:1]:
-            one, eight = (
-                seconds(lambda t=text: scan_boxes([t], mode=mode, styles=style, backend=backend), 2)  # type: ignore[misc] # noqa: B023
-                for text in (small, large)
-            )
-            assert eight < 24 * one + 0.02, (name, style, one, eight)
+            run = partial(scan_boxes, mode=mode, styles=style, backend=backend)
+            assert is_linear(lambda size: run([texts[size]]), short, long), (name, style)  # noqa: B023
 
 
 def test_every_term_is_linear_in_the_text() -> None:
     record = RECORDS[2]
     for name, large in long_texts(300_000):
         for parser in ("univg_r1", "strict", "lenient"):
-            run = seconds(
-                lambda t=large, p=parser: score([t], [record], dict.fromkeys(TERMS, 1.0), Settings(p), [9]), 1
-            )  # type: ignore[misc]
-            assert run < 1.0, (name, parser, run)
+            run = partial(score, [large], [record], dict.fromkeys(TERMS, 1.0), Settings(parser), [9])
+            assert within(1.0, run, tries=5), (name, parser)
 
 
 def main(count: int, compared: int = COMPARED) -> None:

@@ -35,7 +35,6 @@ def command_for(script: str, arguments: tuple[object, ...], world: int) -> tuple
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
     environment = {key: value for key, value in os.environ.items() if key not in ranks}
     return command, environment | {
-        "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": os.pathsep.join(paths),
     }
