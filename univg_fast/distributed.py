@@ -5,6 +5,7 @@ Works under torchrun and without it (then the world is this one process). gloo o
 
 from __future__ import annotations
 
+import dis
 import json
 import logging
 import os
@@ -164,8 +165,8 @@ def all_or_none(what: str, function: Callable[[], T]) -> T:
 def run(main: Callable[[], None]) -> None:
     """Call `main`. A failure ends this process at once, so that torchrun ends the others.
 
-    The culprit is named. A ValueError is a user's mistake and is printed without a traceback; so is a failure
-    that follows another rank's. A StopRun is no failure: all ranks leave with its code.
+    The culprit is named. A ValueError that this package raises is a user's mistake and is printed without a traceback;
+    so is a failure that follows another rank's. A StopRun is no failure: all ranks leave with its code.
     """
     try:
         main()
@@ -201,11 +202,22 @@ def _fail(error: Exception) -> NoReturn:
     if first is not None and not first.startswith(mine + ":"):
         same = first.endswith(f": {type(error).__name__}: {error}")  # all ranks refuse the same thing
         _leave("" if same else f"{mine} stops because another rank failed first: {first}", is_culprit=False)
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and _is_own_check(error):
         # before the group exists the ranks cannot agree on who speaks
         _leave(f"error: {error}" if dist.is_initialized() or os.environ.get("RANK", "0") == "0" else "")
     traceback.print_exception(error)
     _leave(f"{mine} failed: {type(error).__name__}: {error}")
+
+
+def _is_own_check(error: BaseException) -> bool:
+    """Whether a `raise` of this package made it; not a library, nor a call or an operation that went wrong here."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    if step is None:
+        return False
+    own = step.tb_frame.f_globals.get("__name__", "").startswith("univg_fast.")
+    return own and step.tb_frame.f_code.co_code[step.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _leave(last_words: str, is_culprit: bool = True) -> NoReturn:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from univg_fast import distributed
+from univg_fast.rewards import check_terms
 
 
 def collectives() -> None:
@@ -24,10 +28,10 @@ def collectives() -> None:
     sys.stdout.flush()
 
 
-def one_rank_raises(error: Exception) -> None:
+def one_rank(fails: Callable[[], Any]) -> None:
     """Rank 1 fails while rank 0 waits for it in a collective."""
     if distributed.rank() == 1:
-        raise error
+        fails()
     distributed.reduce_floats({"x": 1.0})
 
 
@@ -39,8 +43,9 @@ def together() -> None:
     distributed.all_or_none("winding the tape", work)
 
 
-def everybody() -> None:
-    raise ValueError("all of us refuse this")
+def mistake() -> None:
+    """What a user gets wrong, refused by the package."""
+    check_terms({"nonsense": 1.0})
 
 
 def plans() -> None:
@@ -65,10 +70,12 @@ def main() -> None:
     distributed.init(timeout_s=5)
     modes = {
         "collectives": collectives,
-        "bug": lambda: one_rank_raises(KeyError("lost key")),
-        "mistake": lambda: one_rank_raises(ValueError("wrong number of images: expected 2, got 3")),
+        "bug": lambda: one_rank(lambda: {}["lost key"]),
+        "mistake": lambda: one_rank(mistake),
+        "library": lambda: one_rank(lambda: json.loads("")),
+        "operation": lambda: one_rank(lambda: distributed.reduce_floats({"x": "no number"})),  # type: ignore[dict-item]
         "together": together,
-        "everybody": everybody,
+        "everybody": mistake,
         "plans": plans,
         "hang": hang,
     }
