@@ -1,0 +1,61 @@
+"""Replacing a host's names, so that everything can be put back as it was."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+_MARK = "_univg_fast_patched"  # on the owner: the names that are replaced just now
+_NONE = object()
+
+
+class Patch:
+    """Replaced attributes of classes, modules and objects. They stay until `restore()`, or to the end of a block:
+
+    with patch(trainer):
+        trainer.train()
+    """
+
+    def __init__(self) -> None:
+        self._old: list[tuple[Any, str, Any]] = []
+
+    def replace(self, owner: Any, name: str, new: Any) -> None:
+        """Set `owner.name` to `new`; what was there, or that nothing was, is remembered.
+
+        Raises ValueError where another patch has replaced it and is not restored yet.
+        """
+        marked: set[str] = vars(owner).get(_MARK, set())
+        if name in marked:
+            raise ValueError(
+                f"{_words(owner)}.{name} is patched already, and a patch of a patch cannot be put back in order; "
+                "restore() the first one, or leave its `with` block, before the second"
+            )
+        self._old.append((owner, name, vars(owner).get(name, _NONE)))
+        setattr(owner, name, new)
+        setattr(owner, _MARK, marked | {name})
+
+    def restore(self) -> None:
+        """Put everything back, the last first. A second call does nothing."""
+        while self._old:
+            owner, name, old = self._old.pop()
+            if old is _NONE:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, old)
+            left = vars(owner)[_MARK] - {name}
+            if left:
+                setattr(owner, _MARK, left)
+            else:
+                delattr(owner, _MARK)
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.restore()
+
+
+def _words(owner: Any) -> str:
+    return getattr(owner, "__qualname__", None) or getattr(owner, "__name__", None) or type(owner).__qualname__
