@@ -1,141 +1,18 @@
 """What a rank gets in a step is a function of (seed, step) alone: not of earlier steps, threads or the cache."""
 
 import threading
-from collections import Counter
 from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from univg_fast.data.errors import Refused
-from univg_fast.data.loader import SampleLoader, _bytes, _Cache
-from univg_fast.data.mix import Mix, turn
+from univg_fast.data.mix import Mix
 from univg_fast.data.records import read_records
-from univg_fast.data.samples import make_sample
-from univg_fast.data.windows import Planning, cut, deal_parts, places, window_steps
-from univg_fast.packing.plan import deal
-from univg_fast.train.choice import Facts, choose
+from univg_fast.data.windows import Planning, places
 
-ROWS = Planning(budget=200, window=24)
-
-
-def loader_of(records, processor, **changes):
-    options = {"seed": 5, "with_response": True} | changes
-    return SampleLoader(records, processor, options.pop("batch_size", 8), **options)
-
-
-def uids(samples):
-    return [sample.record.uid for sample in samples]
-
-
-def rows(batch):
-    return [uids(row.samples) for row in batch.rows]
-
-
-def test_every_epoch_is_a_permutation_and_epochs_differ():
-    drawn = places(Mix((10,), (1.0,)), 1, 0, 20)
-    first, second = drawn[:10], drawn[10:]
-    assert sorted(first) == sorted(second) == list(range(10))
-    assert first != second and first != list(range(10))
-    assert drawn != places(Mix((10,), (1.0,)), 2, 0, 20)
-
-
-def test_a_window_is_whole_steps_of_at_most_an_epoch():
-    assert window_steps(512, 24, 10_000) == 21  # 504 samples
-    assert window_steps(512, 24, 100) == 4
-    assert window_steps(512, 600, 10_000) == window_steps(0, 8, 100) == window_steps(16, 24, 5) == 1
-
-
-@pytest.mark.parametrize("planning", [Planning(), Planning(budget=300), ROWS])
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_together_have_the_step_of_one_rank(records, processor, world_size, planning):
-    alone = loader_of(records, processor, planning=planning)
-    ranks = [loader_of(records, processor, rank=r, world_size=world_size, planning=planning) for r in range(world_size)]
-    for step in (0, 1, 9):
-        expected = alone.batch(step)
-        shares = [rank.batch(step) for rank in ranks]
-        assert sorted(uid for share in shares for uid in uids(share.samples)) == sorted(uids(expected.samples))
-        assert len({share.digest for share in shares}) == 1 and all(share.samples for share in shares)
-        assert [share.passes for share in shares] == [max(len(share.rows) for share in shares)] * world_size
-    for loader in (alone, *ranks):
-        loader.close()
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(1, 5000), min_size=1, max_size=70), st.integers(1, 9), st.integers(1, 9), st.randoms())
-def test_ranks_get_like_shares_of_each_part(costs, parts, ranks, random):
-    order = random.sample(range(len(costs)), len(costs))
-    held = cut(order, parts)
-    hands = deal_parts(costs, held, ranks)
-    assert sorted(i for hand in hands for i in hand) == list(range(len(costs)))
-    for part in held:
-        assert max(len(set(part) & set(hand)) for hand in hands) <= -(-len(part) // ranks)
-    assert all(hands) or len(costs) < ranks
-    if parts == 1:
-        assert sorted(hands) == sorted(deal(costs, ranks))
-
-
-def test_updates_of_a_rollout_are_shared_out_evenly_over_any_ranks(records, processor):
-    """24 prompts for 3 updates, all but a few of which ranks have the same number of, and which hang on no rank."""
-    found = {}
-    for world_size in (1, 2, 4):
-        options = {"batch_size": 24, "with_response": False, "planning": Planning(parts=3), "world_size": world_size}
-        ranks = [loader_of(records, processor, rank=r, **options) for r in range(world_size)]
-        batches = [rank.batch(1) for rank in ranks]
-        facts = [
-            [
-                Facts((turn(5, 1, s.record.uid, n), s.record.source), True, 1, 1, (0.0,), 1.0)
-                for s, n in zip(batch.samples, batch.repeats, strict=True)
-            ]
-            for batch in batches
-        ]
-        chosen = [choose(facts, rank, 3, None) for rank in range(world_size)]
-        for update in range(3):
-            assert [len(choice.shares[update].groups) for choice in chosen] == [8 // world_size] * world_size
-        found[world_size] = [
-            sorted(fact.place for mine, choice in zip(facts, chosen, strict=True)
-                   for fact in map(mine.__getitem__, choice.shares[update].groups))
-            for update in range(3)
-        ]  # fmt: skip
-        for rank in ranks:
-            rank.close()
-    assert found[1] == found[2] == found[4]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_repeats_of_a_record_are_counted_over_all_ranks(folder, processor, world_size):
-    """Its completions then differ, wherever they are sampled. 8 of 3 records: each comes two or three times."""
-    records, _ = read_records(folder.jsonl(*[folder.stage2(id=str(i)) for i in range(3)]))
-    ranks = [
-        loader_of(records, processor, with_response=False, rank=r, world_size=world_size) for r in range(world_size)
-    ]
-    batches = [rank.batch(0) for rank in ranks]
-    found = [(uid, n) for batch in batches for uid, n in zip(uids(batch.samples), batch.repeats, strict=True)]
-    counts = Counter(uid for uid, _ in found)
-    assert sorted(counts.values()) == [2, 3, 3]
-    assert sorted(found) == [(uid, n) for uid in sorted(counts) for n in range(counts[uid])]
-    for rank in ranks:
-        rank.close()
-
-
-def test_a_window_has_every_record_once_in_rows_within_the_budget(records, processor):
-    """60 records of an epoch are 2 windows of 3 steps of 8 and a bit; rows are full, and steps near equal."""
-    with loader_of(records, processor, planning=ROWS, num_steps=7) as loader:
-        steps = [loader.batch(step) for step in range(7)]
-    lengths = [sum(len(s.prompt_ids) + len(s.response_ids) for s in r.samples) for batch in steps for r in batch.rows]
-    assert max(lengths) <= 200
-    counts = Counter(uid for batch in steps for uid in uids(batch.samples))
-    assert sum(counts.values()) == 56 and set(counts.values()) == {1}
-    assert [sum(len(batch.samples) for batch in steps[i : i + 3]) for i in (0, 3, 6)] == [24, 24, 8]
-    assert all(4 <= len(batch.samples) <= 12 for batch in steps)
-    with loader_of(records, processor, planning=replace(ROWS, window=0)) as loader:
-        off = [sum(len(b.rows) for b in map(loader.batch, range(i, i + 3))) for i in (0, 3)]
-    assert [sum(len(batch.rows) for batch in steps[i : i + 3]) for i in (0, 3)] < off
-    with loader_of(records, processor, planning=ROWS) as loader:  # the stage goes on: the last window is whole
-        assert len(loader.windows.indices(2)) == 24
+from .loaders import ROWS, loader_of, rows, uids
 
 
 def test_a_step_without_a_window_has_the_records_in_order(records, processor):
@@ -304,77 +181,6 @@ def test_an_unexpected_error_reaches_the_caller_with_the_records_that_caused_it(
         pytest.raises(RuntimeError, match=rf"^making a sample of {records[0].source} .*: KeyError: 'boom'"),
     ):
         loader.batch(0)
-
-
-def test_pixels_are_held_once(records, processor):
-    """A row's own copy is there; what its samples hold is not kept beside it, nor behind a view."""
-    with loader_of(records, processor, planning=ROWS, build=lambda s: [x.pixel_values.copy() for x in s]) as loader:
-        batch = loader.batch(0)
-    for row in batch.rows:
-        assert all(pixels.nbytes for pixels in row.built)
-        for sample in row.samples:
-            assert sample.pixel_values.nbytes == 0 and sample.pixel_values.base is None
-
-
-def test_lengths_are_measured_once_a_run(records, processor, monkeypatch):
-    """Every rank measures what all of them get: in the next epoch it knows. What was refused is looked at again."""
-    import univg_fast.data.windows as module
-
-    measured = []
-
-    def counting(record, *rest):
-        measured.append(record.uid)
-        return original(record, *rest)
-
-    original = module.measure
-    monkeypatch.setattr(module, "measure", counting)
-    few = [*records[:7], replace(records[7], images=("/nowhere.png",))]
-    with loader_of(few, processor, planning=Planning(budget=200), prefetch=0) as loader:
-        first = loader.batch(0)
-        for epoch in (1, 2):
-            again = loader.batch(epoch)
-            assert sorted(uids(again.samples)) == sorted(uids(first.samples))
-            assert [entry.kind for entry in again.bad] == ["missing"]
-        assert loader.windows._size(3) == original(few[3], processor, True, loader.windows._headers)
-    counts = Counter(measured)
-    assert {counts.pop(few[7].uid)} <= {3, 4} and len(counts) == 7 and set(counts.values()) == {1}
-
-
-def test_the_cache_keeps_the_last_samples_within_its_bytes(records, processor, monkeypatch):
-    import univg_fast.data.loader as module
-
-    made = []
-
-    def counting(record, *rest):
-        made.append(record.uid)
-        return original(record, *rest)
-
-    original = module.make_sample
-    monkeypatch.setattr(module, "make_sample", counting)
-    few = records[:8]
-    generous = loader_of(few, processor, prefetch=0)
-    for step in range(3):
-        generous.batch(step)
-    assert len(made) == 8
-    assert 0 < generous._cache.size <= generous._cache.limit
-    made.clear()
-    without = loader_of(few, processor, prefetch=0, cache_bytes=0)
-    for step in range(3):
-        without.batch(step)
-    assert len(made) == 24 and without._cache.size == 0
-    generous.close()
-    without.close()
-
-
-def test_the_cache_drops_what_was_not_used_for_longest(records, processor):
-    samples = [make_sample(record, processor, with_response=False) for record in records[:2]]
-    samples.append(samples[1])
-    cache = _Cache(sum(_bytes(sample) for sample in samples[:2]))
-    cache.put(0, samples[0])
-    cache.put(1, samples[1])
-    cache.get(0)
-    cache.put(2, samples[2])
-    assert cache.get(1) is None and cache.get(0) is samples[0] and cache.get(2) is samples[2]
 
 
 def test_refusals(records, processor):
