@@ -78,3 +78,13 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path):
     return Folder(tmp_path)
+
+
+@pytest.fixture
+def disk(folder):
+    """With the other images that the rows of examples.py name."""
+    (folder.path / "video").mkdir()
+    for name in ("3.jpg", "1.jpg", "2.jpg"):
+        Image.new("RGB", (60, 40)).save(folder.path / "video" / name)
+    Image.new("RGB", (100, 80)).save(folder.path / "c.png")
+    return folder

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from univg_fast.data.scan import Report, scan
+from univg_fast.structs import Record
+
 COT = (
     " First output the thinking process in <think> </think> tags"
     " and then output the bounding box in <answer> </answer> tags."
@@ -156,3 +159,10 @@ HARD: dict[str, list[dict[str, Any]]] = {
         {"images": ["a.png"], "conversations": turns("<image>Where?", "(0,0),(500,250)"), "cot": False},
     ],
 }  # fmt: skip
+
+
+def records_of(folder: Any, *rows: dict[str, Any]) -> tuple[list[Record], Report]:
+    """Those of good rows, written into `folder`."""
+    records, report = scan([folder.jsonl(*rows)])
+    assert not report.bad, report.bad
+    return list(records), report

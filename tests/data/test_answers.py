@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from PIL import Image
 
 from univg_fast.data.convert import convert
 from univg_fast.data.prompts import prompt_text
@@ -11,24 +10,9 @@ from univg_fast.data.scan import scan, write_report
 from univg_fast.rewards import parse
 from univg_fast.rewards.parse import has_format
 
-from .examples import HARD, ROWS, turns
+from .examples import HARD, ROWS, records_of, turns
 
 BOX = (0, 0, 500, 250)
-
-
-@pytest.fixture
-def disk(folder):
-    (folder.path / "video").mkdir()
-    for name in ("3.jpg", "1.jpg", "2.jpg"):
-        Image.new("RGB", (60, 40)).save(folder.path / "video" / name)
-    Image.new("RGB", (100, 80)).save(folder.path / "c.png")
-    return folder
-
-
-def records_of(folder, *rows):
-    records, report = scan([folder.jsonl(*rows)])
-    assert not report.bad, report.bad
-    return list(records), report
 
 
 def asked_and_taught(record):

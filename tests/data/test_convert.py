@@ -7,7 +7,6 @@ import os
 import re
 
 import pytest
-from PIL import Image
 
 from univg_fast.data.__main__ import main
 from univg_fast.data.convert import convert
@@ -21,15 +20,6 @@ from .examples import HARD, ROWS
 NO_RESPONSE = {"univg_r1_stage2", "mig_bench", "easy_r1", "verl"}
 NAMES = [*FORMATS]
 WITH_RESPONSE = ("response", "answer_style", "names_images")  # are a response's
-
-
-@pytest.fixture
-def disk(folder):
-    (folder.path / "video").mkdir()
-    for name in ("3.jpg", "1.jpg", "2.jpg"):
-        Image.new("RGB", (60, 40)).save(folder.path / "video" / name)
-    Image.new("RGB", (100, 80)).save(folder.path / "c.png")
-    return folder
 
 
 def meaning(record: Record, without_response: bool = False) -> dict:

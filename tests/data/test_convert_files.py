@@ -9,19 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from univg_fast.data.__main__ import main
 from univg_fast.data.convert import convert
 
 from .examples import ROWS
-
-
-@pytest.fixture
-def disk(folder):
-    (folder.path / "video").mkdir()
-    Image.new("RGB", (60, 40)).save(folder.path / "video" / "1.jpg")
-    return folder
 
 
 def test_a_file_may_be_converted_in_its_own_place(tmp_path: Path) -> None:

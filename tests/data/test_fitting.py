@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from PIL import Image
 
 from univg_fast.data.convert import convert
 from univg_fast.data.fitting import ANEW, SYSTEM, UNUSED
@@ -18,12 +17,6 @@ SENTENCES = (
     "The cat (10,20),(100,200) sits left of the dog (300,20),(400,200), which barks.",
     "[12, 7, 30, 41] is the order.",
 )
-
-
-@pytest.fixture
-def disk(folder):
-    Image.new("RGB", (100, 80)).save(folder.path / "c.png")
-    return folder
 
 
 def written(path):

@@ -3,30 +3,14 @@
 import json
 
 import pytest
-from PIL import Image
 
 from univg_fast.data.convert import convert
 from univg_fast.data.formats import FORMATS, recognise
 from univg_fast.data.scan import scan
 
-from .examples import HARD, ROWS
+from .examples import HARD, ROWS, records_of
 
 BOX = (0, 0, 500, 250)
-
-
-@pytest.fixture
-def disk(folder):
-    (folder.path / "video").mkdir()
-    for name in ("3.jpg", "1.jpg", "2.jpg"):
-        Image.new("RGB", (60, 40)).save(folder.path / "video" / name)
-    Image.new("RGB", (100, 80)).save(folder.path / "c.png")
-    return folder
-
-
-def records_of(folder, *rows):
-    records, report = scan([folder.jsonl(*rows)])
-    assert not report.bad, report.bad
-    return list(records), report
 
 
 def test_every_format_has_examples():
