@@ -35,6 +35,12 @@ SHORT = {
 }
 
 
+def hear() -> None:
+    """In a new process: signals that nohup or a shell's background job has it ignore arrive again."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def keyed(settings: dict[str, str]) -> dict[str, str]:
     return {key.replace("__", "."): value for key, value in settings.items()}
 
@@ -92,7 +98,13 @@ class Started:
         self.began = time.monotonic()
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=os.environ | more, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=os.environ | more,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=hear,
             )
 
     @property

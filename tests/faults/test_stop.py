@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT, Run
 
-from .conftest import Started, assert_same_numbers
+from .conftest import Started, assert_same_numbers, hear
 
 CODES = {"sigterm": 143, "sigint": 130}
 
@@ -163,7 +163,8 @@ distributed.run(main)
 
 
 def listen(*words: str) -> Any:
-    return subprocess.Popen([sys.executable, "-c", LISTENER, *words], stdout=-1, stderr=-1, text=True)
+    command = [sys.executable, "-c", LISTENER, *words]
+    return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, preexec_fn=hear)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
