@@ -1,0 +1,351 @@
+"""TRL's own GRPOTrainer, with and without the drop-in: losses, gradients and logged metrics; φ against its formula."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+pytest.importorskip("trl", reason="of the extra [dev]")
+import trl.trainer.utils as trl_utils
+from integrations import trl_problem
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
+
+from univg_fast.integrations.trl import patch, patch_logprobs
+from univg_fast.integrations.trl_rows import LOSSES
+
+PPO = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+Run = tuple[list[dict[str, float]], list[dict[str, Tensor]]]
+
+
+def assert_same(ours: Run, theirs: Run, rtol: float = 1e-5) -> None:
+    """Every logged number, and every parameter's gradient by its largest entry."""
+    assert len(ours[0]) == len(theirs[0]) > 0 and len(ours[1]) == len(theirs[1])
+    for mine, other in zip(ours[0], theirs[0], strict=True):
+        assert mine == pytest.approx(other, rel=rtol, abs=1e-6, nan_ok=True)
+    for mine, other in zip(ours[1], theirs[1], strict=True):
+        assert mine.keys() == other.keys()
+        for name, gradient in other.items():
+            error = (mine[name] - gradient).abs().max()
+            assert error <= rtol * gradient.abs().max() + 1e-8, f"{name}: {error}"
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Before its first step."""
+    made = trl_problem.trainer(tmp_path_factory.mktemp("trl"), mask_truncated_completions=False)
+    made.current_gradient_accumulation_steps = 2
+    return made
+
+
+@pytest.fixture(scope="module")
+def inputs(trainer: Any) -> dict[str, Any]:
+    """What TRL samples and scores, and besides: log-probs of an older policy and of a sampler, and words of a tool."""
+    torch.manual_seed(1)
+    batch = trainer._generate_and_score_completions(
+        [{"prompt": name} for name in trl_problem.NAMES[:2] for _ in range(4)]
+    )
+    logps = batch["ref_per_token_logps"]
+    batch["ref_per_token_logps"] = logps + 0.4 * torch.randn_like(logps)
+    with torch.no_grad():
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        own = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, logps.shape[1])[0]
+    batch["old_per_token_logps"] = own + 0.3 * torch.randn_like(own)
+    batch["sampling_per_token_logps"] = batch["old_per_token_logps"] + 0.2 * torch.randn_like(own)
+    batch["tool_mask"] = (torch.rand_like(own) > 0.15).long()
+    assert batch["completion_mask"].sum(1).unique().numel() > 1
+    return batch
+
+
+@pytest.fixture
+def settings(trainer: Any) -> Iterator[None]:
+    """What a test sets on the trainer and its arguments goes away again."""
+    before, arguments = dict(vars(trainer)), dict(vars(trainer.args))
+    yield
+    vars(trainer).clear()
+    vars(trainer).update(before)
+    vars(trainer.args).clear()
+    vars(trainer.args).update(arguments)
+
+
+def step(trainer: Any, batch: dict[str, Any]) -> Run:
+    """One loss and its gradients."""
+    trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+    logged = {name: values[0] for name, values in trainer._metrics["train"].items()}
+    return [logged | {"loss": loss.item()}], [{n: p.grad.clone() for n, p in trainer.model.named_parameters()}]
+
+
+def check(trainer: Any, batch: dict[str, Any], **set_to: Any) -> Run:
+    for name, value in set_to.items():
+        setattr(trainer.args if name in vars(trainer.args) and name not in vars(trainer) else trainer, name, value)
+    trainer._entropy_bonus_enabled = bool(trainer.entropy_coef)
+    theirs = step(trainer, batch)
+    with patch(trainer):
+        ours = step(trainer, batch)
+    assert_same(ours, theirs)
+    assert any(gradient.any() for gradient in theirs[1][0].values())
+    return ours
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_loss_gradients_and_metrics_are_the_hosts(trainer: Any, inputs: dict[str, Any], loss_type: str) -> None:
+    high = {"cispo": 1.1}.get(loss_type, 0.15)
+    for level, (coef, quantile), drift in product(("token", "sequence"), ((0.0, 1.0), (0.02, 0.6)), (None, 0.02)):
+        check(
+            trainer,
+            inputs,
+            loss_type=loss_type,
+            importance_sampling_level=level,
+            epsilon_low=0.1,
+            epsilon_high=high,
+            entropy_coef=coef,
+            top_entropy_quantile=quantile,
+            off_policy_mask_threshold=drift,
+            delta=1.1 if loss_type in PPO and drift else None,
+        )
+
+
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "vespo"])
+def test_the_samplers_importance_ratio(trainer: Any, inputs: dict[str, Any], loss_type: str) -> None:
+    difference = inputs["old_per_token_logps"] - inputs["sampling_per_token_logps"]
+    for ratio in (difference.exp(), difference.sum(1, keepdim=True).exp()):
+        ratio = ratio.masked_fill(ratio > 1.5, 0)
+        assert (ratio == 0).any()
+        batch = inputs | {"importance_sampling_ratio": ratio}
+        check(trainer, batch, loss_type=loss_type, use_vllm=True, vllm_importance_sampling_correction=True)
+
+
+@pytest.mark.usefixtures("settings")
+def test_on_policy_advantages_per_token_no_kl_and_nothing_that_counts(trainer: Any, inputs: dict[str, Any]) -> None:
+    new = {k: v for k, v in inputs.items() if k not in ("old_per_token_logps", "ref_per_token_logps", "tool_mask")}
+    check(trainer, new, beta=0.0)
+    check(trainer, new | {"advantages": torch.randn(inputs["completion_ids"].shape)}, beta=0.0)
+    check(trainer, inputs, loss_type="bnpo", use_bias_correction_kl=False)
+    nothing = inputs | {"completion_mask": torch.zeros_like(inputs["completion_mask"])}
+    with patch(trainer):
+        logged, (gradients,) = step(trainer, nothing)
+    assert logged[0]["loss"] == 0 and not any(g.any() for g in gradients.values())
+
+
+def by_formula(trainer: Any, batch: dict[str, Any], phi: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """mean_i (1/|o_i|) sum_t (phi_i · -min(r A, clip(r) A) + beta · k3), over 2 accumulated steps, in fp64."""
+    model = deepcopy(trainer.model).double()
+    del model.forward  # transformers' own, with logits
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    length, mask = batch["completion_ids"].shape[1], batch["completion_mask"] * batch["tool_mask"]
+    logits = model(input_ids=ids, attention_mask=attention).logits[:, -length - 1 : -1] / trainer.temperature
+    logp = logits.log_softmax(-1).gather(-1, batch["completion_ids"][..., None])[..., 0]
+    ratio = (logp - batch["old_per_token_logps"]).exp()
+    advantage = batch["advantages"].double()[:, None]
+    clipped = ratio.clamp(1 - trainer.epsilon_low, 1 + trainer.epsilon_high)
+    difference = batch["ref_per_token_logps"] - logp
+    kl = (difference.exp() - difference - 1) * ratio
+    terms = -phi.double()[:, None] * torch.min(ratio * advantage, clipped * advantage) + trainer.beta * kl
+    loss = ((terms * mask).sum(1) / mask.sum(1).clamp(min=1)).mean() / 2
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.usefixtures("settings")
+def test_phi_weighs_the_policy_term_as_the_formula_says(trainer: Any, inputs: dict[str, Any]) -> None:
+    phi = torch.tensor([1.7, 1.7, 0.4, 0.4, -0.3, -0.3, 1.0, 2.0])  # "log" goes below 0
+    trainer.loss_type = "grpo"
+    loss, gradients = by_formula(trainer, inputs, phi)
+    with patch(trainer):
+        logged, (ours,) = step(trainer, inputs | {"phi": phi})
+    assert logged[0]["loss"] == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert (ours[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+    plain, _ = by_formula(trainer, inputs, torch.ones(8))
+    assert abs(plain - loss) > 1e-3 * abs(loss)
+
+
+@pytest.mark.usefixtures("settings")
+def test_phi_comes_from_the_reward_of_that_name(trainer: Any) -> None:
+    scored: list[Tensor] = []
+    prompts = [{"prompt": name} for name in trl_problem.NAMES[:2] for _ in range(4)]
+    plain = trainer._calculate_rewards
+
+    def some_unknown(*args: Any) -> Tensor:
+        rewards = plain(*args)
+        rewards[0, 0] = torch.nan  # the function gave None
+        scored.append(rewards)
+        return rewards
+
+    trainer._calculate_rewards = some_unknown
+    trainer._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+    with patch(trainer, phi="iou", difficulty="power", difficulty_power=2.0):
+        phi = trainer._generate_and_score_completions(prompts)["phi"]
+    iou = scored[0][:, 0]
+    expected = torch.stack([(1.05 - group[~group.isnan()].mean()) ** 2 for group in (iou[:4], iou[4:])])
+    torch.testing.assert_close(phi, expected.repeat_interleave(4))
+    assert trainer._metrics["train"]["difficulty_weight"] == pytest.approx([expected.mean().item()])
+    assert trainer._metrics["train"]["miou"] == pytest.approx([(iou[1:4].mean() / 2 + iou[4:].mean() / 2).item()])
+    assert "phi" not in trainer._generate_and_score_completions(prompts)
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "dapo": {"num_iterations": 2, "entropy_coef": 0.01},
+    "gspo, adaptive entropy": {
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence",
+        "use_adaptive_entropy": True,
+        "entropy_target": 3.69,
+        "steps_per_generation": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_some_steps_of_its_train(tmp_path: Path, name: str) -> None:
+    theirs = trl_problem.run(trl_problem.trainer(tmp_path / "theirs", **RUNS[name]))
+    made = trl_problem.trainer(tmp_path / "ours", **RUNS[name])
+    with patch(made):
+        ours = trl_problem.run(made)
+    assert_same(ours, theirs, rtol=5e-5)  # steps add up
+    assert len(theirs[0]) == 3 and theirs[0][0]["kl"] > 0
+
+
+def test_gmpo(tmp_path: Path) -> None:
+    settings = {"cls": GMPOTrainer, "config": GMPOConfig, "num_iterations": 2, "max_steps": 2}
+    theirs = trl_problem.run(trl_problem.trainer(tmp_path / "theirs", **settings))
+    made = trl_problem.trainer(tmp_path / "ours", **settings)
+    with patch(made):
+        ours = trl_problem.run(made)
+    assert_same(ours, theirs, rtol=5e-5)
+
+
+def test_a_difficulty_weight_in_training(tmp_path: Path) -> None:
+    made = trl_problem.trainer(tmp_path, max_steps=2)
+    with patch(made, phi="iou"):
+        logs, _ = trl_problem.run(made)
+    weights = [row["difficulty_weight"] for row in logs]
+    assert weights == pytest.approx([2.718281828 ** (1 - row["miou"]) for row in logs], rel=0.05)  # convex in mIoU
+    assert all(1 < weight < 2.7183 for weight in weights)
+
+
+def test_a_qwen2_vl_with_images(tmp_path: Path) -> None:
+    from bench.trl_problem import make_records, make_tokenizer
+    from bench.trl_step import SIZES
+    from bench.trl_trainer import make_trainer
+    from univg_fast.data.samples import make_processor
+
+    size, runs = SIZES["tiny"], []
+    for name in ("theirs", "ours"):
+        folder = tmp_path / name
+        folder.mkdir()
+        records = make_records(size, folder)
+        if not runs:
+            from bench.rollout import make_model
+
+            make_model(size, torch.device("cpu"))[1].save_pretrained(tmp_path / "model")
+        processor = make_processor(make_tokenizer(size), prompt_template="short")
+        transformers.set_seed(5)
+        made = make_trainer(size, tmp_path / "model", records, processor, 2, folder / "out")
+        made.args.logging_strategy, made.args.logging_steps = transformers.IntervalStrategy.STEPS, 1
+        made.state.logging_steps = 1
+        if name == "ours":
+            patch(made)
+        runs.append(trl_problem.run(made))
+    patched, (theirs, ours) = made, runs
+    assert_same(ours, theirs, rtol=1e-4)  # AdamW makes whole steps of a gradient's last digit
+    assert len(theirs[0]) == 2 and patched.captured[0]["image_grid_thw"].shape[0] == size.group * size.images
+
+
+@pytest.mark.usefixtures("settings")
+def test_no_row_of_logits_is_made_of_prompts_or_padding(
+    trainer: Any, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from univg_fast.integrations import trl_head
+
+    seen = []
+    kernel = trl_head.linear_grpo_loss
+
+    def watched(hidden: Tensor, *args: Any, **rows: Any) -> Any:
+        seen.append(len(hidden))
+        return kernel(hidden, *args, **rows)
+
+    monkeypatch.setattr(trl_head, "linear_grpo_loss", watched)
+    with patch(trainer):
+        step(trainer, inputs)
+    assert seen == [int(inputs["completion_mask"].sum())]
+
+
+@pytest.mark.usefixtures("settings")
+def test_log_probs_only(trainer: Any, inputs: dict[str, Any]) -> None:
+    trainer.entropy_coef, trainer._entropy_bonus_enabled = 0.02, True
+    theirs = step(trainer, inputs)
+    with patch_logprobs():
+        ours = step(trainer, inputs)
+    assert_same(ours, theirs)
+
+
+def test_what_asks_for_more_than_log_probs_stays_the_hosts() -> None:
+    hidden, weight, ids = torch.randn(5, 8), torch.randn(11, 8), torch.arange(5)
+    arguments = (hidden, weight, None, ids, 0.7, 4, None, 1.0, ("log_probs", "is_top1"))
+    theirs = trl_utils._ChunkedLogProbFunction.apply(*arguments)
+    with patch_logprobs():
+        ours = trl_utils._ChunkedLogProbFunction.apply(*arguments)
+    assert torch.equal(ours[4], theirs[4]) and torch.equal(ours[0], theirs[0])
+
+
+def test_everything_is_put_back(trainer: Any) -> None:
+    before, function = set(vars(trainer)), trl_utils._ChunkedLogProbFunction
+    with patch(trainer, phi="iou"):
+        assert trl_utils._ChunkedLogProbFunction is not function
+        with pytest.raises(ValueError, match="patched already"):
+            patch(trainer)
+        with pytest.raises(ValueError, match="patched already"):
+            patch_logprobs()
+    assert set(vars(trainer)) == before and trl_utils._ChunkedLogProbFunction is function
+    assert trl_utils._use_triton(torch.device("cpu")) is False
+
+
+@pytest.mark.usefixtures("settings")
+def test_refused_at_entry(trainer: Any) -> None:
+    with pytest.raises(ValueError, match="one of the reward functions iou, short, got 'giou'"):
+        patch(trainer, phi="giou")
+    with pytest.raises(ValueError, match="kind must be one of"):
+        patch(trainer, phi="iou", difficulty="cubic")
+    with pytest.raises(ValueError, match=r"takes a trl\.GRPOTrainer, got dict"):
+        patch({})
+    trainer.loss_type = "reinforce"
+    with pytest.raises(ValueError, match="loss_type must be one of grpo, bnpo, .* got 'reinforce'"):
+        patch(trainer)
+    trainer.args.fp16 = True
+    with pytest.raises(ValueError, match="fp16=True is not supported"):
+        patch(trainer)
+    assert "_compute_loss" not in vars(trainer)
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_loss_of_ones_own_is_refused(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(GRPOTrainer):
+        def _compute_loss(self, model: Any, inputs: Any) -> Any:
+            return 0.0
+
+    monkeypatch.setattr(trainer, "__class__", Mine)
+    with pytest.raises(ValueError, match="Mine has a _compute_loss of its own"):
+        patch(trainer)
+
+
+def test_another_release_is_refused(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "1.17.0")
+    with pytest.raises(ValueError, match=r"trl 1\.17\.0 is installed, .* pip install \"trl==1\.16\.\*\""):
+        patch(trainer)

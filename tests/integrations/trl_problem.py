@@ -1,0 +1,110 @@
+"""TRL's GRPOTrainer on a text model that trains in a moment; every token is a word, and rewards are counts of words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+VOCAB = 61
+WORDS = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(VOCAB - 3))]
+NAMES = ("w3 w4 w5 w6", "w7", "w8 w9 w10", "w11 w12 w13 w14 w15 w16")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>", padding_side="left"
+    )
+
+
+def iou(completions: list[str], **columns: Any) -> list[float]:
+    """Of each completion a number in [0, 1] that differs within and between groups."""
+    return [sum(int(word[1:]) for word in text.split() if word[0] == "w") % 97 / 97 for text in completions]
+
+
+def short(completions: list[str], **columns: Any) -> list[float]:
+    return [-0.1 * len(text.split()) for text in completions]
+
+
+def trainer(folder: Path, cls: type = GRPOTrainer, config: type = GRPOConfig, **settings: Any) -> Any:
+    """Two prompts of four completions a micro-batch, two micro-batches a step; the policy lies off the reference."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=VOCAB,
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter.data.add_(0.15 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder / "model")
+    tokenizer().save_pretrained(folder / "model")
+    policy = Qwen2ForCausalLM.from_pretrained(folder / "model")
+    for parameter in policy.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    defaults = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 7,
+        "beta": 0.1,
+        "learning_rate": 0.1,
+        "optim": "sgd",  # Adam makes whole steps of a gradient's last digit
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "temperature": 0.9,
+    }
+    made = cls(
+        model=policy,
+        args=config(output_dir=str(folder / "out"), **defaults | settings),
+        processing_class=tokenizer(),
+        reward_funcs=[iou, short],
+        train_dataset=Dataset.from_dict({"prompt": list(NAMES)}),
+    )
+    return made
+
+
+class Watch(TrainerCallback):
+    """Gradients as the optimizer gets them, step by step."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def run(made: Any) -> tuple[list[dict[str, float]], list[dict[str, torch.Tensor]]]:
+    """(what it logs, its gradients) at each step."""
+    watch = Watch()
+    made.add_callback(watch)
+    made.train()
+    made.remove_callback(watch)
+    clock = ("runtime", "per_second", "step_time", "flos", "profiling/", "train_loss")
+    logs = [{k: v for k, v in row.items() if not any(c in k for c in clock)} for row in made.state.log_history]
+    return [row for row in logs if "loss" in row], watch.gradients
