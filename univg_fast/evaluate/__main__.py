@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     add("--predictions", type=Path, help="answers to score (JSONL)")
     add("--model", help="or: the folder of a model that answers first; --section.key=value as in training")
     add("--config", help="what the model is asked with (default: the config.yaml of the run that it lies in)")
+    add("--oracle-image", action="store_true", help="show the model only the images that hold a target")
     add("--out", required=True, type=Path, help="folder of results.json, rows.jsonl and the model's answers")
     return top
 
@@ -40,8 +41,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("expected either --predictions or --model")
         if given.model:
             return ask_model(given, keys)
-        if keys or given.config:
-            raise ValueError(f"expected --model with {' '.join(keys) or '--config'}")
+        alone = [*keys, *(["--config"] if given.config else []), *(["--oracle-image"] if given.oracle_image else [])]
+        if alone:
+            raise ValueError(f"expected --model with {' '.join(alone)}")
         score_file(given)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -85,6 +87,7 @@ def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> Non
     from univg_fast import distributed
     from univg_fast.evaluate.ask import ask
     from univg_fast.evaluate.benchmarks import read_items
+    from univg_fast.evaluate.oracle import with_oracle_image
     from univg_fast.evaluate.results import digest, result_of, write_result
 
     device = distributed.init(timeout_s=7 * 86400)  # ranks wait for the slowest one at the end
@@ -92,7 +95,10 @@ def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> Non
     items = items[: config.evaluate.max_samples]
     if distributed.is_main():
         print(f"{len(items)} entries; the model is asked as {source} says", flush=True)
-    answers, generation = ask(given.model, config, items, given.data, given.out, device)
+    oracle = None
+    if given.oracle_image:
+        items, oracle = with_oracle_image(items)
+    answers, generation = ask(given.model, config, items, given.data, given.out, device, given.oracle_image)
     if distributed.is_main():
         files = {"data": str(given.data), "data_digest": digest(given.data)}
         report = {"errors": sum(said.error is not None for said in answers.values())}
@@ -100,6 +106,8 @@ def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> Non
         about = {"model": given.model, "generation": generation, "max_samples": config.evaluate.max_samples,
                  "files": files, "predictions": report}  # fmt: skip
         result, rows = result_of(given.benchmark, protocol, given.parser, items, answers, about)
+        if oracle:
+            result |= {"oracle_image": oracle, "published": []}  # the published models saw all images
         write_result(given.out, result, rows)
         tell(result, given.out)
     distributed.barrier()

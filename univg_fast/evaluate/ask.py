@@ -25,13 +25,20 @@ SAY_EVERY_S = 10.0
 
 
 def ask(
-    model: str, config: Config, items: Sequence[Item], data: Path, out: Path, device: torch.device
+    model: str,
+    config: Config,
+    items: Sequence[Item],
+    data: Path,
+    out: Path,
+    device: torch.device,
+    oracle_image: bool = False,
 ) -> tuple[dict[str, Prediction], dict[str, Any]]:
     """Answers by uid, on every rank, and what they depend on. Collective.
 
-    An answer that lies in `out` from before is not asked for again. ValueError where those are of other settings.
+    An answer that lies in `out` from before is not asked for again. `oracle_image`: the items are those of oracle.py.
+    ValueError where the answers in `out` are of other settings.
     """
-    generation = settings_of(config)
+    generation = settings_of(config) | ({"oracle_image": True} if oracle_image else {})
     journal = Journal(out, {"model": model, "weights": weights_of(model), "data": digest(data), **generation})
     distributed.barrier()  # all have read before any file is cut or grows
     left = [item for item in items if item.uid not in journal.answers]

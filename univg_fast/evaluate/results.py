@@ -76,7 +76,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def lines_of(result: Mapping[str, Any]) -> list[str]:
-    """What is odd about data, predictions and answers, each in a line; nothing where all is well."""
+    """What is odd about data, predictions and answers, and what the model was not shown, each in a line."""
     out = []
     for name in ("data", "predictions"):
         report = result.get(name, {})
@@ -85,6 +85,9 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
             out.append(f"{name}: " + ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in odd.items()))
         for task, count in report.get("other_number_than_published", {}).items():
             out.append(f"{name}: {task} has {count} entries of the published set")
+    if shown := result.get("oracle_image"):
+        unknown = f", {shown['unknown']} with all, as nobody says which holds the target" if shown["unknown"] else ""
+        out.append(f"oracle image: {shown['reduced']} entries shown without their other images{unknown}")
     odd = {k: v for k, v in result["counts"].items() if v}
     if odd:
         told = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in odd.items())
@@ -94,7 +97,8 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
 
 def table_of(result: Mapping[str, Any]) -> Table:
     """A line per task, their mean, all samples, and below them the published averages."""
-    heading = f"{result['benchmark']} ({result['protocol']}, parser {result['parser']}), %"
+    told = f"{result['protocol']}, parser {result['parser']}{', oracle image' if result.get('oracle_image') else ''}"
+    heading = f"{result['benchmark']} ({told}), %"
     table = Table(title=heading, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("task", no_wrap=True)
     for label in ("n", *COLUMNS.values(), "95% of Acc@0.5"):

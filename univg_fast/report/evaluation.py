@@ -110,7 +110,8 @@ def about(result: Mapping[str, Any]) -> str:
     """What was scored, and how, in a line."""
     model = f"model {result['model']}" if result.get("model") else "answers from a file"
     part = f" · the first {result['max_samples']} entries only" if result.get("max_samples") else ""
-    return f"{model} · protocol {result['protocol']} · parser {result['parser']}{part}"
+    oracle = " · oracle image: only images that hold a target were shown" if result.get("oracle_image") else ""
+    return f"{model} · protocol {result['protocol']} · parser {result['parser']}{part}{oracle}"
 
 
 def published_lines(result: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
