@@ -22,6 +22,12 @@ class Sample(NamedTuple):
     peak_bytes: float  # memory above what was there before
 
 
+class Opened(NamedTuple):
+    memory: float
+    wall: float
+    cpu: float
+
+
 class Cpu:
     kind = "cpu"
     modes = ("fresh",)  # inputs are new copies, mostly out of the cache at these sizes
@@ -34,12 +40,19 @@ class Cpu:
     def sample(self, run: Callable[[], Any], mode: str) -> Sample:
         if mode == "cold":
             self.flush()
-        before = self._reset_peak()
-        wall, cpu = time.perf_counter(), time.process_time()
+        opened = self.open()
         kept = run()  # what it returns lives until memory has been read
-        sample = Sample(time.perf_counter() - wall, time.process_time() - cpu, self._peak() - before)
+        sample = self.close(opened)
         del kept
         return sample
+
+    def open(self) -> Opened:
+        """The clock starts; `close` makes the sample."""
+        return Opened(self._reset_peak(), time.perf_counter(), time.process_time())
+
+    def close(self, opened: Opened) -> Sample:
+        seconds, cpu = time.perf_counter() - opened.wall, time.process_time() - opened.cpu
+        return Sample(seconds, cpu, self._peak() - opened.memory)
 
     def flush(self) -> None:
         """Push everything else out of the cache that is worth the name."""
@@ -101,6 +114,16 @@ class Cuda:
         peak = torch.cuda.max_memory_allocated() - before
         del kept
         return Sample(start.elapsed_time(end) / 1e3, time.process_time() - cpu, float(peak))
+
+    def open(self) -> Opened:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return Opened(float(torch.cuda.memory_allocated()), time.perf_counter(), time.process_time())
+
+    def close(self, opened: Opened) -> Sample:
+        torch.cuda.synchronize()
+        seconds, cpu = time.perf_counter() - opened.wall, time.process_time() - opened.cpu
+        return Sample(seconds, cpu, torch.cuda.max_memory_allocated() - opened.memory)
 
     def flush(self) -> None:
         torch.empty(self.cache_bytes, dtype=torch.uint8, device=self.torch).fill_(1)

@@ -36,7 +36,7 @@ def measure(
     samples: dict[str, list[Sample]] = {name: [] for name in warm}
     order = list(warm)
     for name in [n for n in order if warm[n].seconds > SLOW * seconds]:
-        samples[name].append(_once(variants[name], device, mode))
+        samples[name].append(once(variants[name], device, mode))
         if samples[name][0].seconds > SLOW * seconds:  # it was not the compilation
             order.remove(name)
     for done in range(rounds):
@@ -44,7 +44,7 @@ def measure(
             break
         for i in range(len(order)):
             name = order[(done + i) % len(order)]
-            samples[name].append(_once(variants[name], device, mode))
+            samples[name].append(once(variants[name], device, mode))
     return samples, failures
 
 
@@ -53,14 +53,14 @@ def _warm_up(variants: dict[str, Prepare], device: Device, mode: str) -> tuple[d
     warm, failures = {}, {}
     for name, prepare in variants.items():
         try:
-            warm[name] = _once(prepare, device, mode)
+            warm[name] = once(prepare, device, mode)
         except Exception as error:
             failures[name] = failure(error)
             device.release()
     return warm, failures
 
 
-def _once(prepare: Prepare, device: Device, mode: str) -> Sample:
+def once(prepare: Prepare, device: Device, mode: str) -> Sample:
     run = prepare()
     gc.collect()
     gc.disable()

@@ -53,10 +53,10 @@ def main() -> None:
     for of_case in run_cases(cases, device, ceilings, limits):
         rows += of_case
         print(table.block(of_case), flush=True)
+        if options.out:
+            save(options.out, rows, origin)  # after each case: whoever ends this command keeps what there is
     if not tiny:
         print(f"\n{targets.text(rows)}", flush=True)
-    if options.out:
-        save(options.out, rows, origin)
     wrong = [f"{r['case']}: {r['variant']} is {r['status']}" for r in rows if r.get("own") and r["status"] != "timed"]
     if wrong:
         raise SystemExit("\n".join(wrong))

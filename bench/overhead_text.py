@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from .results import FOLDER
+from .results import FOLDER, newest
 
 TEXT = """## What a step does beside model, optimizer and rollout
 
@@ -35,13 +34,10 @@ Of the demo's step, by phase: {parts}.
 """
 
 
-def newest(folder: Path = FOLDER) -> Path:
-    return max(folder.glob("overhead_*.jsonl"), key=lambda path: path.name)
-
-
-def overhead_section(path: Path | None = None) -> str:
-    path = path or newest()
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def overhead_section(folder: Path = FOLDER) -> str:
+    if not (found := newest(folder, "overhead")):
+        return ""
+    path, rows = found["cpu"]
     (counted,) = (row for row in rows if row["where"] == "2b" and row["stage"] == "grpo")
     return TEXT.format(
         name=path.name,

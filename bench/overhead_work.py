@@ -50,10 +50,10 @@ def config_of(stage: str) -> Config:
     return load_config(["--config", name, "--log.rollout_steps=1"])
 
 
-def step_flops(stage: str) -> StepFlops:
-    """Of Qwen2-VL-2B, whose weights are never made."""
+def step_flops(stage: str, text: dict[str, Any] = TEXT, vision: dict[str, Any] = VISION) -> StepFlops:
+    """Of Qwen2-VL-2B or another one of that family, whose weights are never made. The tower is frozen."""
     with torch.device("meta"):
-        model = CLASSES[1]._from_config(CLASSES[0](text_config=TEXT, vision_config=VISION))
+        model = CLASSES[1]._from_config(CLASSES[0](text_config=text, vision_config=vision))
     model.tie_weights()
     freeze_vision(model.model.visual, True)
     packed: Any = SimpleNamespace(model=model, vision_trains=False)

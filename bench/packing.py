@@ -1,6 +1,6 @@
 """How full rows get, what that saves and how fast a plan is made, for the mix of images of MIG-Bench. Needs no GPU.
 
-    python -m bench.packing [--window 512] [--budget 16384] [--batch 24] [--windows 20]
+    python -m bench.packing [--window 512] [--budget 16384] [--batch 24] [--windows 20] [--out FILE.jsonl]
 
 The ten tasks have MIG-Bench's numbers of rows and of images a row, as they are known: where only the range and the mean
 are, the flattest distribution that has them. Its image sizes are not, so two assumptions stand side by side: every
@@ -14,15 +14,22 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from univg_fast.config import PackConfig, SftConfig
 from univg_fast.data.coordinates import smart_resize
 from univg_fast.data.windows import Planning, share_out, window_steps
-from univg_fast.packing.plan import GroupSize, pack, plan_window
+from univg_fast.packing.plan import GroupSize, pack
 from univg_fast.packing.report import figures, tally
+
+from .device import Cpu
+from .harness import stamp
+from .run import save
+
+Row = dict[str, Any]
 
 FACTOR, PATCHES = 28, 4  # pixels of a token's side, and its patches: Qwen2-VL
 # rows, fewest and most images of a row, their mean
@@ -92,33 +99,55 @@ def best_of(function: Callable[[], object], repeats: int = 3) -> float:
     return min(taken) * 1e3
 
 
-def by_window(drawn: list[list[GroupSize]], steps: int, batch: int, budget: int) -> str:
-    """Fill and samples of a step where `steps` steps are planned together."""
-    fills, counts = [], []
+def of_steps(drawn: list[list[GroupSize]], together: int, ranks: int, batch: int, budget: int) -> Row:
+    """Where `together` steps are planned at once and dealt to `ranks`: fill of the rows, samples a step, passes of the
+    rank with most rows, what the busiest rank has to do beyond the mean one, tokens below padded batches."""
+    found, counts, passes = [], [], []
     for at, sizes in enumerate(drawn):
-        rows = []
-        for first in range(0, len(sizes), steps * batch):
-            part = sizes[first : first + steps * batch]
-            planned = plan_window(part, steps, budget, [0, at])
-            counts += [sum(map(len, step)) for step in planned]
-            rows += [sum(part[i].tokens for i in row) for step in planned for row in step]
-        fills.append(sum(rows) / (len(rows) * budget))
-    return f"fill {np.mean(fills):.2%}, least {min(fills):.2%}; {min(counts)} to {max(counts)} samples a step"
+        for first in range(0, len(sizes), together * batch):
+            part = sizes[first : first + together * batch]
+            for by_rank in share_out(part, together, ranks, Planning(budget, len(part)), [0, at]):
+                shares = [[[part[i] for i in row] for row in rows] for rows in by_rank]
+                tallies = [tally([size for row in rows for size in row], rows, budget) for rows in shares]
+                sums = {key: sum(one[key] for one in tallies) for key in tallies[0]}
+                found.append(figures(sums, max(one["cost"] for one in tallies), ranks))
+                counts.append(sum(len(row) for rows in by_rank for row in rows))
+                passes.append(max(len(rows) for rows in by_rank))
+    names = {"fill": "pack/fill", "imbalance": "pack/imbalance", "saved": "pack/saved"}
+    mean: Row = {name: float(np.mean([one[key] for one in found])) for name, key in names.items()}
+    mean["fill"] = sum(f["packed_tokens"] for f in found) / (sum(f["pack/rows"] for f in found) * budget)
+    return mean | {"passes": float(np.mean(passes)), "fewest": min(counts), "most": max(counts)}
 
 
-def by_ranks(drawn: list[list[GroupSize]], steps: int, ranks: int, budget: int) -> str:
-    """What a rank waits for another, in the mean over steps."""
-    found = []
-    for at, sizes in enumerate(drawn):
-        for by_rank in share_out(sizes, steps, ranks, Planning(budget, len(sizes)), [0, at]):
-            shares = [[[sizes[i] for i in row] for row in rows] for rows in by_rank]
-            tallies = [tally([size for row in rows for size in row], rows, budget) for rows in shares]
-            sums = {key: sum(one[key] for one in tallies) for key in tallies[0]}
-            found.append(figures(sums, max(one["cost"] for one in tallies), ranks))
-    mean = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+def measured(window: int, batch: int, budget: int, windows: int) -> list[Row]:
+    """A row for each draw of sizes, number of ranks and window (0: each step by itself); then of the plan's time."""
+    steps = window_steps(window, batch, sum(rows for rows, *_ in TASKS))
+    out: list[Row] = []
+    for draw in DRAWS:
+        random = np.random.default_rng(0)
+        found = samples(draw, random)
+        drawn = [[found[i] for i in random.permutation(len(found))[: steps * batch]] for _ in range(windows)]
+        base = {"bench": "packing", "draw": draw.name, "batch": batch, "budget": budget}
+        base["mean_tokens"] = float(np.mean([size.tokens for size in found]))
+        for ranks in (1, 2, 4, 8):
+            for together in (steps, 1):
+                row = {"ranks": ranks, "window": window if together > 1 else 0}
+                out.append(base | row | of_steps(drawn, together, ranks, batch, budget))
+    lengths = [size.tokens for size in found]
+    for many in (lengths[:512], lengths, lengths * 8):
+        taken = best_of(partial(pack, many, budget))
+        out.append({"bench": "packing", "lengths": len(many), "plan_ms": taken})
+    return out
+
+
+def line(row: Row) -> str:
+    if "plan_ms" in row:
+        each = row["plan_ms"] / row["lengths"] * 1e3
+        return f"plan of {row['lengths']:6,} lengths: {row['plan_ms']:6.1f} ms, {each:.2f} us each"
+    ranks, samples_a_step = f"{row['ranks']} ranks, window {row['window']:3}", f"{row['fewest']} to {row['most']}"
     return (
-        f"fill {mean['pack/fill']:.2%}; the busiest has {mean['pack/imbalance']:.2%} more to do than the mean one; "
-        f"{mean['pack/saved']:.1%} below padded batches"
+        f"  {ranks}  fill {row['fill']:.2%}; {row['passes']:.1f} passes and {samples_a_step} samples a step; "
+        f"the busiest has {row['imbalance']:.2%} more to do than the mean one; {row['saved']:.1%} below padded batches"
     )
 
 
@@ -128,24 +157,17 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=PackConfig().budget_tokens)
     parser.add_argument("--batch", type=int, default=SftConfig().per_step_samples)
     parser.add_argument("--windows", type=int, default=20, help="how many are drawn")
+    parser.add_argument("--out", type=Path, help="write the rows to this file")
     given = parser.parse_args()
-    steps = window_steps(given.window, given.batch, sum(rows for rows, *_ in TASKS))
-    print(f"rows of {given.budget:,} tokens, steps of {given.batch} samples, windows of {steps} steps")
-    for draw in DRAWS:
-        random = np.random.default_rng(0)
-        found = samples(draw, random)
-        drawn = [
-            [found[i] for i in random.permutation(len(found))[: steps * given.batch]] for _ in range(given.windows)
-        ]
-        print(f"{draw.name}: {np.mean([size.tokens for size in found]):,.0f} tokens a sample in the mean")
-        print(f"  window on   {by_window(drawn, steps, given.batch, given.budget)}")
-        print(f"  window off  {by_window(drawn, 1, given.batch, given.budget)}")
-        for ranks in (2, 4, 8):
-            print(f"  {ranks} ranks     {by_ranks(drawn, steps, ranks, given.budget)}")
-    lengths = [size.tokens for size in found]
-    for many in (lengths[:512], lengths, lengths * 8):
-        taken = best_of(partial(pack, many, given.budget))
-        print(f"plan of {len(many):6,} lengths: {taken:6.1f} ms, {taken / len(many) * 1e3:.2f} us each")
+    print(f"rows of {given.budget:,} tokens, steps of {given.batch} samples")
+    rows, draw = measured(given.window, given.batch, given.budget, given.windows), ""
+    for row in rows:
+        if row.get("draw", draw) != draw:
+            draw = row["draw"]
+            print(f"{draw}: {row['mean_tokens']:,.0f} tokens a sample in the mean")
+        print(line(row))
+    if given.out:
+        save(given.out, rows, stamp(Cpu()))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .blocks import fill_pages
 from .loads import ROOT
 from .loads_text import loads_section
 from .overhead_text import overhead_section
 from .plot import draw
-from .results import FOLDER, by_case, newest
+from .results import FOLDER, by_case, newest, origin
+from .roofline import draw_roofline
+from .sections import runs_section, sections
 from .table import fast_row, ratio, seconds
 from .targets import targets
 
@@ -23,9 +26,14 @@ HEAD = """# Benchmarks
 Made by `python -m bench.report` from the newest files in [bench/results](../bench/results); not written by hand.
 
 ```bash
-make bench    # this table on your CPU, in ten minutes: proofs first, then times, then the targets
-make gpu      # the same command on an NVIDIA GPU, in eight
+make bench                              # everything on this page on your CPU, in ten minutes: checks first, then times
+make gpu                                # the same on an NVIDIA GPU, in eight
+make bench ARGS="--base HEAD~1"         # this checkout against another commit, in turns; fails where it is slower
+python -m bench.report                  # this page and its pictures from bench/results
 ```
+
+One table, one command: [suite.py](../bench/suite.py) lists them with their shares of the time, and each stands at its
+table below.
 
 Every variant is proved before it is timed, at the same vocabulary: loss and gradients against fp64, within twice the
 error of eager torch in the same dtype + 1e-6 (fp32) or 1e-4 (bf16); packages of others within ten times that. What
@@ -37,6 +45,13 @@ the time, as a share of what a copy or a sweep in place reaches on this machine,
 of the products that it needs, as a share of a large square product. `univg reference` is the specification in plain
 torch.
 """
+ROOFLINE = """![Roofline of the loss heads](roofline_{kind}.png)
+
+Both roofs are this run's own ceilings; the share beside a point of ours is of the roof above it. Bytes are those that
+a head cannot avoid, FLOPs those of its products, or 8 a logit where there are none
+([roofline.py](../bench/roofline.py)). Above the roof of the products lies what multiplies faster than the square
+product that the ceiling is.
+"""
 NONE = """## {kind}
 
 Nothing is claimed: no run of `make {command}` is among the results.
@@ -44,24 +59,22 @@ Nothing is claimed: no run of `make {command}` is among the results.
 COMMANDS = {"cpu": "bench", "cuda": "gpu"}
 
 
-def document(found: dict[str, tuple[Path, list[Row]]], loads: str) -> str:
+def document(found: dict[str, tuple[Path, list[Row]]], *more: str) -> str:
+    """`more`: the sections behind those of the ops."""
     devices = [
         _device(kind, *found[kind]) if kind in found else NONE.format(kind=kind.upper(), command=command)
         for kind, command in COMMANDS.items()
     ]
-    return "\n".join([HEAD, *devices, loads])
+    return "\n".join([HEAD, *devices, *more])
 
 
 def _device(kind: str, path: Path, rows: list[Row]) -> str:
-    origin, versions = rows[0], ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items())
     timed = [r for r in rows if r["status"] == "timed"]
     gemm = {r["dtype"]: r["ceiling_gemm_flops_per_s"] for r in timed}
-    threads = f", {origin['threads']} threads" if "threads" in origin else ""
     lines = [
-        f"## {kind.upper()}: {origin['hardware']}",
+        f"## {kind.upper()}: {rows[0]['hardware']}",
         "",
-        f"{origin['isa']}{threads}; {versions}; commit {origin['commit']}, {origin['date'][:10]}, "
-        f"load average {origin['load_average']:.1f} at the start; [{path.name}](../bench/results/{path.name}).",
+        f"`python -m bench.ops`: {origin(path, rows)}",
         f"Measured ceilings: copy {timed[0]['ceiling_copy_bytes_per_s'] / 1e9:.1f} GB/s (read + written), "
         + ", ".join(f"{d} products {g / 1e12:.3g} TFLOP/s" for d, g in sorted(gemm.items(), reverse=True))
         + ".",
@@ -72,7 +85,7 @@ def _device(kind: str, path: Path, rows: list[Row]) -> str:
     for t in targets(rows):
         reached = "not measured" if t.reached is None else f"{t.reached:.3g}"
         lines.append(f"| {t.what} | {t.bound} | {reached} | {'met' if t.met else 'missed' if t.reached else ''} |")
-    lines += ["", f"![Times of each case](bench_{kind}.png)", ""]
+    lines += ["", f"![Times of each case](bench_{kind}.png)", "", ROOFLINE.format(kind=kind)]
     for case, of_case in by_case(rows).items():
         lines += _table(case, of_case)
     return "\n".join(lines)
@@ -120,9 +133,16 @@ def main() -> None:
     options.docs.mkdir(exist_ok=True)
     for kind, (_, rows) in found.items():
         draw(rows, options.docs / f"bench_{kind}.png")
-    (options.docs / "benchmarks.md").write_text(
-        document(found, overhead_section() + "\n" + loads_section()), encoding="utf-8"
-    )
+        draw_roofline(rows, options.docs / f"roofline_{kind}.png")
+    (options.docs / "benchmarks.md").write_text(page(options.results), encoding="utf-8")
+    if options.docs == ROOT / "docs":
+        fill_pages(options.results)
+
+
+def page(folder: Path = FOLDER) -> str:
+    """docs/benchmarks.md."""
+    more = [sections(folder), overhead_section(folder), loads_section(), runs_section(folder)]
+    return document(newest(folder), *more)
 
 
 if __name__ == "__main__":

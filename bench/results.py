@@ -1,4 +1,4 @@
-"""Reading what `bench.ops --out` wrote."""
+"""Reading bench/results: a JSON object a line, `bench` names the script that wrote it (without: bench.ops)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import Any
 
 Row = dict[str, Any]
 FOLDER = Path(__file__).with_name("results")
+NEWEST = dict[str, tuple[Path, list[Row]]]
 
 
 def read(path: Path) -> list[Row]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if "status" in row]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def newest(folder: Path = FOLDER) -> dict[str, tuple[Path, list[Row]]]:
-    """Kind of device -> (file, rows) of its latest run."""
-    found: dict[str, tuple[Path, list[Row]]] = {}
+def of_bench(path: Path, bench: str) -> list[Row]:
+    """The rows of one script that say when they were made."""
+    return [row for row in read(path) if row.get("bench", "ops") == bench and row.get("date")]
+
+
+def newest(folder: Path = FOLDER, bench: str = "ops") -> NEWEST:
+    """Kind of device -> (file, rows of `bench`) of its latest run."""
+    found: NEWEST = {}
     for path in sorted(folder.glob("*.jsonl")):
-        rows = read(path)
+        rows = of_bench(path, bench)
         if rows and (rows[0]["device"] not in found or rows[0]["date"] > found[rows[0]["device"]][1][0]["date"]):
             found[rows[0]["device"]] = path, rows
     return found
@@ -31,3 +36,16 @@ def by_case(rows: list[Row]) -> dict[str, list[Row]]:
     for row in rows:
         cases.setdefault(row["case"], []).append(row)
     return cases
+
+
+def origin(path: Path, rows: list[Row]) -> str:
+    """Where the rows come from, as a sentence: machine, versions, every commit and date among them, the file."""
+    first = rows[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    commits = " and ".join(dict.fromkeys(f"{row['commit']} ({row['date'][:10]})" for row in rows))
+    loads = sorted({round(row["load_average"], 1) for row in rows})
+    load = f"{loads[0]}" if len(loads) == 1 else f"{loads[0]} to {loads[-1]}"
+    threads = f", {first['threads']} thread{'s' * (first['threads'] != 1)}" if "threads" in first else ""
+    machine = f"{first['hardware']}, {first['isa']}{threads}"
+    where = f"[{path.name}](../bench/results/{path.name})"
+    return f"{machine}; {versions}; commit {commits}, load average {load} at the start; {where}."

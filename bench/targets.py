@@ -24,7 +24,8 @@ class Target(NamedTuple):
 
 
 def targets(rows: list[Row]) -> list[Target]:
-    """Those of the device that the rows are from, as far as its cases were run."""
+    """Those of the device that the rows of `bench.ops` are from, as far as its cases were run."""
+    rows = [r for r in rows if "op" in r]
     fast = next((r["variant"] for r in rows if is_fast(r)), "")
     first = {r["op"]: r["case"] for r in reversed(rows) if r["status"] == "timed"}
     out = [t for dtype in ("fp32", "bf16") for t in _grpo_loss(rows, fast, dtype)]

@@ -55,12 +55,16 @@ class Replay:
 class Ours:
     """This trainer's step. `rollout` may be put into its place by the proof."""
 
-    def __init__(self, size: Size, folder: Path, records: list[Record], processor: Processor, weights: Any) -> None:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # also where there is a GPU
+    def __init__(
+        self, size: Size, folder: Path, records: list[Record], processor: Processor, weights: Any, on_gpu: bool = False
+    ) -> None:
+        if not on_gpu:
+            os.environ["DS_ACCELERATOR"] = "cpu"  # also where there is a GPU
         device = distributed.init()
         self.config, self.processor = make_config(size), processor
         policy = load_policy(self.config, processor, str(folder), device)
         policy.model.load_state_dict(weights)
+        self.policy = policy
         engine = make_engine(policy.train(), self.config.grpo, self.config.deepspeed, 1000)
         reference = make_reference(self.config, processor, str(folder), device, engine, policy)
         loader: Any = SampleLoader(

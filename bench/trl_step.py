@@ -1,6 +1,7 @@
-"""A whole GRPO step of this trainer against TRL's GRPOTrainer, in one run, on the CPU, in fp32, in one process:
+"""A whole GRPO step of this trainer against TRL's GRPOTrainer, in one run, in fp32, in one process:
 
-    python -m bench.trl_step [--size full|tiny] [--rounds 2] [--budget SECONDS] [--out FILE.jsonl]
+    python -m bench.trl_step [--device cpu|cuda] [--size full|half|tiny] [--rounds 2] [--budget SECONDS]
+                             [--out FILE.jsonl]
 
 Each step begins with image files and ends with the optimizer: decode, tokenize, 8 completions of each of 4 prompts
 with 3 images of 196 tokens, rewards, reference log-probs, forward and backward pass, clip, AdamW. Both have the same
@@ -36,7 +37,7 @@ from transformers import TrainerCallback
 from univg_fast.data.samples import make_processor
 from univg_fast.model.patches import repeat_frames
 
-from .device import Cpu, Sample
+from .device import Device, Sample, find_device
 from .harness import stamp, summarise
 from .rollout import Size, make_model
 from .run import save
@@ -50,6 +51,7 @@ OURS, THEIRS = "univg", ("trl", "trl, head on responses")
 PHASES = ("gen", "score", "ref", "update")  # the rest: images, tokens, rows
 SIZES = {
     "full": Size(hidden=256, layers=4, vocab=16_000),
+    "half": Size(prompts=2, hidden=256, layers=4, vocab=16_000),
     "tiny": Size(prompts=2, images=2, group=2, tokens=4, side=4, text=20, hidden=64, layers=1, vocab=300),
 }
 
@@ -57,7 +59,7 @@ SIZES = {
 def prove(trainer: WatchedTrainer, ours: Ours) -> dict[str, float]:
     """Ours on what TRL sampled; SystemExit where anything differs."""
     names = ("prompt_ids", "prompt_mask", "completion_ids", "pixel_values")
-    batch = {name: torch.cat([part[name] for part in trainer.captured]) for name in names}
+    batch = {name: torch.cat([part[name] for part in trainer.captured]).cpu() for name in names}
     by_prompt = {s.prompt_ids.tobytes(): s for s in ours.samples}
     patches = batch["pixel_values"].split([len(next(iter(by_prompt.values())).pixel_values)] * len(batch["prompt_ids"]))
     found: dict[bytes, list[np.ndarray]] = defaultdict(list)
@@ -86,8 +88,8 @@ def prove(trainer: WatchedTrainer, ours: Ours) -> dict[str, float]:
 class Turns(TrainerCallback):
     """TRL's loop drives: after each of its steps one of ours. The first proves, the next two warm up."""
 
-    def __init__(self, trainer: WatchedTrainer, ours: Ours, seconds: float) -> None:
-        self.trainer, self.ours, self.clock = trainer, ours, Clock()
+    def __init__(self, trainer: WatchedTrainer, ours: Ours, device: Device, seconds: float) -> None:
+        self.trainer, self.ours, self.clock = trainer, ours, Clock(device)
         self.timings: dict[str, list[Sample]] = defaultdict(list)
         self.phases: dict[str, list[dict[str, float]]] = defaultdict(list)
         self.errors: dict[str, float] = {}
@@ -112,7 +114,7 @@ class Turns(TrainerCallback):
             self.phases[name].append(dict(phases))
 
 
-def run(size: Size, rounds: int, seconds: float) -> tuple[list[dict[str, Any]], str]:
+def run(size: Size, device: Device, rounds: int, seconds: float) -> tuple[list[dict[str, Any]], str]:
     """(a row for each of the three, what this trainer's own check of its rollout said)."""
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -120,9 +122,10 @@ def run(size: Size, rounds: int, seconds: float) -> tuple[list[dict[str, Any]], 
         make_model(size, torch.device("cpu"))[1].save_pretrained(folder / "model")
         processor = make_processor(tokenizer, prompt_template="short")
         steps = 1 + len(THEIRS) * (1 + rounds)
-        trainer = make_trainer(size, folder / "model", records, processor, steps, folder / "out")
-        ours = Ours(size, folder / "model", records, processor, trainer.model.state_dict())
-        turns = Turns(trainer, ours, seconds)
+        trainer = make_trainer(size, folder / "model", records, processor, steps, folder / "out", device)
+        on_gpu = device.kind == "cuda"
+        ours = Ours(size, folder / "model", records, processor, trainer.model.state_dict(), on_gpu)
+        turns = Turns(trainer, ours, device, seconds)
         trainer.add_callback(turns)
         gc.freeze()
         trainer.begin(compact=False)
@@ -161,6 +164,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=tuple(SIZES), default="full", help="tiny: to try the code, not the machine")
     parser.add_argument("--rounds", type=int, default=2, help="that count, each a step of each of TRL's, two of ours")
     parser.add_argument("--budget", type=float, default=500.0, help="seconds after which no round above 2 begins")
@@ -168,11 +172,12 @@ def main() -> None:
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    rows, check = run(SIZES[options.size], max(FEWEST, options.rounds), options.budget)
+    device = find_device(options.device)
+    rows, check = run(SIZES[options.size], device, max(FEWEST, options.rounds), options.budget)
     errors = "; ".join(f"{name}: {error:.0e}" for name, error in rows[0]["errors"].items())
     print(f"this step on TRL's completions, relative difference of {errors}", check, *table(rows), sep="\n")
     if options.out:
-        save(options.out, rows, stamp(Cpu()))
+        save(options.out, rows, stamp(device))
     times = next(row["times_wall"] for row in rows if row["variant"] == OURS)
     print(f"univg: {times:.2f} times TRL's prompts per second (its faster variant), {TARGET:g} asked")
     if options.size == "full" and times < TARGET:

@@ -29,7 +29,7 @@ from univg_fast.data.samples import Processor
 from univg_fast.rewards import score
 from univg_fast.structs import Record
 
-from .device import Cpu, Sample
+from .device import Device, Sample
 from .rollout import Size
 from .trl_problem import TERMS
 
@@ -52,24 +52,25 @@ class ImagesOnly(Qwen2VLProcessor):
 
 
 class Clock:
-    """A sample of what happens between two calls, as `Cpu.sample` takes one of a function."""
+    """A sample of what happens between two calls, as `Device.sample` takes one of a function."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
 
     def start(self) -> None:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # else a step's peak hides in what the other one freed
-        self.before = Cpu._reset_peak()
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
+        self.opened = self.device.open()
 
     def stop(self) -> Sample:
-        seconds, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
-        return Sample(seconds, cpu, Cpu._peak() - self.before)
+        return self.device.close(self.opened)
 
 
 class WatchedTrainer(GRPOTrainer):
     """GRPOTrainer, with a clock around its own methods; none of them does anything else than theirs."""
 
-    def watch(self) -> None:
-        self.clock, self.captured = Clock(), []
+    def watch(self, device: Device) -> None:
+        self.clock, self.captured = Clock(device), []
         self.phases, self.proof = defaultdict(float), defaultdict(float)
         self.add_callback(_Update(self))
         self.begin(compact=False)
@@ -140,7 +141,7 @@ def choosing(compact: bool) -> AbstractContextManager[Any]:
 
 
 def make_trainer(
-    size: Size, folder: Path, records: list[Record], processor: Processor, steps: int, out: Path
+    size: Size, folder: Path, records: list[Record], processor: Processor, steps: int, out: Path, device: Device
 ) -> WatchedTrainer:
     """One generation batch of all prompts; reference and update a group at a time, which takes half of the memory of
     everything at once and is no slower. Other defaults stay, but for what both sides share or a CPU has no use for."""
@@ -165,7 +166,7 @@ def make_trainer(
         learning_rate=1e-6,
         lr_scheduler_type="constant",
         shuffle_dataset=False,
-        use_cpu=True,
+        use_cpu=device.kind == "cpu",
         bf16=False,
         gradient_checkpointing=False,
         logging_strategy="no",
@@ -186,7 +187,7 @@ def make_trainer(
         train_dataset=Dataset.from_dict(rows).cast_column("images", ListOf(Image())),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.watch()
+    trainer.watch(device)
     return trainer
 
 

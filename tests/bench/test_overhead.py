@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.overhead import BOUND, FIRST, counted, demo
-from bench.overhead_text import newest, overhead_section
+from bench.overhead_text import overhead_section
+from bench.results import newest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +45,6 @@ def test_the_work_of_a_step_is_done(stage: str) -> None:
 
 
 def test_the_document_says_it() -> None:
-    rows = [json.loads(line) for line in newest().read_text().splitlines()]
+    _, rows = newest(bench="overhead")["cpu"]
     assert [(row["where"], row["stage"]) for row in rows] == [(w, s) for w in BOUND for s in ("sft", "grpo")]
     assert overhead_section() in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 
 from bench import report
 from bench.results import newest, read
+from bench.roofline import draw_roofline, place
+from bench.sections import sections
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +47,7 @@ def test_the_newest_run_of_a_device_counts(results: Path, tmp_path: Path) -> Non
         lines = [json.dumps(r | {"date": date} if date else {"case": "x"}) for r in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
     ((path, _),) = newest(tmp_path).values()
-    assert path.name == "a.jsonl"
+    assert path.name == "a.jsonl" and newest(tmp_path, "step") == {}
 
 
 def test_document_and_picture(results: Path, tmp_path: Path) -> None:
@@ -55,8 +59,40 @@ def test_document_and_picture(results: Path, tmp_path: Path) -> None:
     report.draw(found["cpu"][1], tmp_path / "bench_cpu.png")
     from PIL import Image
 
-    with Image.open(tmp_path / "bench_cpu.png") as picture:
-        assert picture.width > 800 and len(picture.convert("L").getcolors(256) or []) > 10
+    draw_roofline(found["cpu"][1], tmp_path / "roofline_cpu.png")
+    for name in ("bench_cpu", "roofline_cpu"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 800 and len(picture.convert("L").getcolors(256) or []) > 10
+
+
+def test_a_place_under_the_roof() -> None:
+    """Two logits of 8 FLOPs each, read and written in fp32; a product of 3 x 2 x 5 in bf16."""
+    row: dict[str, Any] = {"rows": 1, "vocab": 2, "width": 0, "dtype": "fp32", "wall_p50_s": 4.0, "flops": 0}
+    assert place(row | {"floor_bytes": 16.0}) == (1.0, 4.0)
+    row |= {"rows": 3, "vocab": 5, "width": 2, "dtype": "bf16", "flops": 180.0}
+    assert place(row) == (180 / (2 * (3 + 5) * 2 * 2), 45.0)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter replaces the compiler")
+def test_the_page_is_made_of_the_committed_results() -> None:
+    """Word for word, but for the registers of a compiled kernel: after new results, `python -m bench.report`."""
+    pytest.importorskip("triton", reason="triton is published for Linux only")
+
+    def shape(text: str) -> str:
+        return re.sub(r"(\| sm_\d+ \([^|]+\)) \| \d+", r"\1 | some", text)
+
+    committed = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert shape(report.page()) == shape(committed)
+
+
+def test_another_result_is_another_page(tmp_path: Path) -> None:
+    path, rows = newest(bench="step")["cpu"]
+    for name, times in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        lines = [json.dumps(row | {"times_wall": row["times_wall"] * times}) for row in rows]
+        (tmp_path / name / path.name).write_text("\n".join(lines))
+    committed = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert sections(tmp_path / "a") in committed and sections(tmp_path / "b") not in committed
 
 
 def test_a_gpu_run_takes_the_place_of_the_disclaimer(results: Path) -> None:

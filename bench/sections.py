@@ -1,0 +1,175 @@
+"""The parts of docs/benchmarks.md about whole steps, rollout, packing and predictions: tables of what files say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .results import FOLDER, newest, of_bench, origin
+from .table import seconds
+from .targets import targets
+
+Row = dict[str, Any]
+MIB = 2**20
+
+STEP = """## A step's update, and each lever off in turn
+
+`python -m bench.step`: reference log-probs, then the policy's forward and backward pass, of {prompts} prompts with
+{images} images and {group} responses of {tokens} tokens each ({prompt_tokens:.0f} tokens a prompt; hidden {hidden},
+{layers} layers, vocabulary {vocab:,}). Proved first: loss and gradients of every variant are those of the separate
+sequences. "× separate": times faster than they are; "off costs": time over that with all levers on.
+
+{origin}
+
+| variant | time | × separate | × in CPU time | off costs | error |
+|---|---|---|---|---|---|
+"""
+ROLLOUT = """## Rollout against `generate`
+
+`python -m bench.rollout`: {group} completions of {tokens} tokens of {prompts} prompts with {images} images (hidden
+{hidden}, {layers} layers, vocabulary {vocab:,}). Proved first: greedy tokens equal, log-probs within {logp_gap:.0e}
+of the training pass. Ratios are against the faster `generate`. On a busy machine CPU time says more than the clock.
+
+{origin}
+
+| variant | time | CPU time | × generate | × in CPU time |
+|---|---|---|---|---|
+"""
+TRL = """## A whole step against TRL
+
+`python -m bench.trl_step`: from image files to the optimizer, {prompts} prompts with {images} images, {group}
+completions of {tokens} tokens (hidden {hidden}, {layers} layers, vocabulary {vocab:,}), fp32. Proved first, on TRL's
+own completions: prompts, patches, reward, KL, loss and gradient norm agree to 1e-4. "× TRL" is against its faster
+variant.
+
+{origin}
+
+| variant | prompts/s | time | × TRL | × in CPU time | peak | gen | ref | update |
+|---|---|---|---|---|---|---|---|---|
+"""
+PACKING = """## Packing
+
+`python -m bench.packing`: rows of {budget:,} tokens, steps of {batch} samples with MIG-Bench's numbers of images,
+under two assumptions on image sizes ([performance.md](performance.md#which-samples-share-a-row)). Passes are those of
+the rank with most rows; "busiest" is what its rank has to do beyond the mean one; "saved" are tokens below padded
+batches. Nothing of it depends on the machine but the plan's time.
+
+{origin}
+
+| image sizes | ranks | window | fill | passes a step | samples a step | busiest | saved |
+|---|---|---|---|---|---|---|---|
+"""
+SCALE = """## Predictions, and how good they are here
+
+`python -m bench.scale` predicts a step's time and memory for 2B, 7B and 72B on 8 to 1024 GPUs from rates given as
+parameters, and prints its assumptions. No table of it stands here: none of its GPU figures is measured. What can be
+measured is the formula: `python -m bench.scale --check` times the single operations on one CPU thread (products,
+attention, head, AdamW, …), predicts a step of the trainer from them ({prompts} prompts, {images} images, {group}
+completions of {tokens} tokens, hidden {hidden}, {layers} layers), and takes that step. CPU seconds:
+
+{origin}
+
+| phase | predicted | measured | predicted / measured |
+|---|---|---|---|
+"""
+RUNS = """## Runs, by hardware and date
+
+| date | hardware | what | commit | targets met | file |
+|---|---|---|---|---|---|
+"""
+
+
+def step_section(path: Path, rows: list[Row]) -> str:
+    lines = []
+    for r in rows:
+        times = f"{r['times_wall']:.2f} | {r['times_cpu']:.2f} | {r['cost']:.2f}"
+        lines.append(f"| {r['variant']} | {_time(r)} | {times} | {r['error']:.0e} |")
+    return _filled(STEP, path, rows, lines)
+
+
+def rollout_section(path: Path, rows: list[Row]) -> str:
+    lines = []
+    for r in rows:
+        times = f"{seconds(r['cpu_p50_s'])} | {r['times_wall']:.2f} | {r['times_cpu']:.2f}"
+        lines.append(f"| {r['variant']} | {_time(r)} | {times} |")
+    return _filled(ROLLOUT, path, rows, lines)
+
+
+def trl_section(path: Path, rows: list[Row]) -> str:
+    lines = []
+    for r in rows:
+        phases = " | ".join(seconds(r["phases_s"][name]) for name in ("gen", "ref", "update"))
+        times = f"{r['times_wall']:.2f} | {r['times_cpu']:.2f}"
+        lines.append(
+            f"| {r['variant']} | {r['prompts_per_second']:.3f} | {_time(r)} | {times} | {_peak(r)} | {phases} |"
+        )
+    return _filled(TRL, path, rows, lines)
+
+
+def packing_section(path: Path, rows: list[Row]) -> str:
+    lines = []
+    for r in (row for row in rows if "fill" in row):
+        window = f"{r['draw']} | {r['ranks']} | {r['window']}"
+        many = f"{r['passes']:.1f} | {r['fewest']}–{r['most']}"
+        lines.append(f"| {window} | {r['fill']:.1%} | {many} | {r['imbalance']:.1%} | {r['saved']:.1%} |")
+    plans = [f"{r['lengths']:,} lengths {r['plan_ms']:.0f} ms" for r in rows if "plan_ms" in r]
+    return _filled(PACKING, path, rows, [*lines, "", f"A plan takes, on one thread: {', '.join(plans)}."])
+
+
+def scale_section(path: Path, rows: list[Row]) -> str:
+    (row,) = rows
+    lines = []
+    for name, predicted in row["predicted"].items():
+        measured = row["measured"][name]
+        lines.append(f"| {name} | {predicted:.3f} | {measured:.3f} | {predicted / measured:.2f} |")
+    lines.append(f"| sum | {row['predicted_s']:.3f} | {row['measured_s']:.3f} | {row['times']:.2f} |")
+    return _filled(SCALE, path, rows, lines)
+
+
+SECTIONS: dict[str, Callable[[Path, list[Row]], str]] = {
+    "step": step_section,
+    "rollout": rollout_section,
+    "trl_step": trl_section,
+    "packing": packing_section,
+    "scale": scale_section,
+}
+
+
+def sections(folder: Path = FOLDER) -> str:
+    """Of every bench and device that there are results of; the newest of each."""
+    found = []
+    for bench, section in SECTIONS.items():
+        found += [section(path, rows) for path, rows in newest(folder, bench).values()]
+    return "\n".join(found)
+
+
+def runs_section(folder: Path = FOLDER) -> str:
+    """Every file: what was measured where and when."""
+    lines = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for bench in ("ops", *SECTIONS, "overhead", "dropins"):
+            rows = of_bench(path, bench)
+            if not rows:
+                continue
+            commits = " and ".join(dict.fromkeys(row["commit"] for row in rows))
+            met = "–"
+            if bench == "ops":
+                known = [t for t in targets(rows) if t.reached is not None]
+                met = f"{sum(t.met for t in known)} of {len(known)}"
+            first, link = rows[0], f"[{path.name}](../bench/results/{path.name})"
+            cells = (first["date"][:10], first["hardware"], f"`bench.{bench}`", commits, met, link)
+            lines.append((first["hardware"], first["date"], f"| {' | '.join(cells)} |"))
+    return RUNS + "\n".join(line for *_, line in sorted(lines)) + "\n"
+
+
+def _filled(text: str, path: Path, rows: list[Row], lines: list[str]) -> str:
+    return text.format(**{**rows[0], "origin": origin(path, rows)}) + "\n".join(lines) + "\n"
+
+
+def _time(row: Row) -> str:
+    return f"{seconds(row['wall_p50_s'])} [{seconds(row['wall_p20_s'])}, {seconds(row['wall_p80_s'])}]"
+
+
+def _peak(row: Row) -> str:
+    return f"{max(row['peak_bytes'], 0) / MIB:.0f} MiB"
