@@ -41,8 +41,9 @@ format: setup
 	$(PIP) --no-build-isolation -e ".[train,dev,bench]"
 	touch $@
 
+# everything that is measured, in ten minutes (on a GPU eight), into bench/results; --base REF compares two commits
 bench: .venv/.bench
-	$(RUN) bench.ops --device cpu $(ARGS)
+	$(RUN) bench.suite --device cpu $(ARGS)
 
 gpu: .venv/.bench
-	$(RUN) bench.ops --device cuda $(ARGS)
+	$(RUN) bench.suite --device cuda $(ARGS)
