@@ -125,7 +125,7 @@ def dry_run(arguments: list[str]) -> None:
     if arguments[0] == "demo":
         load_config(["--config", "demo", *options])
     if arguments[0] == "bench":
-        known = subprocess.run([sys.executable, "bench/ops.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+        known = subprocess.run([sys.executable, "-m", "bench.suite", "--help"], cwd=ROOT, capture_output=True, text=True)
         assert known.returncode == 0, known.stderr
         assert all(option in known.stdout for option in options if option.startswith("--"))
 
