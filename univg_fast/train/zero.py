@@ -95,8 +95,10 @@ def _base(layer: Any) -> nn.Module:
 def _gathered(bucket: list[tuple[str, nn.Module, str]]) -> Iterator[dict[str, Tensor]]:
     layers = [layer if is_adapted(layer) else _base(layer).get_parameter(key) for _, layer, key in bucket]
     needed = [p for x in layers for p in (x.parameters() if isinstance(x, nn.Module) else [x])]
-    with gathered(needed), torch.no_grad():
-        yield {name: _merged(name, layer, key) for name, layer, key in bucket}
+    with gathered(needed):
+        with torch.no_grad():  # not around the yield: a receiver that fails would leave gradients off for good
+            weights = {name: _merged(name, layer, key) for name, layer, key in bucket}
+        yield weights
 
 
 def _merged(name: str, layer: Any, key: str) -> Tensor:
