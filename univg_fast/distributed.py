@@ -137,6 +137,18 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
+def send_object(item: Any, rank: int) -> None:
+    """To one other rank, which must be in `receive_object`."""
+    dist.send_object_list([item], dst=rank, group=_host)
+
+
+def receive_object(rank: int) -> Any:
+    """What that rank sends here."""
+    items: list[Any] = [None]
+    dist.recv_object_list(items, src=rank, group=_host)
+    return items[0]
+
+
 def broadcast_object(item: T) -> T:
     """Rank 0's item on every rank; the others' is ignored."""
     items = [item]

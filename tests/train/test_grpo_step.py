@@ -41,11 +41,22 @@ def test_prompts_are_drawn_until_enough_rewards_differ(reports: Reports) -> None
 def test_what_is_drawn_and_chosen_hangs_on_no_rank(reports: Reports) -> None:
     assert len(reports[1]["dynamic"]) == len(reports[2]["dynamic"]) == 3
     for one, two in zip(reports[1]["dynamic"], reports[2]["dynamic"], strict=True):
-        assert {k: v for k, v in one.items() if k not in ("loss", "grad_norm")} == {
-            k: v for k, v in two.items() if k not in ("loss", "grad_norm")
-        }
+        by_rank = ("loss", "grad_norm")
+        assert {k: v for k, v in one.items() if k not in by_rank} == {k: v for k, v in two.items() if k not in by_rank}
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-6)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_groups_of_one_rank_are_trained_by_all(reports: Reports) -> None:
+    """With the same loss, gradient and weights; rollouts/ tell them where they were drawn."""
+    moved, stayed = reports[2]["moving"]
+    assert stayed["imbalance"] == 1 and moved["imbalance"] < 0.2 and (stayed["rows"], moved["rows"]) == (1, 2)
+    assert moved["trained"] == stayed["trained"] and len(moved["trained"]) == moved["num_samples"] == 4
+    for name in ("loss", "grad_norm", "kl", "weights"):
+        assert moved[name] == pytest.approx(stayed[name], rel=1e-5, abs=1e-6)
+    assert moved["grad_norm"] > 0.1
+    alone = reports[1]["moving"]
+    assert alone[0] == alone[1] and alone[0]["imbalance"] == 0
 
 
 @pytest.mark.parametrize("world", [1, 2])

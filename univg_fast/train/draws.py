@@ -19,6 +19,7 @@ from univg_fast.rollout import RolloutEngine, Sampling
 from univg_fast.structs import BadRecord, Sample
 from univg_fast.train import stopping
 from univg_fast.train.choice import Choice, Facts, choose, enough
+from univg_fast.train.moving import move
 from univg_fast.train.phases import Phases
 from univg_fast.train.scoring import Place, Sampled, Scored, concatenated, score_draw, settled
 
@@ -30,6 +31,7 @@ class Drawn:
     """All that this rank drew for a step, and what of it the step trains on."""
 
     scored: Scored
+    trained: Scored  # the same, and what came from other ranks: what `choice.shares` number
     choice: Choice
     cursor: int  # the loader's batch to draw next
     draws: int
@@ -38,7 +40,8 @@ class Drawn:
 
     def without_features(self) -> Drawn:
         """For once rows have copies of those they need: all draws' take memory that the update could use."""
-        return replace(self, scored=replace(self.scored, features=None))
+        scored, trained = (replace(held, features=None) for held in (self.scored, self.trained))
+        return replace(self, scored=scored, trained=trained)
 
 
 @dataclass
@@ -79,8 +82,12 @@ class Draws:
             if wanted is None or enough(known, wanted):
                 break
         choice = choose(known, distributed.rank(), grpo.steps_per_generation, wanted)
+        scored = settled(concatenated(parts), choice, self.loss)
+        with self.phases("data"):
+            trained = move(scored, choice, self.plain.device if self.plain is not None else torch.device("cpu"))
         return Drawn(
-            settled(concatenated(parts), choice, self.loss),
+            scored,
+            trained,
             choice,
             cursor + len(parts),
             len(parts),

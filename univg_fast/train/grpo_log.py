@@ -126,7 +126,6 @@ def rollout_rows(drawn: Drawn, step: int, config: Config) -> list[dict[str, Any]
     """One object per prompt drawn, as rollouts/*.jsonl has them."""
     scored, rows, at = drawn.scored, [], 0
     advantages, scores = scored.advantages.tolist(), {n: part.tolist() for n, part in scored.scores.parts.items()}
-    chosen: set[int] = {k for share in drawn.choice.shares for k in share.groups}
     drop = config.grpo.zero_std_groups == "drop"
     for k, (sample, group) in enumerate(zip(scored.samples, scored.completions, strict=True)):
         record, std = sample.record, float(scored.reward_std[k])
@@ -164,7 +163,7 @@ def rollout_rows(drawn: Drawn, step: int, config: Config) -> list[dict[str, Any]
                     "mean": round(sum(c["reward"] for c in completions) / max(len(completions), 1), 6),
                     "std": round(std, 6),
                     "weight": round(float(scored.phi[at - 1]), 6),  # the difficulty's, of the policy term
-                    "dropped": k not in chosen or (drop and not scored.varied(k)),
+                    "dropped": k not in drawn.choice.chosen or (drop and not scored.varied(k)),
                 },
                 "completions": completions,
             }

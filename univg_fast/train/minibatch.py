@@ -27,7 +27,7 @@ from univg_fast.train.scoring import Scored
 
 
 class Unit(NamedTuple):
-    """What is trained of a prompt: which of the rank's prompts it is, and which of its responses."""
+    """What is trained of a prompt: which of the rank's groups it is, and which of its responses."""
 
     number: int
     responses: list[int]
@@ -69,7 +69,7 @@ def make_minibatches(
 
     "dearest" of the latter is of all ranks: the largest cost of any of them in each mini-batch, as each ends together.
     """
-    scored, budget, loss = drawn.scored, config.pack.budget_tokens, loss_config(config.grpo)
+    scored, budget, loss = drawn.trained, config.pack.budget_tokens, loss_config(config.grpo)
     units = [units_of(share, scored, config) for share in drawn.choice.shares]
     groups = [[scored.group(*unit) for unit in of] for of in units]
     sizes = [[size_of(group) for group in of] for of in groups]

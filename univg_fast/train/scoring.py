@@ -18,6 +18,7 @@ from univg_fast.packing.vision import without_pixels
 from univg_fast.rewards import Scores, Settings, score
 from univg_fast.structs import BadRecord, Completion, Group, Sample
 from univg_fast.train.choice import Choice, Facts
+from univg_fast.train.rows import size_of
 
 
 class Place(NamedTuple):
@@ -77,6 +78,7 @@ class Scored:
             tokens=sum(len(group[j].token_ids) for j in counting),
             rewards=tuple(self.scores.total[first : first + len(group)].tolist()),
             phi=float(self.phi[first]),
+            cost=size_of(self.group(number, counting)).cost if counting else 0.0,
         )
 
 
