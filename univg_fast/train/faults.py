@@ -39,6 +39,7 @@ class Faults:
         self.phase = PHASES.get(config.kind, config.phase)
         self.file = folder / f"fired_rank{distributed.rank()}.json"
         self.fired: list[str] = []
+        self.entered: set[str] = set()  # phases of this start
         self.now = False  # whether the step under way is to get its NaN, or its full disk
         self.model: nn.Module | None = None
         self.armed = config.kind != "none" and config.rank == distributed.rank()
@@ -56,6 +57,7 @@ class Faults:
 
     def on_entering(self, name: str, step: int) -> None:
         """A watcher of phases."""
+        self.entered.add(name)
         where = f"{self.config.kind} {self.phases.stage} {step} {name}"
         first = self._is_due(name, step, where)
         self.now = first or (self.now and where == self.fired[-1])  # entered again, with the next row
@@ -73,6 +75,15 @@ class Faults:
             self._poison_gradient()
         while self.config.kind == "hang":
             time.sleep(0.1)
+
+    def tell_if_it_never_came(self) -> None:
+        """For the run's end: a drill that did not happen must not pass for one that went well."""
+        if self.armed and not self.fired:
+            config = self.config
+            self._say(
+                f"never came: this start had no phase {self.phase} in step {config.step} of "
+                f"{config.stage or 'any stage'}; its phases were {', '.join(sorted(self.entered)) or 'none'}"
+            )
 
     def into_model(self, model: nn.Module) -> None:
         """nan_loss and nan_gradient: of this model's rows."""

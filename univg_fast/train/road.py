@@ -70,6 +70,7 @@ def travel(config: Config, run_dir: Path, device: torch.device, phases: Phases, 
             break
         model = str(trained)
         held_out(stage, model, config, inputs, run_dir, device, phases)
+    faults.tell_if_it_never_came()
     if distributed.is_main():
         finish(config, run_dir)
 
