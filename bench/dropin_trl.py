@@ -1,0 +1,49 @@
+"""TRL's GRPOTrainer on a small Qwen2-VL with images: its loss of one micro-batch, forward and backward.
+
+Both score the completions' tokens only, as TRL does on a GPU (on a CPU it makes the logits of the prompts, too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from univg_fast.data.samples import make_processor
+from univg_fast.integrations.trl import patch
+
+from .rollout import Size, make_model
+from .trl_problem import make_records, make_tokenizer
+from .trl_trainer import make_trainer
+
+SIZES = {
+    "default": Size(prompts=1, images=1, tokens=64, side=14, hidden=256, layers=2, vocab=32_000),
+    "tiny": Size(prompts=1, images=1, group=2, tokens=4, side=4, text=20, hidden=64, layers=1, vocab=300),
+}
+
+
+def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+    """(TRL's step, the same with the drop-in)."""
+    shape = SIZES[size]
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        records = make_records(shape, folder)
+        make_model(shape, torch.device("cpu"))[1].save_pretrained(folder / "model")
+        processor = make_processor(make_tokenizer(shape), prompt_template="short")
+        trainer = make_trainer(shape, folder / "model", records, processor, 1, folder / "out")
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps, trainer.compact = 1, True
+        rows = trainer.train_dataset
+        inputs = trainer._generate_and_score_completions([rows[0] for _ in range(shape.group)])
+
+    def step(drop_in: bool) -> torch.Tensor:
+        trainer.model.zero_grad()
+        with patch(trainer) if drop_in else nullcontext():
+            loss = trainer._compute_loss(trainer.model, dict(inputs))
+        loss.backward()
+        return loss.detach()
+
+    return lambda: step(False), lambda: step(True)
