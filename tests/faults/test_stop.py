@@ -139,8 +139,8 @@ LISTENER = """
 import sys, time
 from univg_fast.train import stopping
 stopping.install()
-print("ready", flush=True)
 def work():
+    print("ready", flush=True)
     began = time.monotonic()
     while time.monotonic() - began < 20 and not (stopping.requested() and "late" not in sys.argv):
         time.sleep(0.01)
@@ -148,6 +148,7 @@ def work():
 from univg_fast import distributed
 def main():
     if "idle" in sys.argv:
+        print("ready", flush=True)
         time.sleep(20)
     try:
         with stopping.finishing():
@@ -171,7 +172,6 @@ def listen(*words: str) -> Any:
 def test_what_is_worth_finishing_is_finished(number: signal.Signals) -> None:
     process = listen()
     assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
     process.send_signal(number)
     out, err = process.communicate(timeout=10)
     assert process.returncode == 128 + number and out == "stopped early True\n", err
@@ -181,7 +181,6 @@ def test_what_is_worth_finishing_is_finished(number: signal.Signals) -> None:
 def test_where_nothing_is_lost_a_signal_ends_the_process_at_once() -> None:
     process = listen("idle")
     assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=5)
     assert process.returncode == 143 and out == "" and "SIGTERM: nothing is lost" in err
@@ -191,7 +190,6 @@ def test_the_same_ctrl_c_on_two_ways_is_one() -> None:
     """A launcher and the terminal may both send it; a second one, a second later, is meant."""
     process = listen("late")
     assert process.stdout.readline() == "ready\n"
-    time.sleep(0.3)
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
@@ -276,7 +274,6 @@ def test_a_log_that_does_not_close_keeps_nobody() -> None:
     for again, patience, words in ((True, 60.0, "asked again, ended at once"), (False, 2.0, "did not close in 2 s")):
         process = listen("stuck", str(patience))
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         assert [process.stdout.readline() for _ in range(2)][1] == "closing\n"
         time.sleep(1.2)
