@@ -237,11 +237,11 @@ def test_ranks_whose_launcher_was_killed_stop_together(tmp_path: Path) -> None:
             time.sleep(0.05)
 
     try:
-        until(lambda: log.read_text().count("rank ") >= 2 or launcher.poll() is not None, 60)
+        until(lambda: log.read_text().count("rank ") >= 2 or launcher.poll() is not None, 120)
         pids = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("rank ")]
         launcher.kill()
         launcher.wait()
-        until(lambda: not any(is_alive(pid) for pid in pids), 20)
+        until(lambda: not any(is_alive(pid) for pid in pids), 60)
     finally:
         for pid in (*pids, launcher.pid):
             if is_alive(pid):
