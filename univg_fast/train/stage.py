@@ -13,20 +13,24 @@ from univg_fast import distributed
 from univg_fast.config import Config, config_hash
 from univg_fast.data.mix import mix_of
 from univg_fast.model import PackedModel
-from univg_fast.train import checkpoint, stopping
+from univg_fast.train import stopping
 from univg_fast.train.bad import BadRecords
 from univg_fast.train.crash import count_skipped, end_if_stuck, out_of_memory
 from univg_fast.train.engine import release
 from univg_fast.train.export import export
 from univg_fast.train.faults import Faults
+from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.making import make_loader, make_policy, make_step, total_steps
 from univg_fast.train.metrics import MetricsLogger
 from univg_fast.train.phases import Phases
 from univg_fast.train.profiler import profiler_window
 from univg_fast.train.resume import is_done, resume
+from univg_fast.train.saves import Saves
 from univg_fast.train.setup import Inputs
+from univg_fast.train.sft import SftStep
 from univg_fast.train.sheets import sheets
 from univg_fast.train.sinks import warn
+from univg_fast.train.state import Outcome, StageState
 from univg_fast.train.throughput import Throughput
 
 
@@ -59,19 +63,10 @@ def run_stage(
         state = resume(run_dir / "ckpt", stage, config.run.resume, engine, config_hash(config), phases.beat)
     state.skipped_in_a_row = 0  # one more would end the run again
     phases.follow(model)
-    throughput = Throughput.of(model, stage, config)
     faults.into_model(model)
-    bad, saved = BadRecords(config.data.max_bad_fraction, state, run_dir, stage), state.step
-    due = False  # a checkpoint; not of a step that moved nothing: it would cost one that did
-
-    def save(must: bool) -> int:
-        """The step that is now safe. Not `must`: one of many checkpoints, which may fail where save.on_error=warn."""
-        where, config_id = run_dir / "ckpt", config_hash(config)
-        signs = {"on_write": faults.on_write, "beat": phases.beat}
-        with phases("save"):
-            done = checkpoint.save(where, stage, state, engine, config_id, config.save, must=must, **signs)
-        return saved if done is None else state.step
-
+    throughput = Throughput.of(model, stage, config)
+    bad = BadRecords(config.data.max_bad_fraction, state, run_dir, stage)
+    saves = Saves(stage, config, run_dir, state, engine, phases, faults, last, total)
     with (
         MetricsLogger(run_dir, stage, total, state.step, config.log, throughput, asdict(config)) as logger,
         sheets(run_dir, stage, config.log.sheet_steps) as write_sheet,
@@ -84,48 +79,60 @@ def run_stage(
         logger.start()
         with stopping.finishing():
             while state.step < last:
-                phases.step = state.step + 1
-                stop = stopping.agreed()
-                try:
-                    outcome = None if stop else step(state)
-                except torch.OutOfMemoryError as error:
-                    raise out_of_memory(error, phases, config) from error
-                if outcome is None:
-                    if state.step > saved:
-                        save(must=True)
-                    raise stopping.Stopped(stop or stopping.agreed())
-                batches = outcome.cursor - state.cursor
-                state.step, state.cursor, metrics = phases.step, outcome.cursor, outcome.metrics
-                metrics |= count_skipped(state, metrics) | {"saves_failed": float(state.saves_failed)}
+                outcome, metrics, drawn = next_step(step, state, phases, config, saves)
                 bad.tell(outcome.bad)
-                bad.count(metrics["bad_records"], loader.batch_size * batches)
-                every = config.log.rollout_steps
-                if stage == "grpo" and every and (state.step % every == 0 or state.step == last):
+                bad.count(metrics["bad_records"], loader.batch_size * drawn)
+                if stage == "grpo" and is_rollout_step(state.step, last, config.log.rollout_steps):
                     write_rollouts(run_dir, stage, state.step, outcome.rollouts)
                 write_sheet(state.step, outcome.rollouts)
                 logger.log(state.step, metrics, phases.take())
                 end_if_stuck(state, outcome, config, stage, start, run_dir)
-                due = due or is_save_step(state.step, last, total, config.save.steps)
-                if due and (state.step == last or not state.skipped_in_a_row):
-                    saved, due = save(must=state.step == last), False
+                saves.after_step()
             if last == total:
-                if state.step > saved and config.save.steps > 0:
-                    saved = save(must=False)
-                apart = config.model.lora is not None and not config.model.lora.merge_on_export
-                try:
-                    with phases("save"):
-                        export(engine.module, inputs.processor, exported, start if apart else None, phases.beat)
-                except distributed.RankError:
-                    if state.step > saved:
-                        save(must=True)
-                    raise
+                finish(model, config, inputs, exported, start, saves, phases)
     release(engine)
     return exported if last == total else None
 
 
-def is_save_step(step: int, last: int, total: int, every: int) -> bool:
-    """Whether a checkpoint follows: every so many steps, and where run.max_steps ends the stage early."""
-    return step == last < total or (step < last and every > 0 and step % every == 0)
+def next_step(
+    step: SftStep | GrpoStep, state: StageState, phases: Phases, config: Config, saves: Saves
+) -> tuple[Outcome, dict[str, float], int]:
+    """(what the step did, its metrics with the stage's own counts, batches it drew); `state` is after it.
+
+    Stopped on all ranks, what is done saved, if one of them was told to stop. Collective.
+    """
+    phases.step = state.step + 1
+    stop = stopping.agreed()
+    try:
+        outcome = None if stop else step(state)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, phases, config) from error
+    if outcome is None:
+        saves.what_is_not_safe()
+        raise stopping.Stopped(stop or stopping.agreed())
+    drawn = outcome.cursor - state.cursor
+    state.step, state.cursor = phases.step, outcome.cursor
+    counts = count_skipped(state, outcome.metrics) | {"saves_failed": float(state.saves_failed)}
+    return outcome, outcome.metrics | counts, drawn
+
+
+def finish(
+    model: PackedModel, config: Config, inputs: Inputs, exported: Path, start: str, saves: Saves, phases: Phases
+) -> None:
+    """Save the stage's last step, then export it. Collective."""
+    if config.save.steps > 0:
+        saves.what_is_not_safe(must=False)
+    apart = config.model.lora is not None and not config.model.lora.merge_on_export
+    try:
+        with phases("save"):
+            export(model, inputs.processor, exported, start if apart else None, phases.beat)
+    except distributed.RankError:
+        saves.what_is_not_safe()
+        raise
+
+
+def is_rollout_step(step: int, last: int, every: int) -> bool:
+    return every > 0 and (step % every == 0 or step == last)
 
 
 def write_rollouts(run_dir: Path, stage: str, step: int, rows: list[dict[str, Any]]) -> None:
