@@ -1,0 +1,242 @@
+"""The verl drop-in, against verl 0.9.1 itself: its worker, engine and losses, in a process of its own on a CPU."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import univg_kernels as uk
+from ops.peers.problem import make_problem
+from torch import Tensor
+
+from univg_fast.integrations import verl
+
+PEERS = Path(sys.prefix) / "peers"
+NEEDED = ("verl-0.9.1.dist-info", "tensordict", "omegaconf", "codetiming", "orjson", "pyvers", "cloudpickle")
+if missing := [name for name in NEEDED if not (PEERS / name).is_dir()]:
+    pytest.skip(f"{', '.join(missing)} not in {PEERS}; `make setup` puts them there", allow_module_level=True)
+pytestmark = pytest.mark.slow
+
+HOST = Path(__file__).with_name("hosts") / "verl_worker.py"
+IOUS = [0.1, 0.9, 0.3, 1.0, 0.5, 0.6, 0.99, 0.8]  # completions i and i + 4 are of one prompt
+PHI = [math.exp(1 - (IOUS[i % 4] + IOUS[i % 4 + 4]) / 2) for i in range(8)]
+INFOS = {
+    "its own": {"dp_size": 1, "batch_num_tokens": None, "global_batch_size": None, "loss_scale_factor": None},
+    "of two ranks": {"dp_size": 2, "batch_num_tokens": 37, "global_batch_size": 11, "loss_scale_factor": 9},
+}
+AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
+UPDATES: dict[str, dict[str, Any]] = {
+    "vanilla": {"loss_mode": "vanilla"},
+    "gspo": {"loss_mode": "gspo", "actor": {"loss_agg_mode": "seq-mean-token-mean", "kl_loss_type": "k2"}},
+}
+WRONG = {
+    "no such metric": ({"phi": "miou"}, "vanilla"),
+    "a loss without phi": ({"phi": "iou"}, "dppo_tv"),
+}
+
+
+def loss_arguments() -> dict[str, list[list[float]]]:
+    """A batch with every hard case (tests/ops/peers/problem.py), 0 where verl has padding."""
+    problem = make_problem()
+    weights = 0.5 + torch.rand(problem.mask.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = {
+        "log_prob": problem.logp,
+        "old_log_prob": problem.old,
+        "advantages": problem.advantages[:, None].expand(problem.mask.shape),
+        "response_mask": problem.mask.double(),
+        "rollout_is_weights": weights,
+    }
+    return {name: torch.where(problem.present, value, 0.0).tolist() for name, value in found.items()}
+
+
+def all_cases() -> dict[str, dict[str, Any]]:
+    cases: dict[str, dict[str, Any]] = {}
+    for name, case in UPDATES.items():
+        cases[f"{name}, host"] = {"patch": None} | case
+        cases[f"{name}, drop-in"] = {"patch": {}} | case
+    cases["triton, drop-in"] = {"patch": {}, "backend": "triton"} | UPDATES["vanilla"]
+    cases["phi, host"] = {"patch": None, "scale": PHI} | UPDATES["vanilla"]
+    cases["phi, drop-in"] = {"patch": {"phi": "iou"}, "columns": {"iou": IOUS}} | UPDATES["vanilla"]
+    extra = [{"reward_extra_info": {"score": 1.0, "iou": value}} for value in IOUS]
+    cases["phi, in extra_fields"] = cases["phi, drop-in"] | {"columns": {"extra_fields": extra}}
+    cases["phi, log"] = cases["phi, drop-in"] | {"patch": {"phi": "iou", "difficulty": "log"}}
+    for name, (given, mode) in WRONG.items():
+        cases[name] = {"patch": given, "loss_mode": mode, "columns": {"iou": IOUS}}
+    given = loss_arguments()
+    for mode in verl.MODES:
+        for aggregation in AGGREGATIONS:
+            for who, info in INFOS.items():
+                case = {"loss_mode": mode, "actor": {"loss_agg_mode": aggregation}, "info": info, "loss": given}
+                case["actor"] |= {"clip_ratio_low": 0.3, "clip_ratio_high": 0.25, "tau_pos": 0.8}
+                cases[f"{mode}, {aggregation}, {who}, host"] = case | {"patch": None}
+                cases[f"{mode}, {aggregation}, {who}, drop-in"] = case | {"patch": {}}
+    for loss_type in uk.config.AGGREGATION:
+        case = {"loss_mode": "univg", "info": INFOS["of two ranks"], "loss": given}
+        cases[f"univg {loss_type}"] = case | {"patch": {"loss_type": loss_type}}
+    return cases
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, python_launcher: Callable[..., Any]) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("verl")
+    (folder / "cases.json").write_text(json.dumps(all_cases()))
+    done = python_launcher(str(HOST), str(folder / "out.pt"), str(folder / "cases.json"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(folder / "out.pt", weights_only=False)
+
+
+def compare(ours: dict[str, Any], theirs: dict[str, Any], *, only: tuple[str, ...] = ()) -> None:
+    """Metrics (all but clocks and memory) and gradients of two updates."""
+    clocks = ("mfu", "perf/")
+    names = only or [name for name in theirs["metrics"] if not name.startswith(clocks)]
+    assert only or theirs["metrics"].keys() == ours["metrics"].keys()
+    for name in names:
+        assert ours["metrics"][name] == pytest.approx(theirs["metrics"][name], rel=1e-5, abs=2e-6), name
+    for step, (a, b) in enumerate(zip(ours["gradients"], theirs["gradients"], strict=True)):
+        assert a.keys() == b.keys() and len(b) > 20
+        for name in b:
+            error = (a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-6)
+            assert error < 1e-5, f"update {step}, {name}: {error}"
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_updates_of_the_actor_are_verls(name: str, results: dict[str, Any]) -> None:
+    theirs = results["found"][f"{name}, host"]
+    compare(results["found"][f"{name}, drop-in"], theirs)
+    assert theirs["metrics"]["actor/pg_clipfrac"] != [0, 0] and len(theirs["gradients"]) == 2
+
+
+def test_the_triton_backend_is_replaced_too(results: dict[str, Any]) -> None:
+    """Its kernels need a GPU; what it is to give is what the torch backend gives."""
+    compare(results["found"]["triton, drop-in"], results["found"]["vanilla, host"])
+
+
+@pytest.mark.parametrize("mode", verl.MODES)
+def test_losses_where_they_clip(mode: str, results: dict[str, Any]) -> None:
+    """fp64. verl adds 1e-8 to a response's length in means over responses, and to the number of rows in metrics."""
+    for aggregation in AGGREGATIONS:
+        for who in INFOS:
+            ours, theirs = (results["found"][f"{mode}, {aggregation}, {who}, {x}"] for x in ("drop-in", "host"))
+            where = f"{mode}, {aggregation}, {who}"
+            for part in ("loss", "gradient"):
+                torch.testing.assert_close(
+                    ours[part], theirs[part], rtol=3e-8, atol=1e-9, msg=lambda m, w=f"{where}, {part}": f"{w}\n{m}"
+                )
+            assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-6, abs=1e-7), where
+
+
+def policy_term(results: dict[str, Any], weight: list[float]) -> float:
+    """verl's vanilla loss of the first update (rows 0 to 3), token by token in fp64."""
+    batch = {name: value.double() for name, value in results["batch"].items()}
+    total = 0.0
+    for i in range(4):
+        for t in batch["response_mask"][i].nonzero()[:, 0]:
+            ratio = math.exp(results["log_probs"][i, t].double() - batch["old_log_probs"][i, t])
+            a = batch["advantages"][i, t].item()
+            term = max(-a * ratio, -a * min(max(ratio, 0.8), 1.2))
+            total += weight[i] * batch["rollout_is_weights"][i, t].item() * (min(term, -a * 3) if a < 0 else term)
+    return total / batch["response_mask"][:4].sum().item()
+
+
+def test_phi_is_the_formula(results: dict[str, Any]) -> None:
+    """A prompt's completions lie in different updates here, as on different ranks: φ is of all of them."""
+    found = results["found"]
+    log = [-math.log(0.02 + (IOUS[i] + IOUS[i + 4]) / 2) for i in range(4)]
+    for name, weight in (("phi, drop-in", PHI), ("phi, log", log), ("vanilla, drop-in", [1.0] * 4)):
+        total = sum(_micro_batches(found[name]["metrics"]["actor/pg_loss"]))
+        assert total == pytest.approx(policy_term(results, weight), rel=1e-5), name
+    assert found["phi, drop-in"]["metrics"].pop("actor/difficulty_weight")[0] == pytest.approx(sum(PHI[:4]) / 4)
+
+
+def _micro_batches(values: list[float]) -> list[float]:
+    """verl's metric of the first update: one number, summed over micro-batches."""
+    return values[:1]
+
+
+def test_phi_is_verls_loss_of_weighted_advantages(results: dict[str, Any]) -> None:
+    """Which is the same where φ is positive, and verl computes all of it."""
+    theirs = results["found"]["phi, host"]
+    for name in ("phi, drop-in", "phi, in extra_fields"):
+        compare(results["found"][name], theirs, only=("actor/pg_loss", "grad_norm", "loss"))
+
+
+@pytest.mark.parametrize("loss_type", uk.config.AGGREGATION)
+def test_the_whole_loss_table(loss_type: str, results: dict[str, Any]) -> None:
+    """`loss_mode=univg` against `policy_loss` on the flat rows of the batch, by its specification."""
+    given = {name: torch.tensor(value, dtype=torch.float64) for name, value in loss_arguments().items()}
+    width = given["log_prob"].shape[1]
+    config = uk.GrpoConfig(
+        loss_type=loss_type,
+        loss_aggregation="token-mean",
+        delta=3.0,
+        max_completion_length=9,
+        log_ratio_min=-20,
+        log_ratio_max=20,
+        cispo_two_sided=True,
+        beta=0.0,
+    )
+    logp = given["log_prob"].flatten().requires_grad_()
+    loss = uk.policy_loss(
+        logp,
+        torch.arange(7) * width,
+        config=config,
+        backend="reference",
+        advantages=make_problem().advantages,
+        old_logp=given["old_log_prob"].flatten(),
+        mask=given["response_mask"].flatten().bool(),
+        token_importance_ratio=given["rollout_is_weights"].flatten(),
+        denominator=37 / 2,
+    ).loss
+    (gradient,) = torch.autograd.grad(loss, logp)
+    ours = results["found"][f"univg {loss_type}"]
+    torch.testing.assert_close(ours["loss"], loss.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours["gradient"], gradient.view(-1, width), rtol=1e-9, atol=1e-12)
+
+
+def test_phi_that_cannot_be(results: dict[str, Any]) -> None:
+    assert "phi='miou' must be a metric" in results["found"]["no such metric"]["error"]
+    assert "got 'dppo_tv'" in results["found"]["a loss without phi"]["error"]
+
+
+def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    info = folder / f"verl-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: verl\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_another_verl_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(tmp_path, monkeypatch, "0.7.0")
+    with pytest.raises(ValueError, match=r"verl 0\.7\.0 is installed, .* tested with 0\.9"):
+        verl.patch()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon_low": 0.1}, "epsilon_low by actor.clip_ratio_low"),
+        ({"lost_type": "cispo"}, "lost_type is no setting"),
+        ({"difficulty": "hard"}, "difficulty must be one of"),
+        ({"loss_type": "gmpo", "importance_sampling_level": "sequence"}, "importance_sampling_level='token'"),
+    ],
+)
+def test_wrong_settings(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(tmp_path, monkeypatch, "0.9.1")
+    with pytest.raises(ValueError, match=message):
+        verl.patch(**settings)
+
+
+def test_a_vocabulary_split_over_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="tensor_model_parallel_size=1"):
+        verl._linear_cross_entropy(x, torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64), dist_process_group="tp")
+    assert isinstance(x, Tensor)

@@ -1,0 +1,49 @@
+"""The loss of hosts that hand out log-probabilities as padded [B, L] tensors, one advantage a token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from univg_kernels import GrpoConfig, GrpoOutput, policy_loss
+
+
+def padded_loss(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    config: GrpoConfig,
+    *,
+    denominator: float | None = None,
+    phi: Tensor | None = None,
+    importance: Tensor | None = None,
+) -> GrpoOutput:
+    """`univg_kernels.policy_loss` of [B, L] log_prob (differentiated), old_log_prob, advantages and mask.
+
+    phi: [B], the difficulty weight. importance: [B, L], a ratio that weighs the policy term. denominator: as in
+    `RowArguments`. Where the mask is 0 anything may stand. Nothing waits for the device.
+    """
+    batch, length = log_prob.shape
+    mask = mask.bool()
+    rows = {"advantages": _of_response(advantages, mask)} if config.loss_type == "gmpo" else {}
+    return policy_loss(
+        log_prob.reshape(-1),
+        torch.arange(batch + 1, device=log_prob.device) * length,
+        config=config,
+        old_logp=old_log_prob.reshape(-1),
+        mask=mask.reshape(-1),
+        token_importance_ratio=None if importance is None else importance.reshape(-1),
+        phi=phi,
+        denominator=denominator,
+        **(rows or {"token_advantages": advantages.reshape(-1)}),
+    )
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Of [B, L] where the mask is 1; 0 where it is nowhere."""
+    return torch.where(mask.bool(), values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _of_response(advantages: Tensor, mask: Tensor) -> Tensor:
+    """[B]: the geometric-mean loss has one advantage a response."""
+    return torch.where(mask, advantages, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
