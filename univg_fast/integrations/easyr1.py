@@ -55,8 +55,8 @@ def patch(*, phi: str | None = None, difficulty: str = "exp", difficulty_power: 
     config = GrpoConfig(difficulty=difficulty, difficulty_power=difficulty_power)  # refuses what is no variant
     done = Patch()
     try:
-        done.replace(actor, "compute_policy_loss", _policy_loss)
-        done.replace(actor.DataParallelPPOActor, "_forward_micro_batch", _forward_micro_batch)
+        done.replace(actor, "compute_policy_loss", policy_loss)
+        done.replace(actor.DataParallelPPOActor, "_forward_micro_batch", forward_micro_batch)
         if phi is not None:
             _replace_advantages(done, phi, config)
     except Exception:
@@ -68,7 +68,7 @@ def patch(*, phi: str | None = None, difficulty: str = "exp", difficulty_power: 
 # ------------------------------------------------------------------------------------------------ head
 
 
-def _forward_micro_batch(self: Any, micro_batch: dict[str, Any], temperature: float) -> Tensor:
+def forward_micro_batch(self: Any, micro_batch: dict[str, Any], temperature: float) -> Tensor:
     """Log-probabilities [B, R] fp32 of the responses; 0 for their padding, which is masked wherever it is read."""
     if getattr(self.config, "ulysses_size", 1) > 1:
         raise ValueError(
@@ -111,7 +111,7 @@ def _images(micro_batch: dict[str, Any]) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------ loss
 
 
-def _policy_loss(
+def policy_loss(
     old_log_probs: Tensor,
     log_probs: Tensor,
     advantages: Tensor,

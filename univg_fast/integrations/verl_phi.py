@@ -33,8 +33,8 @@ class Weights:
         """[B] fp32. Raises ValueError outside of an update of the actor."""
         if self._now is None:
             raise ValueError(
-                f"verl: phi={self.name!r} needs the policy loss to be called by ppo_loss in an update of the actor, got "
-                "another caller; leave phi out for distillation and for trainers of one's own"
+                f"verl: phi={self.name!r} needs the policy loss to be called by ppo_loss in an update of the actor, "
+                "got another caller; leave phi out for distillation and for trainers of one's own"
             )
         return self._now
 

@@ -2,8 +2,8 @@
 
 What is EasyR1's: names and arguments of `compute_policy_loss`, `DataParallelPPOActor`, `compute_advantage` and
 `reduce_metrics`, the arithmetic of losses, KL and means, what a micro-batch holds, the order of a training step, and
-the metrics. This one module stands for its verl.workers.actor.dp_actor and verl.trainer.ray_trainer; there is no Ray and
-no FSDP.
+the metrics. This one module stands for its verl.workers.actor.dp_actor and verl.trainer.ray_trainer; there is no Ray
+and no FSDP.
 """
 
 from __future__ import annotations

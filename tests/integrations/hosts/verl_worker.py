@@ -3,7 +3,7 @@
     python verl_worker.py OUT.pt CASES.json
 
 OUT.pt has for each case what two updates of the actor gave, or the error that they raised. Of a case: "patch"
-(arguments of the drop-in, or null), "actor" (keys of verl's ActorConfig), "loss_mode", "backend" (of its fused kernels),
+(arguments of the drop-in, or null), "actor" (keys of verl's ActorConfig), "loss_mode", "backend" (of its fused head),
 "columns" (more of the batch), "scale" (factors of the advantages). With "loss": one call of the policy loss instead.
 
 The worker, engine, loss, model code and batches are verl's, from its wheel. Two things are not: what verl imports for
