@@ -12,9 +12,9 @@ from transformers import Qwen2VLConfig
 
 from bench.demo import line as demo_line
 from bench.targets import targets
-from univg_fast.config import load_config
+from univg_fast.config import ModelConfig, load_config
 from univg_fast.train.memory import Load, memory
-from univg_fast.train.shapes import shape_of
+from univg_fast.train.shapes import Shape, shape_of
 
 
 def result_rows(name: str) -> list[dict[str, Any]]:
@@ -80,9 +80,12 @@ def test_the_memory_of_a_7b_is_what_the_formulas_say(tmp_path: Path) -> None:
     Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False).save_pretrained(tmp_path)
     page = (ROOT / "docs" / "performance.md").read_text()
     rows = re.findall(r"^\| `(univg_r1_stage\d)` \| (.*) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    shapes: dict[ModelConfig, Shape] = {}
     assert len(rows) > 10
     for recipe, keys, gpus, gib in rows:
         given = [f"--{key}" for key in re.findall(r"`([^`]+)`", keys)]
         config = load_config(["--config", recipe, f"--model.path={tmp_path}", *given])
-        lines = memory(config.stages[0], config, shape_of(config.model, {}), Load.full(config), int(gpus))
+        if config.model not in shapes:
+            shapes[config.model] = shape_of(config.model, {})
+        lines = memory(config.stages[0], config, shapes[config.model], Load.full(config), int(gpus))
         assert f"{lines[-1].value:.0f}" == gib, (recipe, given)
