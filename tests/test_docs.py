@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
 import re
@@ -78,9 +79,8 @@ def dry_run(arguments: list[str]) -> None:
         load_config(["--config", "demo", *options])
     if arguments[0] in ("bench", "gpu"):
         (module,) = set(re.findall(r"-m (bench\.\w+)", done.stdout))
-        known = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
-        assert known.returncode == 0, known.stderr
-        assert all(option in known.stdout for option in options if option.startswith("--"))
+        known = help_of(module)
+        assert all(option in known for option in options if option.startswith("--"))
 
 
 def check_training(words: list[str]) -> None:
@@ -96,12 +96,19 @@ def check_training(words: list[str]) -> None:
     assert words[0] == "torchrun" and "--nproc_per_node" in words
 
 
+@functools.cache
+def help_of(module: str, *verb: str) -> str:
+    """What `python -m MODULE [VERB] --help` prints; asked once, as imports take seconds."""
+    done = subprocess.run([sys.executable, "-m", module, *verb, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def help_knows(words: list[str], *verb: str) -> None:
     """`python -m MODULE [VERB] --help` works and names the options."""
-    done = subprocess.run([sys.executable, *words[1:3], *verb, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    known = help_of(words[2], *verb)
     options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    assert all(option in done.stdout for option in options), f"{options} of: {done.stdout}"
+    assert all(option in known for option in options), f"{options} of: {known}"
 
 
 def check_pytest(arguments: list[str]) -> None:
