@@ -47,10 +47,9 @@ torch.
 """
 ROOFLINE = """![Roofline of the loss heads](roofline_{kind}.png)
 
-Both roofs are this run's own ceilings; the share beside a point of ours is of the roof above it. Bytes are those that
-a head cannot avoid, FLOPs those of its products, or 8 a logit where there are none
-([roofline.py](../bench/roofline.py)). Above the roof of the products lies what multiplies faster than the square
-product that the ceiling is.
+Both roofs are a run's own ceilings; the share beside a point of ours is of the roof above it. Bytes are those that a
+head cannot avoid, FLOPs those of its products, or 8 a logit where there are none
+([roofline.py](../bench/roofline.py)).
 """
 NONE = """## {kind}
 

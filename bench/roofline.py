@@ -25,6 +25,7 @@ LOGIT = 8
 WIDTHS = {"fp32": 4, "bf16": 2}
 HEADS = ("grpo_loss", "selective_logprob", "linear_grpo_loss", "linear_logprob", "linear_ce")
 LABELS = ("", "target", "peers")  # no other loss types: they have the same place
+GAP = 1.45  # of two labels, as a ratio of their heights
 STYLES = {"fp32": ("o", "-"), "bf16": ("s", "--")}
 
 
@@ -46,66 +47,74 @@ def shown(rows: list[Row]) -> list[Row]:
     return [r for r in whole if r["mode"] == first]
 
 
+def share(row: Row) -> float:
+    """Of the roof above its place, by the ceilings of its own run."""
+    x, y = place(row)
+    return y / min(x * row["ceiling_copy_bytes_per_s"], row["ceiling_gemm_flops_per_s"])
+
+
 def draw_roofline(rows: list[Row], path: Path) -> None:
+    """Rows of several runs hang below one roof, the first one's, each by its own share."""
     found = shown(rows)
     if not found:
         return
-    figure, axis = plt.subplots(figsize=(8.6, 4.9), layout="constrained")
-    _roofs(axis, found)
+    figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
+    roofs = {dtype: next(r for r in found if r["dtype"] == dtype) for dtype in dict.fromkeys(r["dtype"] for r in found)}
+    xs = [place(r)[0] for r in found]
+    _roofs(axis, roofs, min(xs) / 40, max(xs) * 40)
+    names: dict[str, list[tuple[float, float, str]]] = {dtype: [] for dtype in STYLES}
     for row in found:
-        x, y = place(row)
+        x, height = place(row)[0], share(row) * _roof(roofs[row["dtype"]], place(row)[0])
         colour = OURS if row["own"] else BARE if "products" in row["variant"] else OTHERS
-        edge = "#333" if row["own"] else "#777"
-        axis.plot(x, y, STYLES[row["dtype"]][0], color=colour, markeredgecolor=edge, markersize=8 if row["own"] else 6,
-                  markeredgewidth=0.7, zorder=4 if row["own"] else 3)  # fmt: skip
-    _names(axis, found)
+        size, order = (8, 4) if row["own"] else (6, 3)
+        axis.plot(x, height, STYLES[row["dtype"]][0], color=colour, markeredgecolor="#555", markersize=size,
+                  markeredgewidth=0.7, zorder=order)  # fmt: skip
+        if is_fast(row):
+            text = f"{row['op']} {row['dtype']}, {share(row):.0%} of the roof"
+            names[row["dtype"]].append((x, height, text))
+    for dtype, labels in names.items():
+        _labels(axis, labels, left=dtype == "fp32")
     axis.set_xlabel("FLOP a byte that must be moved", fontsize=9)
     axis.set_ylabel("FLOP/s", fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(True, which="major", color="#eee", linewidth=0.8)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-    axis.set_title(f"Loss heads, forward + backward, {rows[0]['hardware']}: blue ours, yellow bare products",
-                   fontsize=9.5, loc="left")  # fmt: skip
+    title = f"{rows[0]['hardware']}: loss heads, forward + backward; blue ours, grey others, yellow bare products"
+    axis.set_title(title, fontsize=9.5, loc="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, metadata={"Software": None})
     plt.close(figure)
 
 
-def _roofs(axis: Axes, rows: list[Row]) -> None:
-    """One for each dtype; the left part is memory's."""
-    xs = [place(r)[0] for r in rows]
-    left, right = min(xs) / 4, max(xs) * 6
-    for dtype, (_, dashes) in STYLES.items():
-        of_dtype = [r for r in rows if r["dtype"] == dtype]
-        if not of_dtype:
-            continue
-        copy, peak = of_dtype[0]["ceiling_copy_bytes_per_s"], of_dtype[0]["ceiling_gemm_flops_per_s"]
-        axis.plot([left, peak / copy, right], [left * copy, peak, peak], dashes, color="#444", linewidth=1.2, zorder=2)
-        axis.annotate(f"{dtype} products {peak / 1e12:.3g} TFLOP/s", (right, peak), xytext=(0, 4),
-                      textcoords="offset points", ha="right", fontsize=7.5, color="#444")  # fmt: skip
-    copy = rows[0]["ceiling_copy_bytes_per_s"]
-    axis.annotate(f"memory {copy / 1e9:.3g} GB/s", (left, left * copy), xytext=(6, 2), textcoords="offset points",
-                  ha="left", va="bottom", fontsize=7.5, color="#444", rotation=32, rotation_mode="anchor")  # fmt: skip
+def _roof(row: Row, x: float) -> float:
+    roof: float = min(x * row["ceiling_copy_bytes_per_s"], row["ceiling_gemm_flops_per_s"])
+    return roof
+
+
+def _roofs(axis: Axes, roofs: dict[str, Row], left: float, right: float) -> None:
+    """One for each dtype; the left part, which is memory's, they share."""
     axis.set_xscale("log")
     axis.set_yscale("log")
-
-
-def _names(axis: Axes, rows: list[Row]) -> None:
-    """Each case once, under its lowest point; ours with its share of the roof."""
-    lowest: dict[str, Row] = {}
-    for row in rows:
-        if row["case"] not in lowest or place(row)[1] < place(lowest[row["case"]])[1]:
-            lowest[row["case"]] = row
-    for case, row in lowest.items():
-        (own,) = [r for r in rows if r["case"] == case and is_fast(r)][:1] or [row]
-        x, y = place(own)
-        roof = min(x * own["ceiling_copy_bytes_per_s"], own["ceiling_gemm_flops_per_s"])
-        axis.annotate(f"{y / roof:.0%}", (x, y), xytext=(9, -3), textcoords="offset points", fontsize=7.5, color=OURS)
-        name = (
-            f"{row['op']}\n{row['dtype']} {row['rows']}×"
-            + (f"{row['width']}×" if row["width"] else "")
-            + str(row["vocab"])
+    axis.set_xlim(left, right)
+    for dtype, row in roofs.items():
+        copy, peak = row["ceiling_copy_bytes_per_s"], row["ceiling_gemm_flops_per_s"]
+        start = peak / copy / 300
+        axis.plot(
+            [start, peak / copy, right], [start * copy, peak, peak], STYLES[dtype][1], color="#444", linewidth=1.2
         )
-        axis.annotate(name, place(row), xytext=(0, -8), textcoords="offset points", ha="center", va="top", fontsize=6.5,
-                      color="#555")  # fmt: skip
+        axis.annotate(f"{dtype} products: {peak / 1e12:.3g} TFLOP/s", (right, peak), xytext=(-4, 4),
+                      textcoords="offset points", ha="right", fontsize=8, color="#444")  # fmt: skip
+    at = min(row["ceiling_gemm_flops_per_s"] / row["ceiling_copy_bytes_per_s"] for row in roofs.values()) / 3
+    axis.annotate(f"memory: {copy / 1e9:.3g} GB/s", (at, at * copy), xytext=(-8, 4), textcoords="offset points",
+                  ha="right", fontsize=8, color="#444")  # fmt: skip
+
+
+def _labels(axis: Axes, labels: list[tuple[float, float, str]], left: bool) -> None:
+    """Beside their points, pushed apart where they would lie on one another."""
+    last = 0.0
+    for x, y, text in sorted(labels, key=lambda label: label[1]):
+        last = max(y, last * GAP)
+        place_of = x / 1.25 if left else x * 1.25
+        axis.text(place_of, last, text, ha="right" if left else "left", va="center", fontsize=7.5, color=OURS,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0}, zorder=3)  # fmt: skip

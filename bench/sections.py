@@ -111,7 +111,7 @@ def packing_section(path: Path, rows: list[Row]) -> str:
     lines = []
     for r in (row for row in rows if "fill" in row):
         window = f"{r['draw']} | {r['ranks']} | {r['window']}"
-        many = f"{r['passes']:.1f} | {r['fewest']}–{r['most']}"
+        many = f"{r['passes']:.1f} | {r['fewest']}" + (f"–{r['most']}" if r["most"] > r["fewest"] else "")
         lines.append(f"| {window} | {r['fill']:.1%} | {many} | {r['imbalance']:.1%} | {r['saved']:.1%} |")
     plans = [f"{r['lengths']:,} lengths {r['plan_ms']:.0f} ms" for r in rows if "plan_ms" in r]
     return _filled(PACKING, path, rows, [*lines, "", f"A plan takes, on one thread: {', '.join(plans)}."])
@@ -141,7 +141,7 @@ def sections(folder: Path = FOLDER) -> str:
     found = []
     for bench, section in SECTIONS.items():
         found += [section(path, rows) for path, rows in newest(folder, bench).values()]
-    return "\n".join(found)
+    return "\n".join(found).rstrip("\n") + "\n"
 
 
 def runs_section(folder: Path = FOLDER) -> str:
