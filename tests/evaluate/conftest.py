@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def environment() -> dict[str, str]:
-    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+def environment(more: Sequence[Path] = ()) -> dict[str, str]:
+    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")]), *map(str, more)]
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
     return {key: value for key, value in os.environ.items() if key not in ranks} | {
         "DS_ACCELERATOR": "cpu",
@@ -67,10 +67,10 @@ def launch() -> Launch:
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., subprocess.Popen[bytes]]:
-    """The same without waiting, in a process group of its own."""
+    """The same without waiting, in a process group of its own. `paths`: more folders of packages."""
 
-    def run(*words: Any, ranks: int = 0) -> subprocess.Popen[bytes]:
-        given: dict[str, Any] = {"cwd": ROOT, "env": environment(), "start_new_session": True}
+    def run(*words: Any, ranks: int = 0, paths: Sequence[Path] = ()) -> subprocess.Popen[bytes]:
+        given: dict[str, Any] = {"cwd": ROOT, "env": environment(paths), "start_new_session": True}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen(command(*words, ranks=ranks), **given, **quiet)
 

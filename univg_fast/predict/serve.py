@@ -47,7 +47,7 @@ def page(gradio: Any, ask: Ask, exif: str) -> Any:
         question = gradio.Textbox(label="Question", placeholder="Find the object of image 1 in image 2.")
         reasoning = gradio.Checkbox(value=True, label="With reasoning")
         button = gradio.Button("Ask", variant="primary")
-        picture = gradio.Image(label="Boxes", interactive=False)
+        picture = gradio.Image(show_label=False, interactive=False, buttons=["download", "fullscreen"])
         thought = gradio.Textbox(label="Reasoning", lines=4, interactive=False)
         boxes = gradio.Dataframe(headers=COLUMNS, label="Answer", interactive=False)
         button.click(answered, [files, question, reasoning], [picture, thought, boxes], api_name="ask")
