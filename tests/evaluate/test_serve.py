@@ -59,7 +59,7 @@ def model(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(start: Any, model: Path) -> Iterator[str]:
     if not (BESIDE / "gradio").is_dir() and importlib.util.find_spec("gradio") is None:
-        pytest.skip("no gradio: `make setup` puts it beside the environment, `pip install "gradio>=6"` into it")
+        pytest.skip("no gradio: `make setup` puts it beside the environment, `pip install 'gradio>=6'` into it")
     port = free_port()
     given = ["--model", model, "--evaluate.max_completion_length=6", "--data.max_pixels=12544"]
     process = start("-m", "univg_fast.predict", *given, "--serve", "--port", port, paths=[BESIDE])
@@ -121,7 +121,7 @@ def test_nobody_else_on_the_network_reaches_the_page(address: str) -> None:
 def test_a_port_that_is_taken_and_gradio_that_is_not_there(small: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     assert main(["--model", str(small / "model"), "--serve"]) == 1
-    assert 'pip install "gradio>=6"' in capsys.readouterr().err
+    assert "pip install 'gradio>=6'" in capsys.readouterr().err
     monkeypatch.setitem(__import__("sys").modules, "gradio", pytest)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))

@@ -21,7 +21,7 @@ def serve(model: str, config: Config, port: int) -> None:
     try:
         import gradio
     except ImportError:
-        raise ValueError("--serve: expected gradio to be installed; run `pip install "gradio>=6"`") from None
+        raise ValueError("--serve: expected gradio to be installed; run pip install 'gradio>=6'") from None
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if probe.connect_ex((HOST, port)) == 0:
