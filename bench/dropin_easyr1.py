@@ -1,7 +1,7 @@
 """EasyR1's actor on a small Qwen2-VL with images: log-probabilities and loss of one micro-batch, forward and backward.
 
-EasyR1 is on no registry: the actor is the minimal one that the tests stand on (tests/integrations/hosts/easyr1.py), with
-padding_free=True. As EasyR1's own it makes the logits of every token, prompts and images included.
+EasyR1 is on no registry: the actor is the minimal one that the tests stand on (tests/integrations/hosts/easyr1.py), in
+its padding_free way. As EasyR1's own it makes the logits of every token, prompts and images included.
 """
 
 from __future__ import annotations

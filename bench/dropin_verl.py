@@ -1,6 +1,6 @@
 """verl 0.9's head and policy loss, with and without the drop-in: hidden states -> loss -> gradients.
 
-All of it is verl's: `FusedLinearForPPO` (impl_backend="torch", chunks of 512 rows) scores every token, prompts included,
+All of it is verl's: `FusedLinearForPPO` (impl_backend="torch", chunks of 512 rows) scores every token, with prompts,
 as its Qwen-VL forwards do; the responses' log-probabilities and entropies go to `vanilla`, with the entropy bonus. The
 transformer below the head, which a drop-in leaves alone, is not in it. Needs an installed verl (with Ray).
 """

@@ -21,7 +21,7 @@ PEERS = Path(sys.prefix) / "peers"
 NEEDED = ("verl-0.9.1.dist-info", "tensordict", "omegaconf", "codetiming", "orjson", "pyvers", "cloudpickle")
 if missing := [name for name in NEEDED if not (PEERS / name).is_dir()]:
     pytest.skip(f"{', '.join(missing)} not in {PEERS}; `make setup` puts them there", allow_module_level=True)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # half a minute of CPU, for all of the module
 
 HOST = Path(__file__).with_name("hosts") / "verl_worker.py"
 IOUS = [0.1, 0.9, 0.3, 1.0, 0.5, 0.6, 0.99, 0.8]  # completions i and i + 4 are of one prompt
@@ -60,7 +60,6 @@ def all_cases() -> dict[str, dict[str, Any]]:
     for name, case in UPDATES.items():
         cases[f"{name}, host"] = {"patch": None} | case
         cases[f"{name}, drop-in"] = {"patch": {}} | case
-    cases["triton, drop-in"] = {"patch": {}, "backend": "triton"} | UPDATES["vanilla"]
     cases["phi, host"] = {"patch": None, "scale": PHI} | UPDATES["vanilla"]
     cases["phi, drop-in"] = {"patch": {"phi": "iou"}, "columns": {"iou": IOUS}} | UPDATES["vanilla"]
     extra = [{"reward_extra_info": {"score": 1.0, "iou": value}} for value in IOUS]
@@ -86,7 +85,7 @@ def all_cases() -> dict[str, dict[str, Any]]:
 def results(tmp_path_factory: pytest.TempPathFactory, python_launcher: Callable[..., Any]) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("verl")
     (folder / "cases.json").write_text(json.dumps(all_cases()))
-    done = python_launcher(str(HOST), str(folder / "out.pt"), str(folder / "cases.json"))
+    done = python_launcher(str(HOST), str(folder / "out.pt"), str(folder / "cases.json"), timeout=800)
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(folder / "out.pt", weights_only=False)
 
@@ -112,9 +111,20 @@ def test_updates_of_the_actor_are_verls(name: str, results: dict[str, Any]) -> N
     assert theirs["metrics"]["actor/pg_clipfrac"] != [0, 0] and len(theirs["gradients"]) == 2
 
 
-def test_the_triton_backend_is_replaced_too(results: dict[str, Any]) -> None:
-    """Its kernels need a GPU; what it is to give is what the torch backend gives."""
-    compare(results["found"]["triton, drop-in"], results["found"]["vanilla, host"])
+def test_the_op_of_the_triton_backend() -> None:
+    """verl's needs a GPU: held against log-softmax in fp64. It flattens what it is given."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(*shape, generator=g).requires_grad_() for shape in ((2, 5, 8), (30, 8)))
+    labels = torch.randint(30, (2, 5), generator=g)
+    logp, entropy = verl._linear_cross_entropy(hidden, weight, labels, 0.7, "none")
+    upstream = torch.randn(2, 10, generator=g)
+    grads = torch.autograd.grad((torch.stack([logp, entropy]) * upstream).sum(), (hidden, weight))
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    every = (exact[0].flatten(0, 1) @ exact[1].T / 0.7).log_softmax(-1)
+    expected = torch.stack([every.gather(-1, labels.view(-1, 1))[:, 0], -(every.exp() * every).sum(-1)])
+    torch.testing.assert_close(torch.stack([logp, entropy]).double(), expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(grads, torch.autograd.grad((expected * upstream).sum(), exact), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", verl.MODES)
@@ -151,7 +161,7 @@ def test_phi_is_the_formula(results: dict[str, Any]) -> None:
     for name, weight in (("phi, drop-in", PHI), ("phi, log", log), ("vanilla, drop-in", [1.0] * 4)):
         total = sum(_micro_batches(found[name]["metrics"]["actor/pg_loss"]))
         assert total == pytest.approx(policy_term(results, weight), rel=1e-5), name
-    assert found["phi, drop-in"]["metrics"].pop("actor/difficulty_weight")[0] == pytest.approx(sum(PHI[:4]) / 4)
+    assert found["phi, drop-in"]["metrics"]["actor/difficulty_weight"][0] == pytest.approx(sum(PHI[:4]) / 4)
 
 
 def _micro_batches(values: list[float]) -> list[float]:

@@ -25,7 +25,7 @@ def padded_loss(
     """
     batch, length = log_prob.shape
     mask = mask.bool()
-    rows = {"advantages": _of_response(advantages, mask)} if config.loss_type == "gmpo" else {}
+    per_response = config.loss_type == "gmpo"
     return policy_loss(
         log_prob.reshape(-1),
         torch.arange(batch + 1, device=log_prob.device) * length,
@@ -35,7 +35,8 @@ def padded_loss(
         token_importance_ratio=None if importance is None else importance.reshape(-1),
         phi=phi,
         denominator=denominator,
-        **(rows or {"token_advantages": advantages.reshape(-1)}),
+        advantages=_of_response(advantages, mask) if per_response else None,
+        token_advantages=None if per_response else advantages.reshape(-1),
     )
 
 

@@ -3,8 +3,8 @@
     python verl_worker.py OUT.pt CASES.json
 
 OUT.pt has for each case what two updates of the actor gave, or the error that they raised. Of a case: "patch"
-(arguments of the drop-in, or null), "actor" (keys of verl's ActorConfig), "loss_mode", "backend" (of its fused head),
-"columns" (more of the batch), "scale" (factors of the advantages). With "loss": one call of the policy loss instead.
+(arguments of the drop-in, or null), "loss_mode" and "actor" (more keys of verl's ActorConfig), "columns" (more of the
+batch), "scale" (factors of the advantages). With "loss": one call of the policy loss instead.
 
 The worker, engine, loss, model code and batches are verl's, from its wheel. Two things are not: what verl imports for
 its cluster and its servers alone (SERVING) is empty where it is not installed; and CPU, a device that verl does not
@@ -121,7 +121,7 @@ def save_model(folder: str) -> None:
     model.save_pretrained(folder)
 
 
-def make_worker(folder: str, backend: str) -> Any:
+def make_worker(folder: str) -> Any:
     from verl.trainer.config import CheckpointConfig
     from verl.workers import config as c
     from verl.workers.engine_workers import TrainingWorker
@@ -132,7 +132,7 @@ def make_worker(folder: str, backend: str) -> Any:
         enable_gradient_checkpointing=False,
         use_remove_padding=False,
         use_fused_kernels=True,
-        fused_kernel_options={"impl_backend": backend},
+        fused_kernel_options={"impl_backend": "torch"},
         override_config={"attn_implementation": "eager"},
     )
     engine = c.FSDPEngineConfig(
@@ -210,7 +210,7 @@ def old_log_probs(folder: str) -> torch.Tensor:
 
     data = make_batch()
     tu.assign_non_tensor(data, compute_loss=False)
-    found = make_worker(folder, "torch").infer_batch(data.clone())
+    found = make_worker(folder).infer_batch(data.clone())
     return no_padding_2_padding(found["log_probs"], data)
 
 
@@ -219,7 +219,7 @@ def update(folder: str, old: torch.Tensor, case: dict[str, Any]) -> dict[str, An
     from tensordict.tensorclass import NonTensorData, NonTensorStack
     from verl.workers import engine_workers
 
-    worker = make_worker(folder, case.get("backend", "torch"))
+    worker = make_worker(folder)
     worker.set_loss_fn(functools.partial(engine_workers.ppo_loss, config=actor_config(case)))
     gradients: list[dict[str, torch.Tensor]] = []
     step = worker.engine.optimizer_step
