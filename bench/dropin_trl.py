@@ -15,6 +15,7 @@ import torch
 from univg_fast.data.samples import make_processor
 from univg_fast.integrations.trl import patch
 
+from .device import Cpu
 from .rollout import Size, make_model
 from .trl_problem import make_records, make_tokenizer
 from .trl_trainer import make_trainer
@@ -33,7 +34,7 @@ def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.T
         records = make_records(shape, folder)
         make_model(shape, torch.device("cpu"))[1].save_pretrained(folder / "model")
         processor = make_processor(make_tokenizer(shape), prompt_template="short")
-        trainer = make_trainer(shape, folder / "model", records, processor, 1, folder / "out")
+        trainer = make_trainer(shape, folder / "model", records, processor, 1, folder / "out", Cpu())
         trainer.model.train()
         trainer.current_gradient_accumulation_steps, trainer.compact = 1, True
         rows = trainer.train_dataset

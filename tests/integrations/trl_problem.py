@@ -84,7 +84,7 @@ def trainer(folder: Path, cls: type = GRPOTrainer, config: type = GRPOConfig, **
         args=config(output_dir=str(folder / "out"), **defaults | settings),
         processing_class=tokenizer(),
         reward_funcs=[iou, short],
-        train_dataset=Dataset.from_dict({"prompt": list(NAMES)}),
+        train_dataset=Dataset.from_dict({"prompt": list(NAMES) * 4}),
     )
     return made
 
