@@ -105,6 +105,11 @@ def test_published_values_of_the_recipes() -> None:
         ("rewards:\n  terms: {iou: much}\n", "a mapping of a string to a float, got {'iou': 'much'}"),
         ("sft:\n\n  learning_rate: -1\n", ":3: sft.learning_rate: expected a number > 0, got -1.0"),
         ("sft:\n  learning_rate: .nan\n", ":2: sft.learning_rate: expected a number > 0, got nan"),
+        (
+            "model:\n  freeze_vision_tower: false\n  lora: {r: 8}\n",
+            ":2: model.freeze_vision_tower: expected true beside model.lora, which trains adapters of the language "
+            "model alone, got false; add --model.freeze_vision_tower=true, or name what ",
+        ),
         ("grpo:\n  top_p: 1.5\n", ":2: grpo.top_p: expected a number > 0 and <= 1, got 1.5"),
         (
             "deepspeed:\n  config: {zero_optimization: {stage: 2}}\n",
@@ -185,6 +190,6 @@ def test_help_lists_every_key_with_its_comment() -> None:
 def test_dropout_must_not_be_in_the_ratios_of_later_optimizer_steps() -> None:
     wrong = ["--config=demo", "--model.lora.lora_dropout=0.1", "--model.freeze_vision_tower=true"]
     load_config(wrong)
-    load_config([*wrong[:1], "--model.lora.r=4", "--grpo.steps_per_generation=2"])
+    load_config([wrong[0], wrong[2], "--model.lora.r=4", "--grpo.steps_per_generation=2"])
     with pytest.raises(ValueError, match=r"grpo.steps_per_generation: expected 1 beside model.lora.lora_dropout=0.1"):
         load_config([*wrong, "--grpo.steps_per_generation=2"])

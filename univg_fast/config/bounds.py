@@ -57,6 +57,12 @@ def check(config: Config) -> None:
     _check_deepspeed(config.deepspeed.config)
     _check_grpo(config.grpo)
     lora, steps = config.model.lora, config.grpo.steps_per_generation
+    if lora is not None and not (config.model.freeze_vision_tower or lora.target_modules or lora.modules_to_save):
+        raise ValueError(
+            "model.freeze_vision_tower: expected true beside model.lora, which trains adapters of the language model "
+            "alone, got false; add --model.freeze_vision_tower=true, or name what of the tower is to train as a whole: "
+            "--model.lora.modules_to_save=[visual.merger]"
+        )
     if "grpo" in config.stages and lora is not None and lora.lora_dropout > 0 and steps > 1:
         raise ValueError(  # their old log-probs are without dropout: ratios would begin beside 1, and be clipped
             f"grpo.steps_per_generation: expected 1 beside model.lora.lora_dropout={lora.lora_dropout:g}, which would "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from univg_fast import distributed
 from univg_fast.config import LogConfig
+from univg_fast.files import write_whole
 from univg_fast.train.console import Display, console, eval_progress, numbers
 from univg_fast.train.sinks import Sink, open_sinks, warn
 from univg_fast.train.throughput import Throughput, memory, rates
@@ -98,10 +98,8 @@ def trim_metrics(path: Path, stage: str, last: int) -> float:
     lines = [line for line in text.splitlines(keepends=True) if _keeps(line, stage, last)]
     kept = "".join(lines)
     if kept != text:
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
-            temporary.write_text(kept, encoding="utf-8")
-            os.replace(temporary, path)
+            write_whole(path, kept)
         except OSError as error:
             warn(str(path), error)
     mine = [row for row in map(json.loads, reversed(lines)) if row["stage"] == stage]

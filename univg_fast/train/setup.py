@@ -21,6 +21,7 @@ from univg_fast.data.samples import Processor, make_sample
 from univg_fast.data.scan import Report, require, scan, write_report
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.evaluate.load import DTYPES, processor_of
+from univg_fast.files import write_whole
 from univg_fast.model import PackedModel, family_of, load_model
 from univg_fast.model.liger import apply_liger
 from univg_fast.model.load import builtin_configs, check_path, freeze_vision, projector_parts, small_config
@@ -128,7 +129,7 @@ def data_files(config: Config, run_dir: Path) -> dict[str, list[Any]]:
         stamp, wanted = folder / "config.json", json.dumps(builtin.__dict__, sort_keys=True)
         if not (stamp.is_file() and stamp.read_text() == wanted):
             write_builtin(folder, builtin)
-            stamp.write_text(wanted)
+            write_whole(stamp, wanted)
         return {
             "sft": [str(folder / "stage1.json")],
             "grpo": [str(folder / "stage2.json")],
@@ -190,8 +191,8 @@ def freeze(model: Any, how: ModelConfig, seed: int = 0) -> list[str]:
     if not how.freeze_vision_tower and not any(p.requires_grad for p in visual.parameters()):
         raise ValueError(
             "model.freeze_vision_tower: expected true beside model.lora, which trains adapters of the language model "
-            "alone, got false; set it to true, or name modules of the tower in model.lora.modules_to_save (as a whole: "
-            "visual.merger, say) or model.lora.target_modules"
+            "alone, got false; add --model.freeze_vision_tower=true, or name what of the tower is to train: "
+            "--model.lora.modules_to_save=[visual.merger] (as a whole), or endings in model.lora.target_modules"
         )
     return [told]
 

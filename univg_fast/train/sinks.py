@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from univg_fast.config import LogConfig
+from univg_fast.files import read_json, write_whole
 
 Row = Mapping[str, Any]  # a line of metrics.jsonl: stage, step, time, and the metrics
 NOT_METRICS = ("stage", "step", "time")
@@ -88,9 +89,11 @@ def guarded(name: str, make: Callable[[], Sink]) -> Sink:
 def run_id(run_dir: Path) -> str:
     """What the trackers know this run folder by: made once, so that a resumed run goes on in the same tracker's run."""
     path = run_dir / "track.json"
-    if not path.is_file():
-        path.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n")
-    return str(json.loads(path.read_text())["id"])
+    told = read_json(path)
+    if told is None:
+        told = {"id": secrets.token_hex(4)}
+        write_whole(path, json.dumps(told) + "\n")
+    return str(told["id"])
 
 
 def warn(what: str, error: Exception) -> None:
