@@ -123,11 +123,6 @@ def reduce_floats(sums: Mapping[str, float], maxima: Mapping[str, float] | None 
     return dict(zip(sorted(sums), summed, strict=False)) | dict(zip(sorted(maxima), largest[len(sums) :], strict=True))
 
 
-def equal_row_count(count: int) -> int:
-    """The largest count of any rank: under ZeRO 2 and 3 every rank must run backward that often."""
-    return int(reduce_floats({}, {"rows": count})["rows"])
-
-
 def gather_objects(item: T) -> list[T]:
     """Every rank's picklable item, by rank, on every rank."""
     if world_size() == 1:

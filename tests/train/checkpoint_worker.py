@@ -1,6 +1,6 @@
 """Run by test_checkpoint.py: `checkpoint_worker.py MODE ZERO_STAGE FOLDER [CHOICE]`; rank 0 prints JSON.
 
-ZERO_STAGE may be "all": then the mode runs once for each stage, in FOLDER/STAGE.
+ZERO_STAGE may be several, as 0,1,1b, where b means bfloat16: then the mode runs once for each of them, in FOLDER/STAGE.
 
 A step draws from every random stream, so that a run that does not restore one of them takes another course.
 """
@@ -27,7 +27,7 @@ from univg_fast.train.resume import resume as resume_from
 from univg_fast.train.state import StageState
 
 STEPS, SAVED_AT = 5, 2
-ROOT = Path()  # set in main
+ROOT, DTYPE = Path(), torch.float32  # set in main
 
 
 def start(zero_stage: int, seed: int, **optim: float) -> Any:
@@ -35,7 +35,7 @@ def start(zero_stage: int, seed: int, **optim: float) -> Any:
         seeded(seed + distributed.rank())
     config = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     return engine.make_engine(
-        TinyLM(), replace(OPTIM, **optim), DeepSpeedConfig(zero_stage=zero_stage, config=config), STEPS
+        TinyLM().to(DTYPE), replace(OPTIM, **optim), DeepSpeedConfig(zero_stage=zero_stage, config=config), STEPS
     )
 
 
@@ -126,14 +126,15 @@ def open_newest(zero_stage: int, choice: str = "auto") -> Any:
 def main() -> None:
     distributed.init(timeout_s=60)
     modes: dict[str, Callable[..., Any]] = {f.__name__: f for f in (train, resume, fail, loop, open_newest)}
-    global ROOT
+    global ROOT, DTYPE
     mode, stages, folder, *more = sys.argv[1:]
     result: Any = []
-    for stage in range(4) if stages == "all" else [int(stages)]:
-        ROOT = Path(folder, str(stage)) if stages == "all" else Path(folder)
-        result.append(modes[mode](stage, *more))
+    for stage in stages.split(","):
+        ROOT = Path(folder, stage) if "," in stages else Path(folder)
+        DTYPE = torch.bfloat16 if stage.endswith("b") else torch.float32
+        result.append(modes[mode](int(stage[0]), *more))
     if distributed.is_main():
-        print("RESULT " + json.dumps(result if stages == "all" else result[0]), flush=True)
+        print("RESULT " + json.dumps(result if "," in stages else result[0]), flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ def share(rows: list[Any], stage: int) -> list[Any]:
     rank, world = distributed.rank(), distributed.world_size()
     mine = rows if world == 1 else (rows[:-1] if rank == 0 else rows[-1:])
     if stage >= 2:
-        mine = mine + [(x, y, 0.0) for x, y, _ in mine[:1]] * (distributed.equal_row_count(len(mine)) - len(mine))
+        passes = int(distributed.reduce_floats({}, {"rows": len(mine)})["rows"])
+        mine = mine + [(x, y, 0.0) for x, y, _ in mine[:1]] * (passes - len(mine))
     return mine
 
 

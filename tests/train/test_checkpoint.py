@@ -15,6 +15,8 @@ import pytest
 
 from univg_fast.train import manifest, resume
 
+STAGES = ["0", "1", "2", "3", "1b", "2b", "3b"]  # of ZeRO; b: in bfloat16
+
 
 def result(done: subprocess.CompletedProcess[str]) -> Any:
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
@@ -24,30 +26,30 @@ def result(done: subprocess.CompletedProcess[str]) -> Any:
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["world1", "world2"])
 def courses(request: pytest.FixtureRequest, launch: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """At each ZeRO stage, what an uninterrupted run logged and what another process logged, resuming."""
-    folder = tmp_path_factory.mktemp("resume")
-    whole = result(launch("checkpoint_worker.py", "train", "all", folder, world=request.param))
-    done = launch("checkpoint_worker.py", "resume", "all", folder, world=request.param)
-    return whole, result(done), done.stderr
+    """At each of STAGES, what an uninterrupted run logged and what another process logged, resuming."""
+    folder, stages = tmp_path_factory.mktemp("resume"), ",".join(STAGES)
+    whole = result(launch("checkpoint_worker.py", "train", stages, folder, world=request.param))
+    done = launch("checkpoint_worker.py", "resume", stages, folder, world=request.param)
+    return dict(zip(STAGES, whole, strict=True)), dict(zip(STAGES, result(done), strict=True)), done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", range(4))
-def test_resume_is_bit_exact(courses: Any, stage: int) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_resume_is_bit_exact(courses: Any, stage: str) -> None:
     whole, rest = courses[0][stage], courses[1][stage]
     assert len(whole) == 5 and len({loss for loss, *_ in whole}) == 5
     assert rest["log"] == whole[2:], "losses, gradient norms and learning rates, every bit"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", range(4))
-def test_the_configuration_decides_the_rates_after_a_resume(courses: Any, stage: int) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_configuration_decides_the_rates_after_a_resume(courses: Any, stage: str) -> None:
     whole, rest = courses[0][stage], courses[1][stage]
     assert rest["rates"] == pytest.approx([rate / 2 for *_, rate in whole[2:]], rel=1e-12), (
         "half the peak, same schedule"
     )
     assert rest["groups"] == [[0.0, 0.9, 0.5]] * 2
-    assert courses[2].count("has learning_rate 0.01, not 0.005; the configuration's holds from here on") == 4
+    assert courses[2].count("has learning_rate 0.01, not 0.005; the configuration's holds from here on") == len(STAGES)
 
 
 def test_a_rank_that_cannot_write_makes_all_give_up_and_go_on(launch: Any, tmp_path: Path) -> None:
@@ -62,11 +64,11 @@ def test_a_rank_that_cannot_write_makes_all_give_up_and_go_on(launch: Any, tmp_p
 def kill_while_saving(start: Any, zero_stage: int, folder: Path, delay: float) -> None:
     """Start a process that saves without pause; SIGKILL it `delay` s into some save after the third."""
     process = start("checkpoint_worker.py", "loop", zero_stage, folder)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200  # of a busy machine
     try:
         while not (any(int(p.name[-6:]) >= 3 for p in folder.glob("sft_*")) and list(folder.glob(".tmp-sft_*-*"))):
             assert process.poll() is None, "the saving process died by itself"
-            assert time.monotonic() < deadline, "no checkpoint after 60 s"
+            assert time.monotonic() < deadline, "no checkpoint after 200 s"
         time.sleep(delay)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -78,7 +80,7 @@ def test_kill_while_saving_leaves_a_checkpoint_that_loads(launch: Any, start: An
     for zero_stage, delay in enumerate((0.0, 0.002, 0.005, 0.01)):
         kill_while_saving(start, zero_stage, tmp_path / str(zero_stage), delay)
     assert list(tmp_path.glob("*/.tmp-*")), "no kill hit a save in progress: the test did not test"
-    for opened in result(launch("checkpoint_worker.py", "open_newest", "all", tmp_path, world=0)):
+    for opened in result(launch("checkpoint_worker.py", "open_newest", "0,1,2,3", tmp_path, world=0)):
         assert (
             opened["step"] >= 3 and opened["cursor"] == opened["step"] * 10 and opened["engine_steps"] == opened["step"]
         )

@@ -3,8 +3,8 @@
 Accumulation is unmanaged: the caller says where a step ends. Rows come with losses divided by GLOBAL counts;
 DeepSpeed averages gradients over the ranks, so `train_step` multiplies by the world size. Minimised is
 the sum over all rows of all ranks, whatever the world size. ZeRO 0 and 1 reduce once, in step(), so ranks may
-hold different numbers of rows; ZeRO 2 and 3 communicate in every backward pass and want equal numbers
-(`distributed.equal_row_count`).
+hold different numbers of rows; ZeRO 2 and 3 communicate in every backward pass and want equal numbers (the callers'
+`passes`).
 """
 
 from __future__ import annotations
