@@ -37,22 +37,22 @@ for words in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where `make demo` was: data like the demo's, but less of it, and models that were not trained."""
+    """A folder where `make demo` was: data like the demo's, but less of it, and a model that was not trained."""
     folder = tmp_path_factory.mktemp("desk")
     run, config = folder / "runs" / "demo", load_config(["--config", "demo"]).data.builtin
     assert config is not None
     files = write_builtin(run / "data", replace(config, crops=8, num_sft=16, num_grpo=8, num_eval=14))
     tokenizer = build_tokenizer(corpus(read_records(files["sft"])[0]))
-    for stage in ("sft", "grpo"):
-        load_model("qwen2_vl_tiny", vocab=tokenizer.get_vocab(), seed=3).save_pretrained(run / "hf" / stage)
-        tokenizer.save_pretrained(run / "hf" / stage)
-        make_processor(tokenizer).image_processor.save_pretrained(run / "hf" / stage)
+    load_model("qwen2_vl_tiny", vocab=tokenizer.get_vocab(), seed=3).save_pretrained(run / "hf" / "grpo")
+    tokenizer.save_pretrained(run / "hf" / "grpo")
+    make_processor(tokenizer).image_processor.save_pretrained(run / "hf" / "grpo")
     (run / "config.yaml").write_text((ROOT / "univg_fast" / "recipes" / "demo.yaml").read_text())
     (configuration,) = (block for block in blocks("yaml") if block.place.startswith("docs/quickstart.md"))
     (folder / "mine.yaml").write_text(configuration.text)
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_first_hour(desk: Path) -> None:
     """In their order, as they stand there; those of training in one process instead of torchrun's."""
     words = [shlex.split(command) for _, command in DESK]
