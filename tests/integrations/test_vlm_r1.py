@@ -42,7 +42,14 @@ def make_trainer(folder: Path, family: str = "qwen2_vl", kind: str = "three imag
         frames = pixels.view(len(pixels), 3, 1, patch**2).expand(-1, -1, 2, -1).reshape(-1, 6 * patch**2)
         images = {"pixel_values": frames, "image_grid_thw": torch.from_numpy(sample.image_grid_thw)}
         data.append({"prompt": sample.prompt_ids.tolist()} | (images if IMAGES[kind] else {}))
-    own = {"per_device_train_batch_size": 8, "max_steps": 2, "learning_rate": 1e-4, "optim": "sgd", "seed": 3}
+    own = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 2,
+        "learning_rate": 1e-4,
+        "optim": "sgd",
+        "seed": 3,
+        "suppress_tokens": (2, 3, 4, 5),
+    }
     own |= {
         "logging_steps": 1,
         "save_strategy": "no",

@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from ops.peers.source import PEERS
 from torch import Tensor
 
+__all__ = ["PEERS", "OpenRLHF", "imported"]
 VERSION = "0.11.2"
 
 

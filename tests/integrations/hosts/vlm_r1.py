@@ -20,8 +20,6 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
-PAD, EOS = 0, 1
-
 
 @dataclass
 class GRPOConfig(TrainingArguments):
@@ -30,6 +28,9 @@ class GRPOConfig(TrainingArguments):
     num_iterations: int = 1
     beta: float = 0.04
     epsilon: float = 0.2
+    pad_token_id: int = 0
+    eos_token_id: int = 1
+    suppress_tokens: tuple[int, ...] = ()  # random weights would sample image tokens
     miou_adjust: bool = False  # UniVG-R1
     miou_adjust_math: str = "exp"
 
@@ -59,7 +60,11 @@ class VLMGRPOTrainer(Trainer):
         self.num_generations, self.num_iterations = args.num_generations, args.num_iterations
         self.beta, self.epsilon = args.beta, args.epsilon
         self.generation_config = GenerationConfig(
-            max_new_tokens=args.max_completion_length, do_sample=True, pad_token_id=PAD, eos_token_id=EOS
+            max_new_tokens=args.max_completion_length,
+            do_sample=True,
+            pad_token_id=args.pad_token_id,
+            eos_token_id=args.eos_token_id,
+            suppress_tokens=list(args.suppress_tokens) or None,
         )
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._step, self._buffered_inputs = 0, [None] * args.gradient_accumulation_steps
@@ -91,7 +96,9 @@ class VLMGRPOTrainer(Trainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]], model: Any) -> dict[str, Any]:
         longest = max(len(x["prompt"]) for x in inputs)
         left = [longest - len(x["prompt"]) for x in inputs]
-        prompt_ids = torch.tensor([[PAD] * n + list(x["prompt"]) for n, x in zip(left, inputs, strict=True)])
+        prompt_ids = torch.tensor(
+            [[self.args.pad_token_id] * n + list(x["prompt"]) for n, x in zip(left, inputs, strict=True)]
+        )
         prompt_mask = torch.tensor([[0] * n + [1] * (longest - n) for n in left])
         images = [x for x in inputs if "pixel_values" in x]
         names = ("pixel_values", "image_grid_thw")
@@ -108,7 +115,7 @@ class VLMGRPOTrainer(Trainer):
                 **more,
             )
             completion_ids = every[:, longest:]
-            ends = (completion_ids == EOS).int()
+            ends = (completion_ids == self.args.eos_token_id).int()
             completion_mask = ((ends.cumsum(1) - ends) == 0).int()  # up to the first end, and with it
             attention_mask = torch.cat([prompt_mask, completion_mask], 1)
             old = ref = None
