@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,28 @@ def test_a_fault_that_never_came_is_told_at_the_end(
     capsys.readouterr()
     again.tell_if_it_never_came()
     assert ("its phases were none" in capsys.readouterr().err) != comes
+
+
+def test_fired_faults_are_noted(tmp_path: Path) -> None:
+    """And not done again in that folder, so that the same command goes on."""
+
+    def enter(step: int) -> Phases:
+        phases = Phases()
+        phases.stage, phases.step = "sft", step
+        Faults(FaultConfig(kind="slow", seconds=0.0, step=2, times=2), phases, tmp_path)
+        with phases("data"), phases("update"), phases("update", row=1):
+            pass
+        return phases
+
+    def fired() -> list[str]:
+        file = tmp_path / "fired_rank0.json"
+        return json.loads(file.read_text()) if file.is_file() else []
+
+    enter(1)
+    assert fired() == []
+    enter(2)
+    enter(2)
+    assert fired() == ["slow sft 2 update"]
+    enter(3)
+    enter(4)
+    assert fired() == ["slow sft 2 update", "slow sft 3 update"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
-from univg_fast.train.watchdog import Seen, culprit
+from univg_fast.train.blame import Seen, culprit
 
 from .conftest import Started
 

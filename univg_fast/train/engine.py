@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: AdamW, clipping, schedule, and one optimizer step over any number of rows.
+"""The DeepSpeed engine: clipping, and one optimizer step over any number of rows.
 
 Accumulation is unmanaged: the caller says where a step ends. Rows come with losses divided by GLOBAL counts;
 DeepSpeed averages gradients over the ranks, so `train_step` multiplies by the world size. Minimised is
@@ -9,7 +9,6 @@ hold different numbers of rows; ZeRO 2 and 3 communicate in every backward pass 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
@@ -22,8 +21,8 @@ from torch import nn
 
 from univg_fast import distributed
 from univg_fast.config import DeepSpeedConfig, OptimConfig
+from univg_fast.train.optimizer import elements, learning_rate_factor, make_optimizer, offload_device, parameter_groups
 
-GROUP_ELEMENTS = 500_000_000  # parameters of one optimizer group
 NOTHING = nullcontext()
 
 
@@ -79,32 +78,6 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
     if distributed.is_main():
         print(line, flush=True)
     return engine
-
-
-def make_optimizer(
-    groups: list[dict[str, Any]], optim: OptimConfig, config: Mapping[str, Any]
-) -> torch.optim.Optimizer:
-    """AdamW: torch's fused one; DeepSpeed's for the CPU where the optimizer is offloaded, unless the config says no."""
-    how: dict[str, Any] = {"lr": optim.learning_rate, "eps": optim.adam_epsilon}
-    how["betas"] = (optim.adam_beta1, optim.adam_beta2)
-    if not offload_device(config) or not config.get("zero_force_ds_cpu_optimizer", True):
-        return torch.optim.AdamW(groups, fused=True, **how)
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    try:
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **how)
-    except (RuntimeError, OSError, ImportError) as error:  # it is compiled at its first use
-        raise ValueError(
-            "deepspeed.config: zero_optimization.offload_optimizer wants DeepSpeedCPUAdam, which could not be built "
-            f"({str(error).strip().splitlines()[-1][:200]}); expected a C++ compiler and ninja, or "
-            "deepspeed.config.zero_force_ds_cpu_optimizer=false, which takes torch's AdamW"
-        ) from error
-
-
-def offload_device(config: Mapping[str, Any]) -> str | None:
-    """Where a DeepSpeed config offloads the optimizer to; None: it stays with the model."""
-    device = (config.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device", "none")
-    return None if device == "none" else str(device)
 
 
 def describe(engine: Any, sizes: list[int]) -> str:
@@ -169,54 +142,6 @@ def _drop_sums(optimizer: Any) -> None:
     if getattr(optimizer, "cpu_offload", False):
         for group in getattr(optimizer, "averaged_gradients", {}):
             optimizer.averaged_gradients[group] = optimizer.all_grad_tensors[group] = None
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups of the trainable parameters: weight decay on matrices only, in groups of bounded size.
-
-    Bounded, because ZeRO flattens and casts one group at a time: a step's peak is that of its largest group.
-    """
-    groups: list[dict[str, Any]] = []
-    for is_matrix in (True, False):
-        room = 0
-        for parameter in module.parameters():
-            if not parameter.requires_grad or (len(shape_of(parameter)) >= 2) != is_matrix:
-                continue
-            if room <= 0:
-                groups.append({"params": [], "weight_decay": weight_decay if is_matrix else 0.0})
-                room = GROUP_ELEMENTS
-            groups[-1]["params"].append(parameter)
-            room -= elements(parameter)
-    return groups
-
-
-def shape_of(parameter: nn.Parameter) -> torch.Size:
-    """The whole parameter's, also where ZeRO 3 holds it in pieces and the tensor itself is empty."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
-
-
-def elements(parameter: nn.Parameter) -> int:
-    return math.prod(shape_of(parameter))
-
-
-def learning_rate_factor(optim: OptimConfig, total_steps: int) -> Any:
-    """step -> factor of the peak rate, under transformers' names.
-
-    The warm-up begins at 1/warmup, where transformers' begins at 0: that step would be wasted.
-    """
-    least = optim.min_lr_rate if optim.lr_scheduler_type == "cosine_with_min_lr" else 0.0
-    warmup = math.ceil(optim.warmup_ratio * total_steps)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        if optim.lr_scheduler_type in ("cosine", "cosine_with_min_lr"):
-            return least + (1.0 - least) * 0.5 * (1.0 + math.cos(math.pi * progress))
-        return 1.0 - progress if optim.lr_scheduler_type == "linear" else 1.0
-
-    return factor
 
 
 def engine_config(

@@ -12,7 +12,7 @@ import torch
 
 from univg_fast import distributed
 from univg_fast.config import Config
-from univg_fast.train.engine import offload_device
+from univg_fast.train.optimizer import offload_device
 from univg_fast.train.shapes import Shape, shape_of
 from univg_fast.train.streaming import page_locked
 

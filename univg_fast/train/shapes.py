@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from univg_fast.config import ModelConfig
 from univg_fast.model.families import FAMILIES
 from univg_fast.model.load import ADAPTERS, adapted_model, builtin_configs, small_config
-from univg_fast.train.engine import parameter_groups
+from univg_fast.train.optimizer import parameter_groups
 from univg_fast.train.setup import freeze
 
 

@@ -19,7 +19,7 @@ from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.model import PackedModel
 from univg_fast.model.load import PROJECTOR
-from univg_fast.train.engine import elements, shape_of
+from univg_fast.train.optimizer import elements, shape_of
 
 # TFLOP/s of dense bfloat16 products, from the makers' data sheets, by torch's name of the device up to a word's end.
 PEAKS = {

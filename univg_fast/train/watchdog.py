@@ -10,53 +10,27 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import linecache
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import TracebackType
 
 import torch.distributed as dist
 
 from univg_fast import distributed
 from univg_fast.train import stopping
+from univg_fast.train.blame import GONE_S, Seen, culprit, where
 from univg_fast.train.phases import Phases
 
 SOON_S, LATE_S = 0.05, 0.5  # between two tellings, at least and at most
-GONE_S = 10.0  # a rank that tells nothing for so long after a request to stop, or an error, is dead
 OF_BYTES = ("load", "save")  # phases in which a single call may read or write a file for an hour
 ENOUGH_BYTES = 2**16  # between two looks; the looks themselves read some, too
 _KEY = "univg_fast/beat"  # in the store: /RANK where it stands, /verdict why all ranks end
-_WAITS_FOR_DEVICE = (".item()", ".tolist()", ".cpu()", "synchronize(")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Where a rank stands, as it told, and for how long (s) it did nothing (`idle`) and told nothing (`silent`)."""
-
-    rank: int
-    stage: str
-    phase: str
-    step: int
-    entered: int  # phases so far
-    idle: float
-    waits: str  # "for the other ranks", "for the device" or ""
-    place: str  # file:line in function
-    tells: int = 0  # a count, so that a rank that stands still is not taken for a silent one
-    left: bool = False  # it ended, by its own will
-    silent: float = 0.0
-
-    def __str__(self) -> str:
-        idle = f"no progress for {self.idle:.1f} s" if self.silent < GONE_S / 2 else f"silent for {self.silent:.1f} s"
-        waits = f", waits {self.waits}" if self.waits else ""
-        return f"rank {self.rank}: phase {self.phase} of {self.stage} step {self.step}, {idle}{waits}, at {self.place}"
 
 
 class Watchdog:
@@ -145,7 +119,7 @@ class Watchdog:
     def _mine(self) -> Seen:
         at, frames = self.phases, sys._current_frames()
         idle = time.monotonic() - at.progress
-        waits, place = _where(frames, self._main)
+        waits, place = where(frames, self._main)
         return Seen(distributed.rank(), at.stage, at.name, at.step, at.entered, idle, waits, place, self._tells)
 
     def everyone(self) -> list[Seen]:
@@ -204,27 +178,6 @@ class Watchdog:
         os._exit(1)
 
 
-def culprit(ranks: Sequence[Seen], timeout_s: float, silent_s: float) -> Seen | None:
-    """Who keeps the others: a rank that does nothing, and waits for nobody. None: nothing has hung.
-
-    A rank that waits, or is further on than another one, is only taken where no rank at all does anything: then the
-    one that got least far, or stopped first.
-    """
-
-    def is_silent(seen: Seen) -> bool:
-        return seen.silent > silent_s
-
-    def waits(seen: Seen) -> bool:
-        return not is_silent(seen) and (bool(seen.waits) or any(o.entered < seen.entered for o in ranks))
-
-    ranks = [seen for seen in ranks if not seen.left]
-    stuck = [seen for seen in ranks if seen.idle > timeout_s or is_silent(seen)]
-    guilty = [seen for seen in stuck if not waits(seen)]
-    if not guilty and len(stuck) == len(ranks):
-        guilty = stuck
-    return min(guilty, key=lambda s: (not is_silent(s), s.entered, bool(s.waits), -s.idle), default=None)
-
-
 def _bytes_moved() -> int:
     """What this process has read and written so far, also of mapped files; 0 where the system cannot tell."""
     try:
@@ -237,21 +190,3 @@ def _bytes_moved() -> int:
 def _of_a_collective(error: BaseException) -> bool:
     """Whether the error may come from another rank's end."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-
-
-def _where(frames: dict[int, FrameType], main: int) -> tuple[str, str]:
-    """What the process waits for, and where its main thread is. On a GPU the backward pass has threads of its own."""
-    place, waits = "?", ""
-    frame: FrameType | None = frames.get(main)
-    if frame is not None:
-        file, line = frame.f_code.co_filename, frame.f_lineno
-        place = f"{Path(file).name}:{line} in {frame.f_code.co_name}"
-        if any(mark in linecache.getline(file, line or 0) for mark in _WAITS_FOR_DEVICE):  # a frame may have no line
-            waits = "for the device"
-    for ident, top in frames.items():
-        each: Any = None if ident == threading.get_ident() else top
-        while each is not None:
-            if each.f_code.co_filename.endswith("torch/distributed/distributed_c10d.py"):
-                waits = "for the other ranks"
-            each = each.f_back
-    return waits, place
