@@ -35,6 +35,8 @@ def test_one_step_of_each_stage_and_nothing_left(trainer: Callable[..., Any], tm
     loss, norm, rest = told(dry, "grpo", 6)
     assert abs(loss) < 1e-3 and norm > 0  # on policy the advantages cancel, but not their gradients
     assert "completions of 64 tokens, 16 of them sampled; the right answer's reward 2" in rest
+    assert "not tried: 3 evaluations of 6 held-out records, with answers of up to 64 tokens" in dry.output
+    assert "if all were as slow" not in rest, "a step without its sampling says nothing of hours"
     assert not folder.exists()
     # the first step of the run itself, which the dry run did not stand in the way of, is the same
     run = trainer(folder, ranks=2, **settings, stages="[sft]", run__max_steps="1")

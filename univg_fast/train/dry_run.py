@@ -84,7 +84,8 @@ def dry_run(config: Config, device: torch.device) -> None:
         lines = [told(stage, config, inputs, *first_step(stage, config, inputs, device)) for stage in config.stages]
         distributed.barrier()  # no rank reads in the folder any more
     if distributed.is_main():
-        print(*lines, "dry run: fine; nothing was saved", sep="\n", flush=True)
+        print(*lines, not_tried(config, len(inputs.records["eval"])), sep="\n")
+        print("dry run: fine; nothing was saved", flush=True)
 
 
 def look_at_folder(config: Config) -> None:
@@ -130,6 +131,16 @@ def first_step(
     return outcome, seconds, peak
 
 
+def not_tried(config: Config, held_out: int) -> str:
+    """What the run's hours hold besides steps."""
+    asked = min(held_out, config.evaluate.max_samples or held_out)
+    times = f"{1 + len(config.stages)} evaluations of {asked} held-out records" if asked else "evaluations (no records)"
+    return (
+        f"not tried: {times}, with answers of up to {config.evaluate.max_completion_length} tokens; sampling to the "
+        "end; saves and exports. Hours by formula: python -m univg_fast.check; a run tells its own after some steps"
+    )
+
+
 def told(
     stage: str, config: Config, inputs: Inputs, outcome: Outcome, seconds: Mapping[str, float], peak: float | None
 ) -> str:
@@ -145,7 +156,10 @@ def told(
         words.append(f"the right answer's reward {max(rewards, default=0.0):g}")
     parts = " ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05 and name != "step")
     words.append(f"{parts} = {seconds['step']:.1f} s")
-    words.append(f"{steps} steps like this one: {clock(steps * seconds['step'])}")
+    if stage == "sft":
+        words.append(f"{steps} steps: {clock(steps * seconds['step'])} if all were as slow as the first")
+    else:
+        words.append(f"{steps} steps, whose time hangs on completions that were not sampled")
     if peak is not None:
         shape = shape_of(config.model, inputs.processor.tokenizer.get_vocab())
         formula = memory(stage, config, shape, Load.full(config), distributed.world_size())[-1].value
