@@ -11,7 +11,8 @@ setup: $(STAMP)
 # torch first: a package that merely asks for torch would bring another build of it. Last, codebases whose losses the
 # tests compare ours with: the bare wheels (4 MB), read as source (tests/ops/peers/source.py), and what verl needs (1 MB)
 # to run on a CPU in a process of its own (tests/integrations/test_verl.py); and gradio with what it needs (40 MB), which
-# only the page of --serve sees: it asks for a Pillow below 13 (tests/evaluate/test_serve.py).
+# only the page of --serve sees: it asks for a Pillow below 13 (tests/evaluate/test_serve.py); and the last TRL whose loss
+# is Liger's (1 MB), for tests/integrations/test_trl_liger.py.
 VERL := tensordict omegaconf codetiming orjson pyvers cloudpickle
 GRADIO := gradio gradio_client hf_gradio fastapi starlette uvicorn python_multipart orjson pandas brotli groovy pydub \
 	pytz safehttpx semantic_version tomlkit
@@ -21,6 +22,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc
 	$(PIP) --no-build-isolation -e ".[train,dev]"
 	$(PIP) --no-deps --upgrade --target .venv/peers trl verl ms-swift openrlhf $(VERL)
 	$(PIP) --no-deps --upgrade --target .venv/demo $(GRADIO)
+	$(filter-out -c constraints.txt,$(PIP)) --no-deps --upgrade --target .venv/trl_liger "trl==1.13.*"
 	touch $@
 
 demo: setup

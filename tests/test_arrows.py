@@ -40,6 +40,7 @@ ONLY_IN = {
     "gradio": {"predict"},
     "wandb": {"train"},
     "trackio": {"train"},
+    "trl": {"integrations"},
 }
 
 
