@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -71,8 +70,6 @@ def main() -> None:
         "collectives": collectives,
         "bug": lambda: one_rank(lambda: {}["lost key"]),
         "mistake": lambda: one_rank(mistake),
-        "library": lambda: one_rank(lambda: json.loads("")),
-        "operation": lambda: one_rank(lambda: distributed.reduce_floats({"x": "no number"})),  # type: ignore[dict-item]
         "together": together,
         "everybody": mistake,
         "plans": plans,
