@@ -34,10 +34,10 @@ def page(gradio: Any, ask: Ask, exif: str) -> Any:
 
     def answered(files: list[str] | None, question: str, reasoning: bool) -> tuple[Image.Image, str, list[list[str]]]:
         if not files or not (question or "").strip():
-            raise gradio.Error("Put at least one image, and a question.")
+            raise gradio.Error("Put at least one image, and a question.", print_exception=False)
         (found,) = ask([item_of("page", "the page", list(files), question, reasoning)])
         if found["error"]:
-            raise gradio.Error(found["error"])
+            raise gradio.Error(found["error"], print_exception=False)
         rows = [[str(one["image"] or "not named"), str(one["box"]), str(one["box_px"])] for one in found["boxes"]]
         return sheet(found, exif), found["thought"] or found["text"], rows
 
