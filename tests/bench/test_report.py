@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bench import report
+from bench.blocks import MARK, PAGES, filled
 from bench.results import newest, read
 from bench.roofline import draw_roofline, place
 from bench.sections import sections
@@ -83,6 +84,13 @@ def test_the_page_is_made_of_the_committed_results() -> None:
 
     committed = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert shape(report.page()) == shape(committed)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_tables_in_other_pages_are_made_of_them_too(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert MARK.search(text) and filled(text) == text
+    assert filled(text.replace(" % |", " |", 1)) == text
 
 
 def test_another_result_is_another_page(tmp_path: Path) -> None:
