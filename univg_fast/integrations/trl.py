@@ -19,7 +19,13 @@ from .trl_rows import LOSSES, accumulation, is_gmpo, make_batch, make_config
 from .versions import require, require_signature
 
 FUSED = ("1.16",)  # releases with the fused head
-LIGER = ("0.29", "1.9", "1.13")  # releases whose use_liger_kernel brings a fused loss
+LIGER = (
+    "0.26",
+    "0.27",
+    "0.28",
+    "0.29",
+    *(f"1.{minor}" for minor in range(14)),
+)  # releases whose use_liger_kernel brings a fused loss
 
 
 def patch(

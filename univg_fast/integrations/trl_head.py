@@ -27,7 +27,7 @@ class _Load(torch.autograd.Function):
         return logp.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad[:1].sum()
 
 
@@ -40,7 +40,7 @@ class _Unload(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.to(ctx.like.dtype).expand(ctx.like.shape), None
 
 
@@ -85,6 +85,8 @@ class Head:
         if not set(outputs) <= KNOWN:  # SFT's and DPO's statistics
             more = (temperature, chunk_size, final_logit_softcapping, logit_scale, outputs)
             return self.theirs.apply(hidden, weight, bias, targets, *more)
+        # A view keeps the gathered weight until the backward pass, where ZeRO-3 has let go of the parameter's own.
+        weight, bias = weight.view_as(weight), None if bias is None else bias.view_as(bias)
         logp, entropy = linear_logprob(hidden, weight, targets, bias=bias, **softmax)  # type: ignore[arg-type]
         return logp, entropy if "entropy" in outputs else None, None, None, None
 

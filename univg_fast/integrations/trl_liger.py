@@ -16,8 +16,17 @@ from .patching import Patch
 from .trl_rows import LOSSES, SAME_NAME
 from .versions import require_signature
 
-CALL = ("_input", "lin_weight", "selected_token_ids", "attention_mask", "advantages", "bias")
-CALL += ("old_per_token_logps", "ref_per_token_logps", "vllm_is_ratio")
+CALL = (
+    "_input",
+    "lin_weight",
+    "selected_token_ids",
+    "attention_mask",
+    "advantages",
+    "bias",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "vllm_is_ratio",
+)
 OWN = ("loss_type", "importance_sampling_level", "max_completion_length", "epsilon_low", "epsilon_high", "beta")
 
 
