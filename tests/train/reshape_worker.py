@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from engine_problem import OPTIM, TinyLM, batch
-from engine_worker import SHARD_EVERYTHING, share
+from engine_worker import OFFLOAD, SHARD_EVERYTHING, share
 
 from univg_fast import distributed
 from univg_fast.config import DeepSpeedConfig, SaveConfig
 from univg_fast.train import checkpoint, engine
+from univg_fast.train.random_state import reseed
 from univg_fast.train.resume import resume
 from univg_fast.train.state import StageState
 
@@ -25,20 +26,22 @@ STEPS, SAVED_AT = 5, 2
 COURSES = {
     **{f"{zero} float32": (zero, torch.float32) for zero in range(4)},
     **{f"{zero} bfloat16": (zero, torch.bfloat16) for zero in (1, 2, 3)},
+    **{f"{zero} float32 offload": (zero, torch.float32, OFFLOAD) for zero in (1, 2, 3)},
 }
 
 
-def course(zero_stage: int, dtype: torch.dtype, root: Path, goes_on: bool) -> dict[str, Any]:
+def course(
+    root: Path, goes_on: bool, zero_stage: int, dtype: torch.dtype, deepspeed: dict[str, Any] = SHARD_EVERYTHING
+) -> dict[str, Any]:
     """Loss, gradient norm and rate of the steps; a checkpoint on the way, or the steps after it."""
-    torch.manual_seed(distributed.rank())
-    random.seed(distributed.rank())
     module = TinyLM().to(dtype)
     if goes_on:
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.mul_(0.5 if parameter.requires_grad else 1.0)
-    config = DeepSpeedConfig(zero_stage=zero_stage, config=SHARD_EVERYTHING)
+    config = DeepSpeedConfig(zero_stage=zero_stage, config=deepspeed)
     ds = engine.make_engine(module, OPTIM, config, STEPS)
+    reseed(zero_stage, 0, distributed.rank())  # as `make_policy` does, with a run.seed of its own at each ZeRO stage
     first = resume(root, "sft", "auto", ds, "hash").step if goes_on else 0
     log: dict[str, Any] = {"first": first, "steps": [], "random": distributed.gather_objects(random.random())}
     for number in range(first, STEPS):
@@ -54,7 +57,7 @@ def course(zero_stage: int, dtype: torch.dtype, root: Path, goes_on: bool) -> di
 def main() -> None:
     distributed.init(timeout_s=60)
     mode, folder = sys.argv[1], Path(sys.argv[2])
-    logs = {name: course(*how, folder / name.replace(" ", "_"), mode == "resume") for name, how in COURSES.items()}
+    logs = {name: course(folder / name.replace(" ", "_"), mode == "resume", *how) for name, how in COURSES.items()}
     if distributed.is_main():
         print("RESULT " + json.dumps(logs), flush=True)
 

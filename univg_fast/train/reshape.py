@@ -85,7 +85,7 @@ def keep_config(engine: Any) -> Iterator[list[str]]:
     clip = getattr(engine.optimizer, "clip_grad", None)
     yield changes
     for key, name in (("initial_lr", "learning_rate"), ("weight_decay",) * 2, ("betas",) * 2, ("eps", "adam_epsilon")):
-        was, now = optimizer.param_groups[0][key], wanted[0][key]  # of a universal one, ZeRO 3 makes all groups like it
+        was, now = optimizer.param_groups[0][key], wanted[0][key]  # of a universal one, ZeRO 3 makes all like it
         if was != now:
             changes.append(f"{name} {was}, not {now}")
     schedule.base_lrs = base

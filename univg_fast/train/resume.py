@@ -159,8 +159,7 @@ def load(folder: Path, engine: Any, config_hash: str, beat: Callable[[], None]) 
         manifest.warn(f"{folder} has {change}; the configuration's holds from here on")
     rank = distributed.rank()
     mine = torch.load(folder / manifest.rank_file(rank if rank < then["world_size"] else 0), weights_only=False)
-    if rank < then["world_size"]:
-        set_random_state(mine["random"])
-    else:
-        reseed(mine["state"]["step"], rank)
+    set_random_state(mine["random"])
+    if rank >= then["world_size"]:
+        reseed(int(torch.randint(2**62, ())), rank)  # from where rank 0's streams stand, which began at run.seed
     return StageState(**mine["state"])
