@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .first_screen import first_screen
 from .loads import ROOT
 from .results import FOLDER, newest
 
 MARK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-PAGES = ("docs/performance.md",)
+PAGES = ("README.md", "docs/performance.md")
 
 
 def packing(folder: Path = FOLDER) -> str:
@@ -28,7 +29,7 @@ def packing(folder: Path = FOLDER) -> str:
     return "\n".join([*lines, ""])
 
 
-BLOCKS = {"packing": packing}
+BLOCKS = {"packing": packing, "first_screen": first_screen}
 
 
 def filled(text: str, folder: Path = FOLDER) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from pages import README, ROOT
 from transformers import Qwen2VLConfig
 
+from bench.blocks import MARK, PAGES, filled
 from bench.demo import line as demo_line
-from bench.targets import targets
 from univg_fast.config import ModelConfig, load_config
 from univg_fast.train.memory import Load, memory
 from univg_fast.train.shapes import Shape, shape_of
@@ -27,38 +27,11 @@ def between(mark: str) -> str:
     return README.partition(f"<!-- {mark} -->")[2].partition(f"<!-- /{mark} -->")[0]
 
 
-def test_the_figures_of_the_first_screen_are_those_of_the_result_files() -> None:
-    ops = [row for row in result_rows("cpu_20261121.jsonl") if "status" in row]
-    timed = {(row["case"], row["variant"]): row for row in ops if row.get("status") == "timed"}
-    reached = {target.what: target.reached for target in targets(ops)}
-    scored = reached["10,000 completions parsed and scored: ms of one thread's CPU"]
-    cells = []
-    for dtype in ("fp32", "bf16"):
-        case = f"grpo_loss_{dtype}_512x151936"
-        faster = reached[f"{case}: times faster than eager torch, the faster of two"]
-        extra = [max(timed[case, name]["extra_bytes"], 0) / 2**20 for name in ("univg cpp", "eager log_softmax")]
-        cells.append(f"{faster:.1f} × faster; {extra[0]:.0f} instead of {extra[1]:.0f} MiB")
-    case = "linear_grpo_loss_fp32_2560x896x151936_target"
-    ours = timed[case, "univg cpp"]
-    cells.append(f"{reached[f'{case}: time over three bare products']:.2f} of their time")
-    cells.append(
-        f"{ours['extra_bytes'] / 2**20:.0f} MiB extra, where all logits take {ours['avoided_bytes'] / 2**20:,.0f}"
-    )
-    steps, rollout = result_rows("step_cpu_20261121.jsonl"), result_rows("rollout_cpu_20261121.jsonl")
-    for rows in (steps, rollout):
-        (row,) = (row for row in rows if row["variant"] == "univg")
-        cells.append(f"{row['times_wall']:.1f} × faster (CPU time: {row['times_cpu']:.1f} ×)")
-    case = "completions_fp32_10000"
-    faster = timed[case, "python loop"]["wall_p50_s"] / timed[case, "univg cpp"]["wall_p50_s"]
-    cells.append(f"{faster:.1f} × faster; {scored:.0f} ms")
-    cells.append(f"{reached['box_iou: times faster than a Python loop']:.0f} × faster")
-    share = {row["stage"]: row["share"] for row in result_rows("overhead_cpu_20261121.jsonl") if row["where"] == "demo"}
-    cells.append(f"{100 * share['sft']:.1f} % in stage 1, {100 * share['grpo']:.1f} % in stage 2")
-    assert [cell for cell in cells if cell not in between("figures")] == []
-    origin = {
-        (row["hardware"], row["isa"], row["threads"], row["versions"]["torch"]) for row in (*ops, *steps, *rollout)
-    }
-    assert {(name.split()[0], *rest) for name, *rest in origin} == {("Intel(R)", "AVX512", 1, "2.13.0+cpu")}
+def test_tables_between_marks_are_those_of_the_newest_results() -> None:
+    """`python -m bench.report` makes them anew."""
+    for name in PAGES:
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert MARK.search(page) and filled(page) == page, name
 
 
 def test_the_figures_of_the_demo_are_those_of_the_result_file() -> None:
