@@ -54,7 +54,8 @@ def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.T
     )
 
     old = inputs["old_per_token_logps"]
-    inputs["old_per_token_logps"] = old + 0.3 * torch.rand(old.shape)  # ratios beside 1: a loss beside 0
+    inputs["old_per_token_logps"] = old + 0.3 * torch.rand(old.shape)  # ratios beside 1
+    inputs["ref_per_token_logps"] = old - 1  # and a KL, so that the loss is not a difference of like numbers
 
     def step(trainer: Any) -> torch.Tensor:
         trainer.model.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,12 @@ def test_prompts_that_differ_are_not_shared(tmp_path: Path) -> None:
         loss = trainer.compute_loss(trainer.model, mixed)
     torch.manual_seed(5)
     assert loss.item() == pytest.approx(theirs.compute_loss(theirs.model, mixed).item(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_under_zero_3_the_output_embedding_is_gathered_for_the_scores(python_launcher: Any) -> None:
+    """UniVG-R1 trains under ZeRO 3: two ranks, weights in parts, checkpointed layers; loss and gradients stay."""
+    done = python_launcher(str(Path(__file__).with_name("hosts") / "zero3_worker.py"), ranks=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith('{"worst"')]
+    assert json.loads(line)["worst"] < 1e-5
