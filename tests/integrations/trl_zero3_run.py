@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     for side in ("theirs", "patch", "patch_logprobs"):
         unset_hf_deepspeed_config()  # else the next model is made in shards, before its noise
         made = trl_problem.trainer(folder / side, deepspeed=ZERO3, num_iterations=2, max_steps=2)
-        with {"theirs": nullcontext, "patch": lambda: patch(made), "patch_logprobs": patch_logprobs}[side]():
+        with nullcontext() if side == "theirs" else patch(made) if side == "patch" else patch_logprobs():
             found[side], _ = trl_problem.run(made)
     print(json.dumps(found))
 
