@@ -1,6 +1,6 @@
-"""Run by test_resume.py, under torchrun: `resume_worker.py MODE FOLDER STAGE`: one job after the other in this process.
+"""Run by test_resume.py, under torchrun: `resume_worker.py MODE FOLDER`: one job after the other in this process.
 
-MODE whole: each of the stage's JOBS without interruption, in FOLDER/whole/NAME, with a checkpoint in the middle.
+MODE whole: each of JOBS without interruption, in FOLDER/whole/NAME, with a checkpoint in the middle.
 MODE rest: from that checkpoint to the end in FOLDER/rest/NAME; the process begins with other random streams.
 """
 
@@ -85,7 +85,7 @@ def main() -> None:
     mode, root = sys.argv[1], Path(sys.argv[2])
     distributed.init()
     (root / mode).mkdir(exist_ok=True)
-    for name in (name for name in JOBS if name.startswith(sys.argv[3])):
+    for name in JOBS:
         log = root / mode / f"{name} rank {distributed.rank()}.log"
         with log.open("w") as file, redirect_stdout(file), redirect_stderr(file):
             run(name, root / mode / name, mode)
