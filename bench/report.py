@@ -29,6 +29,7 @@ Made by `python -m bench.report` from the newest files in [bench/results](../ben
 make bench                              # everything on this page on your CPU, in ten minutes: checks first, then times
 make gpu                                # the same on an NVIDIA GPU, in eight
 make bench ARGS="--base HEAD~1"         # this checkout against another commit, in turns; fails where it is slower
+python -m bench.scale --gpus 8 1024     # past one machine: predicted from rates that you give; assumptions printed
 python -m bench.report                  # this page and its pictures from bench/results
 ```
 

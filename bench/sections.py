@@ -145,10 +145,10 @@ def sections(folder: Path = FOLDER) -> str:
 
 
 def runs_section(folder: Path = FOLDER) -> str:
-    """Every file: what was measured where and when."""
+    """Every file that this page is made of, and older ones: what was measured where and when."""
     lines = []
     for path in sorted(folder.glob("*.jsonl")):
-        for bench in ("ops", *SECTIONS, "overhead", "dropins"):
+        for bench in ("ops", *SECTIONS, "overhead"):
             rows = of_bench(path, bench)
             if not rows:
                 continue

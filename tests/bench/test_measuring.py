@@ -19,6 +19,8 @@ from bench.run import Limits, run_case, run_cases
 from bench.shapes import Shape
 from bench.table import ratio
 from bench.work import Case, Inputs, Outcome, Variant, Work
+from univg_fast.config.reward_recipes import RECIPES
+from univg_fast.rewards import TERMS
 
 CEILINGS = Ceilings(1e10, {"fp32": 1e11, "bf16": 1e11})
 COMPILED = frozenset({"torch.compile", "apple cce"})  # a compiler each: half a minute
@@ -36,6 +38,14 @@ def test_every_variant_that_is_here_is_right_and_timed(rows: list[dict[str, Any]
     timed = [r for r in rows if r["status"] == "timed"]
     assert all(0 < r["wall_p20_s"] <= r["wall_p50_s"] <= r["wall_p80_s"] for r in timed)
     assert all(r["error_of_allowed"] <= 1 for r in timed)
+
+
+def test_completions_are_timed_with_every_recipe_and_term(rows: list[dict[str, Any]]) -> None:
+    variants = {r["variant"] for r in rows if r["op"] == "completions" and r["status"] == "timed"}
+    for name in (*RECIPES, *(f"term {term}" for term in TERMS), "univg_r1, Chinese", "univg_r1, boxes in pixels"):
+        assert f"univg cpp, {name}" in variants
+    (slowest,) = (t for t in targets.targets(rows) if t.what.startswith("the same with any recipe or term"))
+    assert slowest.reached is not None
 
 
 def test_every_case_has_the_compiled_face_and_the_specification(rows: list[dict[str, Any]]) -> None:
