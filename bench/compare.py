@@ -120,6 +120,25 @@ def measure(case: str, variant: str, sides: tuple[Side, Side], seconds: float) -
     return Figure(case, len(found[0]), statistics.median(found[0]), statistics.median(found[1]), times)
 
 
+def against(case: str, sides: tuple[Side, Side], base: str, bound: float, seconds: float) -> list[str]:
+    """Proves, times and prints one case; what is wrong here, or slower. What only the other commit cannot do is told
+    and no slowdown."""
+    here, there = (side.ask(case=case) for side in sides)
+    if there["problem"]:
+        print(f"{case} {base}: {there['problem']}", flush=True)
+    if here["problem"]:
+        return [f"{case}: {here['problem']}"]
+    problems = []
+    for variant in here["variants"]:
+        if there["problem"] or variant not in there["variants"]:
+            continue
+        figure = measure(f"{case}, {variant}", variant, sides, seconds)
+        print(figure.text(bound), flush=True)
+        if figure.times > bound:
+            problems.append(f"{figure.case}: {figure.times:.3f} times the time of {base}, at most {bound:g}")
+    return problems
+
+
 def compare(
     base: str, device: str, bound: float, only: tuple[str, ...], seconds: float, size: str = "full"
 ) -> str | None:
@@ -129,25 +148,13 @@ def compare(
     names = [c.name for c in all_cases("tiny" if size == "tiny" else device) if c.name.startswith(only)]
     if not names:
         raise SystemExit(f"bench.compare: no case begins with {' or '.join(only)}; `python -m bench.ops --list`")
-    problems = []
+    problems = list[str]()
     with other_tree(base) as tree:
         sides = Side(ROOT, device, size), Side(tree, device, size)
         try:
             print(f"{'case':50} {'here':>13} {base:>13}  times slower (bound {bound:g})", flush=True)
             for name in names:
-                answers = [side.ask(case=name) for side in sides]
-                wrong = [
-                    f"{name} {w}: {a['problem']}" for w, a in zip(("here", base), answers, strict=True) if a["problem"]
-                ]
-                for variant in answers[0]["variants"] if not wrong else ():
-                    figure = measure(f"{name}, {variant}", variant, sides, seconds / len(names))
-                    print(figure.text(bound), flush=True)
-                    if figure.times > bound:
-                        problems.append(
-                            f"{figure.case}: {figure.times:.3f} times the time of {base}, at most {bound:g}"
-                        )
-                print(*wrong, sep="\n", end="\n" if wrong else "", flush=True)
-                problems += wrong[: answers[0]["problem"] != ""]  # what only the other commit cannot do is no slowdown
+                problems += against(name, sides, base, bound, seconds / len(names))
         finally:
             for side in sides:
                 side.end()

@@ -1,7 +1,7 @@
 """The update of a GRPO step on packed rows against separate sequences, and what each lever is worth, in one run:
 
-    python -m bench.step [--device cpu|cuda] [--size full|tiny|2b|7b] [--response 64] [--rounds 3] [--budget SECONDS]
-                         [--only NAME ...] [--out FILE.jsonl]
+    python -m bench.step [--device cpu|cuda] [--size full|half|tiny|2b|7b] [--response 64] [--rounds 3]
+                         [--budget SECONDS] [--only NAME ...] [--out FILE.jsonl]
 
 Reference log-probs, then the policy's forward and backward pass, of 2 prompts with 3 images and 8 responses each; the
 tower is frozen. "separate sequences" is transformers' own model on a padded batch for each prompt, with a copy of the
@@ -42,6 +42,7 @@ CONFIG = GrpoConfig(beta=0.04)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of the loss, and relative of each parameter's gradient
 SHAPES = {
     "full": Size(prompts=2, tokens=64, hidden=256, layers=4, vocab=16_000),
+    "half": Size(prompts=2, tokens=64, hidden=256, layers=2, vocab=16_000),  # where time is short (bench.suite)
     "tiny": replace(SIZES["tiny"], tokens=5),
     "2b": Size(prompts=2, images=4, side=46, tokens=128, hidden=1536, layers=28, vocab=151_936),
     "7b": Size(prompts=2, images=4, side=46, tokens=128, hidden=3584, layers=28, vocab=152_064),

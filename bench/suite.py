@@ -40,12 +40,13 @@ class Part(NamedTuple):
 CHECKS = ("ops", "--repeats", "1", "--without", *COMPILERS)  # each op and face at sizes of a moment
 OPS_CPU = ("grpo_loss_fp32_512", "grpo_loss_bf16_512", "box_iou", "matched_iou", "completions", "linear", "groups")
 OPS_CPU += ("policy_loss", "selective", "shared_prefix")
+OPS_TINY = ("--without", *COMPILERS, "univg reference", "--repeats", "1", "--only", "grpo_loss_fp32", "box_iou")
 PARTS = {
     "cpu": (
         Part("checks", 60, CHECKS),
         Part("packing", 25, ("packing",)),
         Part("scale", 45, ("scale", "--check")),
-        Part("step", 100, ("step", "--rounds", "2", "--budget", "50")),
+        Part("step", 100, ("step", "--size", "half", "--rounds", "3", "--budget", "50")),
         Part("rollout", 100, ("rollout", "--size", "half", "--rounds", "3", "--budget", "40")),
         Part("trl_step", 130, ("trl_step", "--size", "half", "--rounds", "2", "--budget", "60")),
         Part("ops", 135, ("ops", "--only", *OPS_CPU, "--without", "univg reference", "apple cce")),
@@ -72,29 +73,21 @@ def command(part: Part, device: str, size: str, out: Path, left: float) -> list[
         words += {"packing": ["--windows", "1"], "scale": ["--size", "tiny"]}.get(part.name, [])
     if part.name == "ops":
         words += ["--budget", f"{max(left - MARGIN, 1):.0f}"]
-        if size == "tiny":  # the code, not the machine
-            words += [
-                "--without",
-                *COMPILERS,
-                "univg reference",
-                "--repeats",
-                "1",
-                "--only",
-                "grpo_loss_fp32",
-                "box_iou",
-            ]
+        words += OPS_TINY if size == "tiny" else ()
     return words
 
 
 def run_part(words: list[str], seconds: float) -> str:
-    """ "" or what went wrong. The part and all that it started are ended after `seconds`."""
+    """What went wrong, or nothing. The part and all that it started are ended after `seconds`."""
     process = subprocess.Popen(words, cwd=ROOT, start_new_session=True)
     try:
         code = process.wait(max(seconds, 1))
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         return f"ended after {seconds:.0f} s"
+    finally:  # also where this command is interrupted
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return f"ended with {code}" if code else ""
 
 

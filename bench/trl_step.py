@@ -51,7 +51,7 @@ OURS, THEIRS = "univg", ("trl", "trl, head on responses")
 PHASES = ("gen", "score", "ref", "update")  # the rest: images, tokens, rows
 SIZES = {
     "full": Size(hidden=256, layers=4, vocab=16_000),
-    "half": Size(prompts=2, hidden=256, layers=4, vocab=16_000),
+    "half": Size(prompts=2, hidden=256, layers=2, vocab=16_000),  # where time is short (bench.suite)
     "tiny": Size(prompts=2, images=2, group=2, tokens=4, side=4, text=20, hidden=64, layers=1, vocab=300),
 }
 
