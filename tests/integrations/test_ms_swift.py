@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from integrations.hosts.models import plain_model
 from ops.peers.source import PEERS, need
 from tiny import VOCAB, random_sample
 
 from univg_fast.integrations import ms_swift
-from univg_fast.model import load_model
 
 VERSION = "4.6.0"
 need("ms_swift", VERSION)
@@ -30,12 +30,6 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"ms_swift-{VERSION}.dist-info"
     (tmp_path / name).symlink_to(PEERS / name)
     monkeypatch.syspath_prepend(str(tmp_path))
-
-
-def make_model() -> Any:
-    model: Any = load_model("qwen2_vl_tiny", vocab=VOCAB)
-    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
-    return model.train()
 
 
 def make_batch() -> tuple[dict[str, Any], Any]:
@@ -74,7 +68,7 @@ def make_batch() -> tuple[dict[str, Any], Any]:
 
 def train(ours: bool, phi: dict[str, Any] | None = None, **settings: Any) -> tuple[Any, ...]:
     """Three steps: advantages, reference, loss and metrics are ms-swift's. -> losses, metrics, gradients of each."""
-    model, reference = make_model(), make_model()
+    model, reference = plain_model(), plain_model()
     reference.lm_head.weight = torch.nn.Parameter(1.1 * reference.lm_head.weight.detach())
     trainer, losses, gradients = make_trainer(model, **settings), [], []
     optimizer = torch.optim.SGD(model.parameters(), 1e-4)
@@ -131,7 +125,7 @@ def test_phi_is_the_formula(difficulty: str, power: float, monkeypatch: pytest.M
     total = REWARDS.sum(1).double().view(2, 4)
     plain = (total - total.mean(1, keepdim=True)) / (total.std(1, keepdim=True) + 1e-4)
     formula = (plain * weight[:, None]).flatten()
-    trainer = make_trainer(make_model())
+    trainer = make_trainer(plain_model())
     options = {"phi": "iou", "difficulty": difficulty, "difficulty_power": power}
     with ms_swift.patch(trainer, **options):
         torch.testing.assert_close(trainer._compute_advantages([], REWARDS, []).double(), formula, rtol=1e-5, atol=1e-6)
@@ -145,7 +139,7 @@ def test_phi_is_the_formula(difficulty: str, power: float, monkeypatch: pytest.M
 
 def test_without_padding_the_row_is_scored_whole() -> None:
     """padding_free: all sequences in one row, of which the last logits_to_keep tokens are scored."""
-    rng, model = np.random.default_rng(1), make_model()
+    rng, model = np.random.default_rng(1), plain_model()
     ids = torch.from_numpy(rng.integers(6, 100, (1, 30)))
     positions = torch.cat([torch.arange(n) for n in (12, 8, 10)]).expand(4, 1, -1)
     trainer = make_trainer(model, padding_free=True)
@@ -160,7 +154,7 @@ def test_without_padding_the_row_is_scored_whole() -> None:
 
 
 def test_only_tokens_that_are_not_padding_meet_the_vocabulary() -> None:
-    model, shapes = make_model(), []
+    model, shapes = plain_model(), []
     trainer, (inputs, batch) = make_trainer(model), make_batch()
     rows = int(inputs["attention_mask"][:, -batch.logits_to_keep :].sum())
     before = set(vars(trainer)), [set(vars(part)) for part in model.modules() if part is not model.model]
@@ -174,7 +168,7 @@ def test_only_tokens_that_are_not_padding_meet_the_vocabulary() -> None:
 
 
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make_trainer(make_model())
+    trainer = make_trainer(plain_model())
     with pytest.raises(ValueError, match="'miou'; the trainer has iou, format"):
         ms_swift.patch(trainer, phi="miou")
     for name, value in (("loss_type", "real"), ("dynamic_num_samples", True)):
@@ -190,7 +184,7 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_host_that_scores_in_another_way_is_refused() -> None:
-    trainer = make_trainer(make_model())
+    trainer = make_trainer(plain_model())
     trainer.use_liger_loss = True
     with pytest.raises(ValueError, match="use_liger_kernel"):
         ms_swift.patch(trainer)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from integrations.hosts.models import plain_model
 from integrations.hosts.openrlhf import VERSION, OpenRLHF, imported
 from ops.peers.source import PEERS, functions, methods
-from tiny import VOCAB, random_sample
+from tiny import random_sample
 from torch import Tensor
 
 from univg_fast.integrations import openrlhf
-from univg_fast.model import load_model
 
 STEPS, ACTIONS = 3, 7
 _MAKER = "openrlhf/trainer/ppo_utils/experience_maker.py"
@@ -32,8 +32,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenRLHF]:
 
 
 def make_actor(host: OpenRLHF, packing: bool = False, temperature: float = 0.7) -> Any:
-    model: Any = load_model("qwen2_vl_tiny", vocab=VOCAB)
-    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
+    model = plain_model()
     actor = host.actor.Actor(model, temperature=temperature)
     actor.packing_samples, actor.is_vlm, actor._vlm_config = packing, not packing, model.config
     return actor.train()

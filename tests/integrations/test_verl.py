@@ -111,6 +111,10 @@ def test_updates_of_the_actor_are_verls(name: str, results: dict[str, Any]) -> N
     assert theirs["metrics"]["actor/pg_clipfrac"] != [0, 0] and len(theirs["gradients"]) == 2
 
 
+def test_everything_is_put_back(results: dict[str, Any]) -> None:
+    assert results["restored"] == [True] * 6
+
+
 def test_the_op_of_the_triton_backend() -> None:
     """verl's needs a GPU: held against log-softmax in fp64. It flattens what it is given."""
     g = torch.Generator().manual_seed(0)

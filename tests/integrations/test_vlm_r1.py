@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from integrations.hosts.models import plain_model
 from integrations.hosts.vlm_r1 import GRPOConfig, VLMGRPOTrainer
-from tiny import FAMILIES, VOCAB, random_sample
+from tiny import FAMILIES, random_sample
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from univg_fast.integrations import vlm_r1
-from univg_fast.model import load_model
 
 IMAGES = {"one image": [(4, 6)], "three images": [(4, 4), (6, 4), (2, 8)], "text": []}
 
@@ -34,8 +34,7 @@ def length_reward(completions: list[list[int]], **_: Any) -> list[float]:
 
 
 def make_trainer(folder: Path, family: str = "qwen2_vl", kind: str = "three images", **settings: Any) -> Any:
-    model: Any = load_model(f"{family}_tiny", vocab=VOCAB)
-    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
+    model = plain_model(family)
     rng, patch, data = np.random.default_rng(0), model.config.vision_config.patch_size, []
     for _ in range(4):
         sample = random_sample(rng, IMAGES[kind], patch_size=patch)

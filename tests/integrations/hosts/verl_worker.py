@@ -280,15 +280,31 @@ def run(folder: str, old: torch.Tensor, case: dict[str, Any]) -> dict[str, Any]:
         return {"error": str(error)}
 
 
+def patched_names() -> list[Any]:
+    """What the drop-in replaces, as it is just now."""
+    from verl.trainer.ppo import core_algos
+    from verl.utils.experimental.torch_functional import FusedLinearForPPO
+    from verl.utils.kernel import linear_cross_entropy
+    from verl.workers import engine_workers
+    from verl.workers.utils import losses
+
+    worker = engine_workers.TrainingWorker
+    found = [core_algos.POLICY_LOSS_REGISTRY, FusedLinearForPPO.forward, linear_cross_entropy.linear_cross_entropy]
+    return [*found, losses.ppo_loss, engine_workers.ppo_loss, worker.train_mini_batch]
+
+
 def main(out: str, cases: str) -> None:
     prepare()
+    before = patched_names()
     with TemporaryDirectory() as folder:
         save_model(folder)
         old = old_log_probs(folder)
         batch = make_batch(old)
         found = {name: run(folder, old, case) for name, case in json.loads(Path(cases).read_text()).items()}
     names = ("response_mask", "old_log_probs", "rollout_is_weights", "advantages")
-    torch.save({"log_probs": old, "batch": {name: batch[name] for name in names}, "found": found}, out)
+    restored = [a is b or a == b for a, b in zip(before, patched_names(), strict=True)]
+    given = {name: batch[name] for name in names}
+    torch.save({"log_probs": old, "batch": given, "found": found, "restored": restored}, out)
 
 
 if __name__ == "__main__":

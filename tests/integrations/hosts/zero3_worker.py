@@ -14,12 +14,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # tests
 from deepspeed.utils import safe_get_full_grad
-from tiny import VOCAB, random_sample
+from integrations.hosts.models import plain_model
+from tiny import random_sample
 
 from univg_fast.integrations.heads import scoring
 from univg_fast.integrations.patching import Patch
 from univg_fast.integrations.prefix import attending, patch_attention, share_prompts
-from univg_fast.model import load_model
 
 
 def batch(rank: int) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
@@ -44,9 +44,8 @@ def loss_of(model: Any, rank: int) -> torch.Tensor:
 def main() -> None:
     deepspeed.init_distributed("gloo")
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    model: Any = load_model("qwen2_vl_tiny", vocab=VOCAB)
-    model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
-    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    model = plain_model()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
     plain = copy.deepcopy(model)
     config = {
         "train_micro_batch_size_per_gpu": 1,
