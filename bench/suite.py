@@ -5,7 +5,7 @@
 
 The parts are commands of this folder, one after the other. Each is told how long it may measure and is ended at its
 limit; the last one, `ops`, takes what is left, so that the whole holds `--minutes`: 10, on a GPU 8. Nothing is timed
-where the checks fail; a part that fails or is ended is named in the file and ends the command with 1.
+where the checks fail; a part that fails or is ended is named at the end, and the command ends with 1.
 """
 
 from __future__ import annotations
