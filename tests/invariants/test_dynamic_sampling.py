@@ -20,6 +20,7 @@ def test_a_run_that_draws_anew_hangs_on_no_rank_and_goes_on_where_it_was(
         "stages": "[grpo]",
         "model__path": str(warm),
         "data__builtin__num_eval": "1",
+        "evaluate__max_completion_length": "4",
         "grpo__max_steps": "2",
         "grpo__dynamic_sampling_max_draws": "3",
         "grpo__steps_per_generation": "2",
