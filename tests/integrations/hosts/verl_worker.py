@@ -7,8 +7,8 @@ OUT.pt has for each case what two updates of the actor gave, or the error that t
 batch), "scale" (factors of the advantages). With "loss": one call of the policy loss instead.
 
 The worker, engine, loss, model code and batches are verl's, from its wheel. Two things are not: what verl imports for
-its cluster and its servers alone (SERVING) is empty where it is not installed; and CPU, a device that verl does not
-list, is added through verl's registers.
+its cluster, servers and prompt files alone (UNUSED) is empty where it is not installed; and CPU, which verl does not
+list as a device, is added through verl's registers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch
 PEERS = Path(sys.prefix) / "peers"
 PROMPT, RESPONSE, ROWS = 12, 7, 8
 IMAGE = 16  # patches, 4 tokens
-SERVING = {"ray", "uvicorn", "fastapi", "starlette", "aiohttp", "zmq", "msgspec", "cachetools", "cupy", "hydra"}
+UNUSED = {"ray", "zmq", "cupy", "fastapi", "uvicorn", "cachetools", "datasets", "pandas"}
 
 
 class _Name(type):
@@ -46,10 +46,10 @@ class _Name(type):
 
 
 class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """SERVING where it is not installed: modules that have every name."""
+    """UNUSED where it is not installed: modules that have every name."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] in SERVING else None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.split(".")[0] in UNUSED else None
 
     def exec_module(self, module: Any) -> None:
         module.__getattr__ = lambda name: getattr(_Name("", (), {}), name)
