@@ -25,13 +25,22 @@ def test_the_parts_fit_the_minutes_and_are_commands(device: str) -> None:
         assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file() and "--out" in words
 
 
-def test_a_part_that_hangs_is_ended_with_all_that_it_started() -> None:
-    began, sleep = time.monotonic(), "import time; time.sleep(60)"
-    child = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {sleep!r}]).wait())"
-    assert run_part([sys.executable, "-c", child], 1.5) == "ended after 2 s"
-    assert time.monotonic() - began < 30
-    assert run_part([sys.executable, "-c", "raise SystemExit(3)"], 20) == "ended with 3"
-    assert run_part([sys.executable, "-c", ""], 20) == ""
+def lives(pid: int) -> bool:
+    """Neither gone nor a zombie that nobody has asked about."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    told, sleep = tmp_path / "pid", "import time; time.sleep(120)"
+    starts = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {sleep!r}]); "
+    starts += f"open({str(told)!r}, 'w').write(str(p.pid)); p.wait()"
+    began = time.monotonic()
+    assert run_part([sys.executable, "-c", starts], 5.0) == "ended after 5 s"
+    assert time.monotonic() - began < 60
+    assert told.read_text() and not lives(int(told.read_text()))
+    assert run_part([sys.executable, "-c", "raise SystemExit(3)"], 60) == "ended with 3"
+    assert run_part([sys.executable, "-c", ""], 60) == ""
 
 
 def test_nothing_is_timed_where_checks_fail(monkeypatch: pytest.MonkeyPatch) -> None:
