@@ -16,7 +16,7 @@ from .rollout import IMAGE, PAD, Size, make_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
-    "default": Size(prompts=2, group=8, tokens=64, side=14, hidden=256, layers=2, vocab=32_000),
+    "default": Size(prompts=2, group=4, tokens=48, side=14, hidden=256, layers=2, vocab=16_000),
     "tiny": Size(prompts=2, images=1, group=2, tokens=4, side=4, text=20, hidden=64, layers=1, vocab=300),
 }
 

@@ -1,4 +1,4 @@
-"""ms-swift's loss on a small Qwen2-VL: 2 prompts of 3 images, 8 completions each, entropies logged; forward, backward.
+"""ms-swift's loss on a small Qwen2-VL: 2 prompts of 3 images, 4 completions each, entropies logged; forward, backward.
 
 Its methods run as they are in the wheel, on an object of ours (tests/integrations/hosts/ms_swift.py).
 """

@@ -1,4 +1,4 @@
-"""OpenRLHF's Actor and PolicyLoss on a small Qwen2-VL: 2 prompts of 3 images, 8 completions each, entropies; forward,
+"""OpenRLHF's Actor and PolicyLoss on a small Qwen2-VL: 2 prompts of 3 images, 4 completions each, entropies; forward,
 backward. The modules are its own (tests/integrations/hosts/openrlhf.py)."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""VLM-R1's loss on a small Qwen2-VL: 2 prompts of 3 images, 8 completions each; forward and backward of the policy.
+"""VLM-R1's loss on a small Qwen2-VL: 2 prompts of 3 images, 4 completions each; forward and backward of the policy.
 
 VLM-R1 is no package: the trainer is a minimal one with its methods and arithmetic (tests/integrations/hosts/vlm_r1.py).
 """

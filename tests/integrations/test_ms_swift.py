@@ -98,8 +98,7 @@ def assert_same(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> None:
     for mine, other in zip(ours[2], theirs[2], strict=True):
         assert mine.keys() == other.keys()
         for name in mine:
-            scale = max(other[name].abs().max().item(), 1e-3)
-            assert (mine[name] - other[name]).abs().max().item() <= 1e-5 * scale, name
+            assert (mine[name] - other[name]).norm() <= 1e-5 * max(other[name].norm().item(), 1e-3), name
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
     for mine, other in zip(ours[1], theirs[1], strict=True):
         assert mine.keys() == other.keys()
         for name in mine:
-            scale = max(other[name].abs().max().item(), 1e-3)
-            assert (mine[name] - other[name]).abs().max().item() <= 1e-5 * scale, name
+            assert (mine[name] - other[name]).norm() <= 1e-5 * max(other[name].norm().item(), 1e-3), name
 
 
 @pytest.mark.parametrize("kind", IMAGES)
@@ -155,8 +154,7 @@ def test_phi_is_the_formula(tmp_path: Path, difficulty: str, power: float) -> No
     assert len(set(terms)) == 2
     for (name, mine), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
         if theirs.grad is not None:
-            scale = max(theirs.grad.abs().max().item(), 1e-3)
-            assert (mine.grad - theirs.grad).abs().max().item() <= 1e-5 * scale, name
+            assert (mine.grad - theirs.grad).norm() <= 1e-5 * max(theirs.grad.norm().item(), 1e-3), name
 
 
 def logp_of(model: Any, item: dict[str, Any], completion: list[int]) -> Tensor:
