@@ -19,6 +19,7 @@ SETTINGS = {
     "sft__adam_epsilon": "1e-3",  # as in test_world_size.py: a step is proportional to its gradient
     "grpo__adam_epsilon": "1e-3",
     "grpo__learning_rate": "1e-3",
+    "evaluate__max_completion_length": "4",  # answers are not looked at
 }
 
 
