@@ -85,7 +85,7 @@ class Head:
         if not set(outputs) <= KNOWN:  # SFT's and DPO's statistics
             more = (temperature, chunk_size, final_logit_softcapping, logit_scale, outputs)
             return self.theirs.apply(hidden, weight, bias, targets, *more)
-        # A view keeps the gathered weight until the backward pass, where ZeRO-3 has let go of the parameter's own.
+        # A view keeps the gathered weight for the backward pass, whatever ZeRO-3 does to the parameter until then.
         weight, bias = weight.view_as(weight), None if bias is None else bias.view_as(bias)
         logp, entropy = linear_logprob(hidden, weight, targets, bias=bias, **softmax)  # type: ignore[arg-type]
         return logp, entropy if "entropy" in outputs else None, None, None, None

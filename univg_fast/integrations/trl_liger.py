@@ -25,7 +25,6 @@ CALL = (
     "bias",
     "old_per_token_logps",
     "ref_per_token_logps",
-    "vllm_is_ratio",
 )
 OWN = ("loss_type", "importance_sampling_level", "max_completion_length", "epsilon_low", "epsilon_high", "beta")
 
