@@ -14,7 +14,7 @@ from univg_kernels import GrpoConfig, linear_grpo_loss
 
 from .patching import Patch
 from .trl_rows import LOSSES, SAME_NAME
-from .versions import require_signature
+from .versions import require, require_signature
 
 CALL = (
     "_input",
@@ -138,6 +138,8 @@ def patch_liger(trainer: Any, made: Patch) -> None:
     theirs = getattr(trainer, name)
     if not isinstance(theirs, LigerLoss):  # a second patch, which Patch refuses
         require_signature(theirs.forward, CALL)
+        if type(theirs).__module__.startswith("liger_kernel"):  # an older one, 0.6, has another loss
+            require("liger-kernel", ("0.8",))
     ours, compute = (theirs if isinstance(theirs, LigerLoss) else LigerLoss(theirs)), trainer.compute_liger_loss
 
     def compute_liger_loss(unwrapped_model: Any, inputs: dict[str, Any]) -> Tensor:
