@@ -38,8 +38,8 @@ class Part(NamedTuple):
 
 
 CHECKS = ("ops", "--repeats", "1", "--without", *COMPILERS)  # each op and face at sizes of a moment
-OPS_CPU = ("grpo_loss_fp32_512", "grpo_loss_bf16_512", "box_iou", "matched_iou", "completions", "linear", "groups")
-OPS_CPU += ("policy_loss", "selective", "shared_prefix")
+OPS_CPU = ("grpo_loss_fp32_512", "grpo_loss_bf16_512", "box_iou", "matched_iou", "completions", "linear")
+OPS_CPU += ("group_advantage", "policy_loss", "selective", "shared_prefix")
 OPS_TINY = ("--without", *COMPILERS, "univg reference", "--repeats", "1", "--only", "grpo_loss_fp32", "box_iou")
 PARTS = {
     "cpu": (
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--bound", type=float, default=BOUND, help="of --base: times slower that is too much")
     options = parser.parse_args()
     if options.base:
-        raise SystemExit(compare(options.base, options.device, options.bound, CASES, seconds=300.0))
+        raise SystemExit(compare(options.base, options.device, options.bound, CASES[options.device], seconds=300.0))
     minutes = options.minutes or MINUTES[options.device]
     parts = [part for part in PARTS[options.device] if part.name in options.only]
     began = time.monotonic()

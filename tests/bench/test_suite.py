@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.suite import MINUTES, PARTS, command, run, run_part
+from bench.cases import all_cases
+from bench.compare import CASES
+from bench.suite import MINUTES, OPS_CPU, PARTS, command, run, run_part
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +25,13 @@ def test_the_parts_fit_the_minutes_and_are_commands(device: str) -> None:
     for part in parts:
         words = command(part, device, "full", Path("x"), 100.0)
         assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file() and "--out" in words
+
+
+@pytest.mark.parametrize(
+    ("device", "beginning"), [("cpu", b) for b in OPS_CPU] + [(d, b) for d in CASES for b in CASES[d]]
+)
+def test_a_beginning_is_that_of_a_case(device: str, beginning: str) -> None:
+    assert any(case.name.startswith(beginning) for case in all_cases(device))
 
 
 def lives(pid: int) -> bool:
