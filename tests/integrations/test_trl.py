@@ -1,48 +1,27 @@
-"""TRL's own GRPOTrainer, with and without the drop-in: losses, gradients and logged metrics; φ against its formula."""
+"""A step of TRL's own GRPOTrainer, with and without the drop-in: loss, gradients, metrics; φ against its formula."""
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import nullcontext
 from copy import deepcopy
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 
 pytest.importorskip("trl", reason="of the extra [dev]")
 import trl.trainer.utils as trl_utils
 from integrations import trl_problem
+from integrations.trl_problem import Run, assert_same
 from torch import Tensor
 from trl import GRPOTrainer
-from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 
 from univg_fast.integrations.trl import patch, patch_logprobs
 from univg_fast.integrations.trl_rows import LOSSES
 
 PPO = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
-Run = tuple[list[dict[str, float]], list[dict[str, Tensor]]]
-
-
-def assert_same(ours: Run, theirs: Run, rtol: float = 1e-5) -> None:
-    """Every logged number, and every parameter's gradient by its largest entry."""
-    assert len(ours[0]) == len(theirs[0]) > 0 and len(ours[1]) == len(theirs[1])
-    for mine, other in zip(ours[0], theirs[0], strict=True):
-        assert mine == pytest.approx(other, rel=rtol, abs=1e-6, nan_ok=True)
-    for mine, other in zip(ours[1], theirs[1], strict=True):
-        assert mine.keys() == other.keys()
-        for name, gradient in other.items():
-            error = (mine[name] - gradient).abs().max()
-            assert error <= rtol * gradient.abs().max() + 1e-8, f"{name}: {error}"
 
 
 @pytest.fixture(scope="module")
@@ -207,94 +186,6 @@ def test_phi_comes_from_the_reward_of_that_name(trainer: Any) -> None:
     assert trainer._metrics["train"]["difficulty_weight"] == pytest.approx([expected.mean().item()])
     assert trainer._metrics["train"]["miou"] == pytest.approx([(iou[1:4].mean() / 2 + iou[4:].mean() / 2).item()])
     assert "phi" not in trainer._generate_and_score_completions(prompts)
-
-
-RUNS: dict[str, dict[str, Any]] = {
-    "dapo": {"num_iterations": 2, "entropy_coef": 0.01},
-    "gspo, adaptive entropy": {
-        "loss_type": "grpo",
-        "importance_sampling_level": "sequence",
-        "use_adaptive_entropy": True,
-        "entropy_target": 3.69,
-        "steps_per_generation": 4,
-    },
-}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_some_steps_of_its_train(tmp_path: Path, name: str) -> None:
-    theirs = trl_problem.run(trl_problem.trainer(tmp_path / "theirs", **RUNS[name]))
-    made = trl_problem.trainer(tmp_path / "ours", **RUNS[name])
-    with patch(made):
-        ours = trl_problem.run(made)
-    assert_same(ours, theirs, rtol=5e-5)  # steps add up
-    assert len(theirs[0]) == 3 and theirs[0][0]["kl"] > 0
-
-
-def test_gmpo(tmp_path: Path) -> None:
-    settings = {"cls": GMPOTrainer, "config": GMPOConfig, "num_iterations": 2, "max_steps": 2}
-    theirs = trl_problem.run(trl_problem.trainer(tmp_path / "theirs", **settings))
-    made = trl_problem.trainer(tmp_path / "ours", **settings)
-    with patch(made):
-        ours = trl_problem.run(made)
-    assert_same(ours, theirs, rtol=5e-5)
-
-
-def test_a_difficulty_weight_in_training(tmp_path: Path) -> None:
-    made = trl_problem.trainer(tmp_path, max_steps=2)
-    with patch(made, phi="iou"):
-        logs, _ = trl_problem.run(made)
-    weights = [row["difficulty_weight"] for row in logs]
-    assert weights == pytest.approx([2.718281828 ** (1 - row["miou"]) for row in logs], rel=0.05)  # convex in mIoU
-    assert all(1 < weight < 2.7183 for weight in weights)
-
-
-def test_a_qwen2_vl_with_images(tmp_path: Path) -> None:
-    from bench.device import Cpu
-    from bench.rollout import make_model
-    from bench.trl_problem import make_records, make_tokenizer
-    from bench.trl_step import SIZES
-    from bench.trl_trainer import make_trainer
-    from univg_fast.data.samples import make_processor
-
-    size, runs = SIZES["tiny"], []
-    make_model(size, torch.device("cpu"))[1].save_pretrained(tmp_path / "model")
-    for name in ("theirs", "ours"):
-        folder = tmp_path / name
-        folder.mkdir()
-        records = make_records(size, folder)
-        processor = make_processor(make_tokenizer(size), prompt_template="short")
-        transformers.set_seed(5)
-        made = make_trainer(size, tmp_path / "model", records, processor, 2, folder / "out", Cpu())
-        made.args.logging_strategy, made.args.logging_steps = transformers.IntervalStrategy.STEPS, 1
-        made.state.logging_steps = 1
-        with patch(made) if name == "ours" else nullcontext():
-            runs.append(trl_problem.run(made))
-    patched, (theirs, ours) = made, runs
-    assert_same(ours, theirs, rtol=1e-4)  # AdamW makes whole steps of a gradient's last digit
-    assert len(theirs[0]) == 2 and patched.captured[0]["image_grid_thw"].shape[0] == size.group * size.images
-
-
-def test_zero3(tmp_path: Path) -> None:
-    """One rank: the head's weight is still a shard outside of the model's forward."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    rank |= {"DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("trl_zero3_run.py")), str(tmp_path)],
-        env=os.environ | rank,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["theirs"]) == 2 and found["theirs"][1]["clip_ratio/region_mean"] > 0
-    for side in ("patch", "patch_logprobs"):
-        for ours, theirs in zip(found[side], found["theirs"], strict=True):
-            assert ours == pytest.approx(theirs, rel=5e-5, abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.usefixtures("settings")

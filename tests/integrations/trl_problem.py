@@ -5,16 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 VOCAB = 61
 WORDS = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(VOCAB - 3))]
 NAMES = ("w3 w4 w5 w6", "w7", "w8 w9 w10", "w11 w12 w13 w14 w15 w16")
+
+Run = tuple[list[dict[str, float]], list[dict[str, Tensor]]]
+
+
+def assert_same(ours: Run, theirs: Run, rtol: float = 1e-5) -> None:
+    """Every logged number, and every parameter's gradient by its largest entry."""
+    assert len(ours[0]) == len(theirs[0]) > 0 and len(ours[1]) == len(theirs[1])
+    for mine, other in zip(ours[0], theirs[0], strict=True):
+        assert mine == pytest.approx(other, rel=rtol, abs=1e-6, nan_ok=True)
+    for mine, other in zip(ours[1], theirs[1], strict=True):
+        assert mine.keys() == other.keys()
+        for name, gradient in other.items():
+            error = (mine[name] - gradient).abs().max()
+            assert error <= rtol * gradient.abs().max() + 1e-8, f"{name}: {error}"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

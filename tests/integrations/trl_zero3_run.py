@@ -1,4 +1,4 @@
-"""Run by test_trl.py in a process of its own: TRL under ZeRO-3, as it comes and patched -> JSON on the last line."""
+"""Run by test_trl_runs.py in its own process: TRL under ZeRO-3, as it comes and patched -> JSON on the last line."""
 
 from __future__ import annotations
 
