@@ -46,7 +46,7 @@ PARTS = {
         Part("checks", 60, CHECKS),
         Part("packing", 25, ("packing",)),
         Part("scale", 45, ("scale", "--check")),
-        Part("step", 100, ("step", "--size", "half", "--rounds", "3", "--budget", "50")),
+        Part("step", 100, ("step", "--size", "half", "--rounds", "2", "--budget", "40")),
         Part("rollout", 100, ("rollout", "--size", "half", "--rounds", "3", "--budget", "40")),
         Part("trl_step", 130, ("trl_step", "--size", "half", "--rounds", "2", "--budget", "60")),
         Part("ops", 135, ("ops", "--only", *OPS_CPU, "--without", "univg reference", "apple cce")),
