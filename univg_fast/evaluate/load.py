@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from univg_fast.config import Config, ConfigError, load_config
@@ -14,6 +13,7 @@ from univg_fast.config.schema import DataConfig
 from univg_fast.data.samples import Processor, make_processor
 from univg_fast.model import PackedModel, load_model
 from univg_fast.model.families.base import Family
+from univg_fast.model.load import read_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -41,7 +41,7 @@ def open_model(path: str, config: Config, device: torch.device) -> tuple[PackedM
     if not (Path(path) / "config.json").is_file() and not (Path(path) / "adapter_config.json").is_file():
         raise ValueError(f"--model: expected a folder with a config.json, got {path!r}")
     logging.disable_progress_bar()  # of reading the weights
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = read_tokenizer(path)
     model: Any = load_model(path, DTYPES[config.model.torch_dtype], vocab=tokenizer.get_vocab())
     packed = PackedModel(model.to(device), config.model.attention).eval()
     return packed, processor_of(tokenizer, packed.family, config.data)

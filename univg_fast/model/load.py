@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from packaging.version import Version
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from univg_fast.model.attention import TEXT, VISION
 from univg_fast.model.families import FAMILIES
@@ -43,6 +43,45 @@ def check_path(path: str) -> None:
         )
 
 
+def read_config(path: str) -> PretrainedConfig:
+    """The config in a transformers folder. ValueError if it is damaged, or of no family that this package knows."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    except (ValueError, OSError) as error:  # paragraphs that do not name the folder
+        raise ValueError(
+            f"model.path: expected {path}/config.json of a model of {sorted(FAMILIES)}, got one that transformers does "
+            f"not take ({_first_line(error)}); copy it anew from where the model comes from"
+        ) from error
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"model.path: {path} holds a {config.model_type!r} model; supported: {sorted(FAMILIES)}")
+    return config
+
+
+def read_tokenizer(path: str) -> Any:
+    """The tokenizer in a transformers folder, or in one of LoRA adapters. ValueError if it holds none with the special
+    tokens of the Qwen2-VL family, or as of `read_config`."""
+    if (Path(path) / "config.json").is_file():
+        read_config(path)  # of a model_type that it does not know transformers makes any tokenizer
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    except (ValueError, OSError) as error:
+        raise _no_tokenizer(path, _first_line(error)) from error
+    if "<|image_pad|>" not in tokenizer.get_vocab():  # without a file transformers makes an empty one
+        raise _no_tokenizer(path, "it has no token <|image_pad|>")
+    return tokenizer
+
+
+def _no_tokenizer(path: str, why: str) -> ValueError:
+    return ValueError(
+        f"model.path: expected a tokenizer of the Qwen2-VL family in {path}, got none ({why}); copy tokenizer.json and "
+        "tokenizer_config.json there from where the model comes from"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(": ")
+
+
 def load_model(
     path: str, dtype: torch.dtype = torch.float32, *, vocab: dict[str, int] | None = None, seed: int = 0
 ) -> PreTrainedModel:
@@ -72,9 +111,7 @@ def load_model(
             base, path, autocast_adapter_dtype=False, torch_device=str(base.device)
         ).merge_and_unload()
         return merged
-    config = AutoConfig.from_pretrained(path)
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"model.path: {path} holds a {config.model_type!r} model; supported: {sorted(FAMILIES)}")
+    config = read_config(path)
     # transformers would draw at random what does not come, and only log it; tied weights are not counted as missing
     model, report = (
         FAMILIES[config.model_type]
