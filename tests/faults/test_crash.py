@@ -49,6 +49,11 @@ def test_out_of_memory_says_which_row_and_what_to_set() -> None:
     assert "one sample alone is longer than pack.budget_tokens=1: set data.max_length" in alone
     phases.name = "gen"
     assert "rollout.cache_gib=8" in str(out_of_memory(error, phases, Config()))
+    phases.name = "data"
+    said = str(out_of_memory(error, phases, Config()))
+    assert "data.max_pixels" in said and "grpo.dynamic_sampling_max_draws" in said and "zero_stage" not in said
+    phases.stage = "sft"
+    assert "data.max_pixels or pack.budget_tokens" in str(out_of_memory(error, phases, Config()))
 
 
 STUCK = """

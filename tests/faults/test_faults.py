@@ -37,6 +37,12 @@ def test_a_fault_that_never_came_is_told_at_the_end(
     assert ("its phases were none" in capsys.readouterr().err) != comes
 
 
+def test_a_phase_of_no_step_is_told_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faults = Faults(FaultConfig(kind="slow", phase="eval", step=9), Phases(), tmp_path)
+    faults.tell_if_it_never_came()
+    assert "this start had no phase eval in any stage; its phases were none" in capsys.readouterr().err
+
+
 def test_fired_faults_are_noted(tmp_path: Path) -> None:
     """And not done again in that folder, so that the same command goes on."""
 

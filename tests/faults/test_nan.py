@@ -39,6 +39,8 @@ def test_nan_on_one_rank_skips_the_step_and_two_in_a_row_end_the_run(
     assert rows[1]["learning_rate"] == rows[2]["learning_rate"], "the schedule waits, too"
     crash = [json.loads((folder / "crash" / f"sft_000003_rank{rank}.json").read_text()) for rank in range(2)]
     assert crash[1]["suspects"] and set(crash[1]["suspects"]) <= set(crash[1]["uids"]) and crash[0]["suspects"] == []
+    counts = {name: crash[0]["metrics"][name] for name in ("skipped_total", "skipped_in_a_row", "saves_failed")}
+    assert counts == {"skipped_total": 2, "skipped_in_a_row": 2, "saves_failed": 0}
     message = next(line for line in run.output.splitlines() if line.startswith("error: sft: 2 steps in a row"))
     assert f"rank 1: {crash[1]['suspects'][0]}" in message and "rank 0: " not in message
     assert torch.load(crash[0]["random_state"], weights_only=False).keys() >= {"python", "numpy", "torch"}

@@ -120,6 +120,13 @@ def test_published_values_of_the_recipes() -> None:
             ":2: deepspeed.config: expected no gradient_accumulation_steps (4), which the trainer sets; use",
         ),
         ("deepspeed:\n  config: {optimizer: {type: Adam}}\n", "which the trainer sets; use the keys of sft and grpo"),
+        (
+            "deepspeed:\n  config: {zero_optimization: {offload_optimizer: {device: moon}}}\n",
+            ":2: deepspeed.config: expected zero_optimization.offload_optimizer to have as device one of none, cpu, "
+            "nvme, got {'device': 'moon'}",
+        ),
+        ("deepspeed: {config: {zero_optimization: {offload_optimizer: cpu}}}\n", "one of none, cpu, nvme, got 'cpu'"),
+        ("deepspeed:\n  config: {zero_optimization: 3}\n", "zero_optimization to be a mapping of keys, got 3"),
         ("deepspeed:\n  zero_stage: 4\n", ":2: deepspeed.zero_stage: expected a number >= 0 and <= 3, got 4"),
         ("pack:\n  window: -1\n", ":2: pack.window: expected a number >= 0, got -1"),
         ("data: {builtin: {lattice: 0}}\n", ":1: data.builtin.lattice: expected "),

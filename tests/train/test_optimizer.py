@@ -67,6 +67,7 @@ def test_an_optimizer_that_cannot_be_compiled_says_what_to_set(tmp_path: Path) -
         [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 1
+    assert f"a build was killed and left {tmp_path / 'cpu_adam' / 'lock'}, which" in done.stdout
     last = done.stderr.strip().splitlines()[-1]
     assert "ValueError: deepspeed.config: zero_optimization.offload_optimizer wants DeepSpeedCPUAdam" in last
     assert "deepspeed.config.zero_force_ds_cpu_optimizer=false" in last

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 BATCH = "sft.per_step_samples or grpo.prompts_per_step, and pack.budget_tokens for the length of a row"
+OFFLOADED_TO = ("none", "cpu", "nvme")
 # Of DeepSpeed's keys those that this trainer sets, and what to use in their place.
 MANAGED = {
     "train_batch_size": BATCH,
@@ -28,6 +29,12 @@ MANAGED = {
     "bf16.check_grad_overflow": "run.max_skipped_steps: a step that is not finite is always skipped",
     "zero_optimization.stage": "deepspeed.zero_stage",
 }
+# Said here where nothing else is named to train, and where adapters are made, if what is named is not of the tower.
+TOWER_BESIDE_LORA = (
+    "model.freeze_vision_tower: expected true beside model.lora, which trains adapters of the language model alone, "
+    "got false; add --model.freeze_vision_tower=true, or name what of the tower is to train: "
+    "--model.lora.modules_to_save=[visual.merger] (as a whole), or endings in model.lora.target_modules"
+)
 
 
 def check(config: Config) -> None:
@@ -58,11 +65,7 @@ def check(config: Config) -> None:
     _check_grpo(config.grpo)
     lora, steps = config.model.lora, config.grpo.steps_per_generation
     if lora is not None and not (config.model.freeze_vision_tower or lora.target_modules or lora.modules_to_save):
-        raise ValueError(
-            "model.freeze_vision_tower: expected true beside model.lora, which trains adapters of the language model "
-            "alone, got false; add --model.freeze_vision_tower=true, or name what of the tower is to train as a whole: "
-            "--model.lora.modules_to_save=[visual.merger]"
-        )
+        raise ValueError(TOWER_BESIDE_LORA)
     if "grpo" in config.stages and lora is not None and lora.lora_dropout > 0 and steps > 1:
         raise ValueError(  # their old log-probs are without dropout: ratios would begin beside 1, and be clipped
             f"grpo.steps_per_generation: expected 1 beside model.lora.lora_dropout={lora.lora_dropout:g}, which would "
@@ -78,6 +81,15 @@ def _check_grpo(grpo: GrpoStageConfig) -> None:
 
 
 def _check_deepspeed(given: dict[str, Any]) -> None:
+    zero = given.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ValueError(f"deepspeed.config: expected zero_optimization to be a mapping of keys, got {zero!r}")
+    offload = zero.get("offload_optimizer") or {}
+    if not isinstance(offload, dict) or offload.get("device", "none") not in OFFLOADED_TO:
+        raise ValueError(  # DeepSpeed would look only after its optimizer is compiled, which takes minutes
+            "deepspeed.config: expected zero_optimization.offload_optimizer to have as device one of "
+            f"{', '.join(OFFLOADED_TO)}, got {offload!r}"
+        )
     for key, instead in MANAGED.items():
         section, _, name = key.rpartition(".")
         held = given.get(section, {}) if section else given

@@ -106,8 +106,8 @@ def even_out(costs: Sequence[float], holders: Sequence[int], ranks: int) -> list
     holders, loads = list(holders), [0.0] * ranks
     for cost, rank in zip(costs, holders, strict=True):
         loads[rank] += cost
-    enough_ = (1 + EVEN) * sum(loads) / ranks
-    while max(loads) > enough_:
+    limit = (1 + EVEN) * sum(loads) / ranks
+    while max(loads) > limit:
         most, least = loads.index(max(loads)), loads.index(min(loads))
         gap = loads[most] - loads[least]
         movable = [i for i, cost in enumerate(costs) if holders[i] == most and 0 < cost < gap]

@@ -11,6 +11,7 @@ import torch
 
 from univg_fast import distributed
 from univg_fast.config import Config
+from univg_fast.train.memory import KNOBS
 from univg_fast.train.phases import Phases
 from univg_fast.train.random_state import random_state
 from univg_fast.train.sinks import warn
@@ -89,6 +90,9 @@ def out_of_memory(error: torch.OutOfMemoryError, phases: Phases, config: Config)
             )
         if not config.model.gradient_checkpointing:
             knob += ", or model.gradient_checkpointing=true"
+    elif phases.name == "data":
+        what = "images of the step's prompts" if phases.stage == "grpo" else "images of the fullest row"
+        knob = f"{what} are most of what this phase holds: {KNOBS[what]}"
     else:
         knob = "deepspeed.zero_stage higher than " + str(config.deepspeed.zero_stage) + " shares out the optimizer"
     row = f"; the last row has {tokens} tokens and {patches} patches" if phases.row else ""

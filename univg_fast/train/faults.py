@@ -80,9 +80,10 @@ class Faults:
         """For the run's end: a drill that did not happen must not pass for one that went well."""
         if self.armed and not self.fired:
             config = self.config
+            step = "" if self.phase in WITHOUT_STEPS else f"step {config.step} of "
             self._say(
-                f"never came: this start had no phase {self.phase} in step {config.step} of "
-                f"{config.stage or 'any stage'}; its phases were {', '.join(sorted(self.entered)) or 'none'}"
+                f"never came: this start had no phase {self.phase} in {step}{config.stage or 'any stage'}; "
+                f"its phases were {', '.join(sorted(self.entered)) or 'none'}"
             )
 
     def into_model(self, model: nn.Module) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from univg_fast import distributed
 from univg_fast.config import OptimConfig
 
 GROUP_ELEMENTS = 500_000_000  # parameters of one optimizer group
@@ -25,6 +27,12 @@ def make_optimizer(
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     try:
+        if distributed.is_main():
+            print(
+                "optimizer: DeepSpeedCPUAdam, compiled at its first use (minutes). If that does not end, a build was "
+                f"killed and left {_build_lock()}, which all wait for: stop this run, delete it and start again",
+                flush=True,
+            )
         return DeepSpeedCPUAdam(groups, adamw_mode=True, **how)
     except (RuntimeError, OSError, ImportError) as error:  # it is compiled at its first use
         raise ValueError(
@@ -32,6 +40,13 @@ def make_optimizer(
             f"({str(error).strip().splitlines()[-1][:200]}); expected a C++ compiler and ninja, or "
             "deepspeed.config.zero_force_ds_cpu_optimizer=false, which takes torch's AdamW"
         ) from error
+
+
+def _build_lock() -> str:
+    """The file that is there while the optimizer is compiled. Who finds it waits without limit."""
+    from torch.utils.cpp_extension import _get_build_directory  # late: it looks for compilers
+
+    return os.path.join(_get_build_directory("cpu_adam", verbose=False), "lock")
 
 
 def offload_device(config: Mapping[str, Any]) -> str | None:

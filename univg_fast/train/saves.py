@@ -30,7 +30,7 @@ class Saves:
         last: int,
         total: int,
     ) -> None:
-        self.stage, self.config, self.folder = stage, config.save, run_dir / "ckpt"
+        self.stage, self.how, self.folder = stage, config.save, run_dir / "ckpt"
         self.state, self.engine, self.phases, self.faults = state, engine, phases, faults
         self.last, self.total = last, total
         self.config_id = config_hash(config)
@@ -46,7 +46,7 @@ class Saves:
                 self.state,
                 self.engine,
                 self.config_id,
-                self.config,
+                self.how,
                 must=must,
                 on_write=self.faults.on_write,
                 beat=self.phases.beat,
@@ -63,7 +63,7 @@ class Saves:
         """What is due waits for a step that moved a weight: a checkpoint of one that did not takes the place of one
         that did."""
         step = self.state.step
-        self._due = self._due or is_save_step(step, self.last, self.total, self.config.steps)
+        self._due = self._due or is_save_step(step, self.last, self.total, self.how.steps)
         if self._due and (step == self.last or not self.state.skipped_in_a_row):
             self.write(must=step == self.last)
             self._due = False

@@ -79,13 +79,13 @@ def run_stage(
         logger.start()
         with stopping.finishing():
             while state.step < last:
-                outcome, metrics, drawn = next_step(step, state, phases, config, saves)
+                outcome, drawn = next_step(step, state, phases, config, saves)
                 bad.tell(outcome.bad)
-                bad.count(metrics["bad_records"], loader.batch_size * drawn)
+                bad.count(outcome.metrics["bad_records"], loader.batch_size * drawn)
                 if stage == "grpo" and is_rollout_step(state.step, last, config.log.rollout_steps):
                     write_rollouts(run_dir, stage, state.step, outcome.rollouts)
                 write_sheet(state.step, outcome.rollouts)
-                logger.log(state.step, metrics, phases.take())
+                logger.log(state.step, outcome.metrics, phases.take())
                 end_if_stuck(state, outcome, config, stage, start, run_dir)
                 saves.after_step()
             if last == total:
@@ -96,8 +96,8 @@ def run_stage(
 
 def next_step(
     step: SftStep | GrpoStep, state: StageState, phases: Phases, config: Config, saves: Saves
-) -> tuple[Outcome, dict[str, float], int]:
-    """(what the step did, its metrics with the stage's own counts, batches it drew); `state` is after it.
+) -> tuple[Outcome, int]:
+    """(what the step did, the stage's own counts among its metrics; batches it drew); `state` is after it.
 
     Stopped on all ranks, what is done saved, if one of them was told to stop. Collective.
     """
@@ -112,8 +112,8 @@ def next_step(
         raise stopping.Stopped(stop or stopping.agreed())
     drawn = outcome.cursor - state.cursor
     state.step, state.cursor = phases.step, outcome.cursor
-    counts = count_skipped(state, outcome.metrics) | {"saves_failed": float(state.saves_failed)}
-    return outcome, outcome.metrics | counts, drawn
+    outcome.metrics.update(count_skipped(state, outcome.metrics), saves_failed=float(state.saves_failed))
+    return outcome, drawn
 
 
 def finish(
