@@ -6,13 +6,13 @@ import html
 import json
 import re
 import shlex
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from browser import BROWSER
 
 from univg_fast.check.__main__ import main
 from univg_fast.check.page import duration
@@ -20,8 +20,6 @@ from univg_fast.config import load_config
 from univg_fast.train.setup import prepare
 
 from .conftest import KINDS, SMALL, Data
-
-BROWSER = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="module")

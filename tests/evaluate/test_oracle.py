@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from univg_fast.evaluate.__main__ import main
 from univg_fast.evaluate.items import Item, Truth, item_of, record_of
 from univg_fast.evaluate.oracle import with_oracle_image
+from univg_fast.evaluate.predictions import read_predictions
 from univg_fast.structs import Record, Target
 
 BOX = (100, 100, 300, 300)
@@ -21,9 +24,10 @@ def item(uid: str, images: int, *held: int | None) -> Item:
 
 def test_only_images_that_hold_a_target_are_left_and_none_of_the_items_is_lost() -> None:
     given = [item("single", 1, 0), item("second", 3, 1), item("two", 4, 3, 1, 3), item("all", 2, 0, 1),
-             item("nobody", 3, None), item("half", 3, 1, None), Item("damaged", "f:9", "t", problem="?")]  # fmt: skip
+             item("nobody", 3, None), item("half", 3, 1, None), item("beyond", 2, 7),
+             item("below", 2, -1), item("past", 3, 1, 3), Item("damaged", "f:9", "t", problem="?")]  # fmt: skip
     shown, counts = with_oracle_image(given)
-    assert counts == {"reduced": 2, "whole": 2, "unknown": 3}
+    assert counts == {"reduced": 2, "whole": 2, "unknown": 6}
     assert [i.uid for i in shown] == [i.uid for i in given]
     told = {i.uid: ("".join(i.images), [truth.image for truth in i.truths]) for i in shown}
     assert told["second"] == ("b", [0]) and told["two"] == ("bd", [1, 0, 1])
@@ -63,3 +67,6 @@ def test_the_command_asks_as_if_the_other_images_were_not_in_the_file(small: Pat
     assert "oracle_image" not in everything and others != texts
     first = (tmp_path / "oracle" / "answers.0.jsonl").read_text().splitlines()[0]
     assert json.loads(first)["settings"]["oracle_image"] is True  # the folder takes no other answers (test_model.py)
+    (item,) = items = [item_of(Record("a", "f:1", ("a",), "?", (Target((1, 2, 3, 4), 0),)))]
+    with pytest.raises(ValueError, match=r"answers\.0\.jsonl:1: .*--oracle-image with the folder as --out"):
+        read_predictions(tmp_path / "oracle" / "answers.0.jsonl", items)

@@ -9,7 +9,6 @@ import html
 import json
 import math
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import BROWSER
 from PIL import Image, ImageDraw
 from skimage import data
 
@@ -25,10 +25,6 @@ from univg_fast.evaluate.metrics import iou, summarize
 TASKS = ("group_grounding", "object_tracking", "refer_grounding", "region", "static_diff")
 SKILL = {"before": 0.02, "sft": 0.4, "grpo": 0.62}
 
-
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 # The page sits in a frame (a browser's own window is never narrower than 500 px) and posts what it measured.
 INNER = """<script>addEventListener("load", () => {
   const over = e => !e.closest(".scroll, pre, svg") && e.getBoundingClientRect().right > innerWidth + 0.5;

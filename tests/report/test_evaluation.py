@@ -170,6 +170,19 @@ def test_the_page_of_two_evaluations(folders: list[Path], tmp_path: Path, lay_ou
     assert found["page"] <= found["width"] and (found["over"], found["fetched"], found["blank"]) == ([], [], 0)
 
 
+def test_published_rows_do_not_stand_beside_the_oracle_image(folders: list[Path], tmp_path: Path) -> None:
+    """Also where the first evaluation is one of all images: those models saw them all, too."""
+    out = tmp_path / "out.html"
+    assert main([*map(str, folders), "--out", str(out)]) == 0
+    assert "MG-Thinker" in out.read_text()
+    shown = result_of(folders[1]) | {"oracle_image": {"reduced": 9, "whole": 51, "unknown": 0}, "published": []}
+    (tmp_path / "results.json").write_text(json.dumps(shown))
+    (tmp_path / "rows.jsonl").write_text((folders[1] / "rows.jsonl").read_text())
+    assert main([str(folders[0]), str(tmp_path), "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "MG-Thinker" not in page and "not comparable" not in page
+
+
 def test_folders_that_cannot_be_shown_are_named(
     folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,8 @@ def _kept(item: Item) -> list[int]:
     if len(item.images) == 1:
         return [0]
     held = {truth.image for truth in item.truths}
-    return sorted(at for at in held if at is not None) if None not in held else []
+    known = sorted(at for at in held if at is not None and 0 <= at < len(item.images))
+    return known if len(known) == len(held) else []
 
 
 def _shown(item: Item, kept: list[int]) -> Item:

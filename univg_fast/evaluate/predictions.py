@@ -41,11 +41,12 @@ def read_predictions(path: Path, items: Sequence[Item]) -> tuple[dict[str, Predi
     A line is an object with an id (one of IDS) and a text (one of TEXTS; four numbers under one of BOXES are a box in
     thousandths). Where no line has an id, they are the items' in their order. Of several for one item the first counts;
     several items with one id have theirs in order, and what is missing then is the first one's. ValueError where there
-    is no such file.
+    is no such file, or it holds a model's answers to the oracle image.
     """
     lines, broken = [], []
     for place, value in _values(path):
         if isinstance(value, dict):
+            _refuse_oracle(value.get("settings"), place)  # journal.py's first line
             lines.append((value, _prediction(value)))
         elif isinstance(value, str):  # a bare answer
             lines.append(({}, Prediction(value)))
@@ -79,6 +80,15 @@ def read_predictions(path: Path, items: Sequence[Item]) -> tuple[dict[str, Predi
     report: dict[str, Any] = {"lines": len(lines) + len(broken), "matched_by": "order" if ordered else "id"}
     report |= {kind: len(names) for kind, names in examples.items()}
     return found, report | {"examples": {kind: names[:SHOWN] for kind, names in examples.items() if names}}
+
+
+def _refuse_oracle(settings: Any, place: str) -> None:
+    """Images that such answers name are not those of the items."""
+    if isinstance(settings, dict) and settings.get("oracle_image"):
+        raise ValueError(
+            f"--predictions: {place}: expected answers to all images, got those of --oracle-image; to score them again "
+            "take --model and --oracle-image with the folder as --out: nothing is asked twice"
+        )
 
 
 def _id(line: dict[str, Any]) -> str | None:

@@ -41,6 +41,7 @@ def render(given: Mapping[str, Evaluation]) -> str:
     first = next(iter(results.values()))
     names = {task: label for result in results.values() for task, label in task_names(result).items()}
     same = all(entries_of(result) == entries_of(first) for result in results.values())
+    beside = same and not any(r.get("oracle_image") for r in results.values())  # the published models saw all images
     settings = {name: dict(flatten({k: r[k] for k in SETTINGS if r.get(k)})) for name, r in results.items()}
     return page.render(
         "compare_evaluations.html.j2",
@@ -52,8 +53,8 @@ def render(given: Mapping[str, Evaluation]) -> str:
         odd={name: lines_of(result) for name, result in results.items()},
         sums=sums(given),
         tasks=side_by_side({name: figure_lines(r)[: len(r["tasks"])] for name, r in results.items()}),
-        best=best_published(first) if same else {},
-        published=[row for row in published_lines(first)[1] if "model" in row] if same else [],
+        best=best_published(first) if beside else {},
+        published=[row for row in published_lines(first)[1] if "model" in row] if beside else [],
         slices=slices(results),
         charts=histograms({name: evaluation.rows for name, evaluation in given.items()}, names),
         settings=differences(settings),
