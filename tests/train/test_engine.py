@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from univg_fast import distributed
 from univg_fast.config import DeepSpeedConfig
 from univg_fast.train import engine
 
@@ -153,3 +154,14 @@ def test_modules_that_cannot_be_trained_are_refused(change: Any, message: str) -
     change(module)
     with pytest.raises(ValueError, match=message):
         engine.make_engine(module, OPTIM, DeepSpeedConfig(zero_stage=0), STEPS)
+
+
+def test_what_deepspeed_refuses_is_one_line_that_names_the_section() -> None:
+    """Of several lines of pydantic's, out of a library."""
+    distributed.init()
+    given = DeepSpeedConfig(zero_stage=1, config={"zero_optimization": {"reduce_bucket_size": "much"}})
+    with pytest.raises(
+        ValueError, match=r"^deepspeed\.config: .* reduce_bucket_size Input should be a valid"
+    ) as caught:
+        engine.make_engine(TinyLM(), OPTIM, given, STEPS)
+    assert "\n" not in str(caught.value) and distributed._is_own_check(caught.value)

@@ -54,7 +54,8 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
 
     The weights' dtype decides: float32, or bfloat16 with float32 master weights and float32 accumulation.
     Call `distributed.init` first; to make a second engine of a module, `release` the first. Raises ValueError
-    where the module has nothing to train, mixes dtypes, or asks for bfloat16 at stage 0.
+    where the module has nothing to train, mixes dtypes, or asks for bfloat16 at stage 0, or where DeepSpeed refuses
+    what the user laid over its config.
     """
     import deepspeed as ds  # late: distributed.init must set it up first
 
@@ -72,8 +73,16 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
     if deepspeed.zero_stage == 0:
         optimizer.register_step_pre_hook(partial(_clip_or_skip, max_norm=optim.max_grad_norm))
-    with redirect_stdout(StringIO()):  # DeepSpeed prints its memory use at every stage of the bfloat16 set-up
-        engine, *_ = ds.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    try:
+        with redirect_stdout(StringIO()):  # DeepSpeed prints its memory use at every stage of the bfloat16 set-up
+            engine, *_ = ds.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    except ValueError as error:  # also pydantic's, of several lines
+        if not deepspeed.config:
+            raise
+        raise ValueError(
+            f"deepspeed.config: DeepSpeed refuses {deepspeed.config}: {' '.join(str(error).split())}; correct or leave "
+            "out what it names"
+        ) from error
     line = describe(engine, sizes)
     if distributed.is_main():
         print(line, flush=True)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
 from univg_fast import distributed
 from univg_fast.config import Config, ModelConfig
+from univg_fast.config.bounds import TOWER_BESIDE_LORA
 from univg_fast.data.builtin import write_builtin
 from univg_fast.data.index import Records
 from univg_fast.data.prompts import corpus
@@ -24,7 +24,15 @@ from univg_fast.evaluate.load import DTYPES, processor_of
 from univg_fast.files import write_whole
 from univg_fast.model import PackedModel, family_of, load_model
 from univg_fast.model.liger import apply_liger
-from univg_fast.model.load import builtin_configs, check_path, freeze_vision, projector_parts, small_config
+from univg_fast.model.load import (
+    builtin_configs,
+    check_path,
+    freeze_vision,
+    projector_parts,
+    read_config,
+    read_tokenizer,
+    small_config,
+)
 from univg_fast.model.lora import apply_lora
 from univg_fast.rewards import ask_for_images, check_terms, unscorable
 from univg_fast.structs import Record, Sample
@@ -147,8 +155,7 @@ def make_run_processor(config: Config, records: dict[str, Sequence[Record]]) -> 
         tokenizer: Any = build_tokenizer(corpus([r for use in ("sft", "grpo") for r in records[use]]))
         family = family_of(small_config(path, tokenizer.get_vocab()))
     else:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        family = family_of(AutoConfig.from_pretrained(path))
+        tokenizer, family = read_tokenizer(path), family_of(read_config(path))
     return processor_of(tokenizer, family, config.data)
 
 
@@ -189,11 +196,7 @@ def freeze(model: Any, how: ModelConfig, seed: int = 0) -> list[str]:
         )
     told = apply_lora(model, seed=seed, **settings)
     if not how.freeze_vision_tower and not any(p.requires_grad for p in visual.parameters()):
-        raise ValueError(
-            "model.freeze_vision_tower: expected true beside model.lora, which trains adapters of the language model "
-            "alone, got false; add --model.freeze_vision_tower=true, or name what of the tower is to train: "
-            "--model.lora.modules_to_save=[visual.merger] (as a whole), or endings in model.lora.target_modules"
-        )
+        raise ValueError(TOWER_BESIDE_LORA)
     return [told]
 
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
 from univg_fast.config import ModelConfig
 from univg_fast.model.families import FAMILIES
-from univg_fast.model.load import ADAPTERS, adapted_model, builtin_configs, small_config
+from univg_fast.model.load import ADAPTERS, adapted_model, builtin_configs, read_config, small_config
 from univg_fast.train.optimizer import parameter_groups
 from univg_fast.train.setup import freeze
 
@@ -48,7 +47,7 @@ def shape_of(model: ModelConfig, vocab: dict[str, int]) -> Shape:
     path = model.path
     while (Path(path) / ADAPTERS).is_file():
         path = adapted_model(path)
-    config = small_config(path, vocab) if path in builtin_configs() else AutoConfig.from_pretrained(path)
+    config = small_config(path, vocab) if path in builtin_configs() else read_config(path)
     with torch.device("meta"):
         made: Any = FAMILIES[config.model_type].CLASSES[1]._from_config(config)
     made.tie_weights()
