@@ -14,13 +14,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from grpo_stage import COMMON, Stage, settings
 
 from univg_fast import distributed
-from univg_fast.structs import Completion
+from univg_fast.structs import Completion, Record
 from univg_fast.train import choice, stopping
 from univg_fast.train.draws import Drawn, Draws
 from univg_fast.train.minibatch import make_minibatches
@@ -52,22 +53,33 @@ def dynamic(inputs: Inputs) -> list[dict[str, Any]]:
     return found
 
 
-def moving(inputs: Inputs) -> list[dict[str, Any]]:
-    """Only rank 0's rewards differ, till it has all four groups: a step that moves two, and one that moves none."""
-    found = []
+def of_rank_0(record: Record, seed: int) -> bool:
+    return distributed.rank() == 0
+
+
+def moving(inputs: Inputs, **given: Any) -> list[dict[str, Any]]:
+    """Only rank 0's rewards differ, till it has all four groups: a step that moves two, and one that moves none.
+
+    Of four updates that leave the sampled policy behind, with all that is settled over the whole step.
+    """
+    several = {"grpo__steps_per_generation": 2, "grpo__num_iterations": 2, "grpo__scale_rewards": "batch"}
+    several |= {"grpo__normalize_difficulty": True}
+    config = settings(grpo__dynamic_sampling_max_draws=4, pack__budget_tokens=10_000, **several, **given)
+    found, changes = [], []
     for even_out in (choice.even_out, lambda costs, holders, ranks: list(holders)):
-        choice.even_out = even_out
-        config = settings(grpo__dynamic_sampling_max_draws=4, pack__budget_tokens=10_000)
-        stage = Stage(inputs, config, lambda record, seed: distributed.rank() == 0)
-        outcome = stage.step(StageState())
+        stage = Stage(inputs, config, of_rank_0)
+        before = stage.weights()
+        with mock.patch.object(choice, "even_out", even_out):
+            outcome = stage.step(StageState())
         assert outcome is not None
         rows = [row for rows in distributed.gather_objects(outcome.rollouts) for row in rows]
         found.append({name: outcome.metrics[name] for name in ("loss", "grad_norm", "kl", "num_samples")})
         found[-1] |= {"imbalance": outcome.metrics["pack/imbalance"], "rows": outcome.metrics["pack/rows"]}
         found[-1]["trained"] = sorted(row["uid"] for row in rows if not row["group"]["dropped"])
-        found[-1]["weights"] = float(stage.weights().double().square().sum())
+        changes.append(stage.weights() - before)
         stage.close()
-    return found
+    apart = (changes[0] - changes[1]).abs().max() / changes[1].abs().max()  # of what the updates changed
+    return [of | {"apart": float(apart)} for of in found]
 
 
 def nothing_to_learn(inputs: Inputs, **given: Any) -> dict[str, Any]:
@@ -148,16 +160,17 @@ class Watched(Draws):
         return sum(of() is not None for of in self.features)
 
 
-def features_held(inputs: Inputs) -> dict[str, int]:
-    """Of two draws' image features: how many there were, and how many are left when the update begins."""
+def features_held(inputs: Inputs) -> dict[str, list[int]]:
+    """Of each rank's image features, drawn and received: how many there were, and are left when the update begins."""
     config = settings(grpo__dynamic_sampling_max_draws=2, grpo__beta=0.0)
-    stage, left = Stage(inputs, config), []
+    stage, left = Stage(inputs, config, of_rank_0), []
     draws = Watched(**vars(stage.step.draws))
     stage.step.draws = draws
     stage.engine.module.register_forward_pre_hook(lambda *_: left.append(draws.alive()))
     assert stage.step(StageState()) is not None
     stage.close()
-    return {"drawn": len(draws.features), "left": max(left)}
+    found = distributed.gather_objects((len(draws.features), max(left)))
+    return {"had": [had for had, _ in found], "left": [many for _, many in found]}
 
 
 def like_shares(inputs: Inputs) -> dict[str, Any]:
@@ -175,8 +188,8 @@ def like_shares(inputs: Inputs) -> dict[str, Any]:
 
 
 def lost(inputs: Inputs) -> dict[str, Any]:
-    """One sample's loss is NaN: who is named, and whether anything moved."""
-    stage, seen = Stage(inputs, settings(), lambda record, seed: True), []
+    """The loss of one sample, which the last of two ranks received, is NaN: who is named, and what moved."""
+    stage, seen = Stage(inputs, settings(grpo__dynamic_sampling_max_draws=4), of_rank_0), []
 
     def poison(module: Any, arguments: Any, output: Any) -> Any:
         if not isinstance(output, tuple) or distributed.rank() != distributed.world_size() - 1 or seen:
@@ -223,6 +236,7 @@ def main() -> None:
     report: dict[str, Any] = {
         "dynamic": dynamic(inputs),
         "moving": moving(inputs),
+        "moving, tower trains": moving(inputs, model__freeze_vision_tower=False),
         "all equal": nothing_to_learn(inputs, **drop),
         "all equal, drawn anew": nothing_to_learn(inputs, grpo__dynamic_sampling_max_draws=2),
         "one rank's equal": nothing_to_learn(inputs, lucky=True, **drop),

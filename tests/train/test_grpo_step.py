@@ -47,15 +47,16 @@ def test_what_is_drawn_and_chosen_hangs_on_no_rank(reports: Reports) -> None:
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
-def test_groups_of_one_rank_are_trained_by_all(reports: Reports) -> None:
+@pytest.mark.parametrize("case", ["moving", "moving, tower trains"])
+def test_groups_of_one_rank_are_trained_by_all(reports: Reports, case: str) -> None:
     """With the same loss, gradient and weights; rollouts/ tell them where they were drawn."""
-    moved, stayed = reports[2]["moving"]
-    assert stayed["imbalance"] == 1 and moved["imbalance"] < 0.2 and (stayed["rows"], moved["rows"]) == (1, 2)
+    moved, stayed = reports[2][case]
+    assert stayed["imbalance"] == 1 and moved["imbalance"] < 0.2 and (stayed["rows"], moved["rows"]) == (2, 4)
     assert moved["trained"] == stayed["trained"] and len(moved["trained"]) == moved["num_samples"] == 4
-    for name in ("loss", "grad_norm", "kl", "weights"):
-        assert moved[name] == pytest.approx(stayed[name], rel=1e-5, abs=1e-6)
-    assert moved["grad_norm"] > 0.1
-    alone = reports[1]["moving"]
+    for name in ("loss", "grad_norm", "kl"):
+        assert moved[name] == pytest.approx(stayed[name], rel=1e-4) and abs(moved[name]) > 0.01
+    assert moved["apart"] < 1e-3
+    alone = reports[1][case]
     assert alone[0] == alone[1] and alone[0]["imbalance"] == 0
 
 
@@ -103,7 +104,7 @@ def test_each_update_has_the_same_prompts_on_any_ranks_which_share_them_evenly(r
 def test_features_of_the_draws_are_gone_before_the_update(reports: Reports, world: int) -> None:
     """Its rows have copies of those they need."""
     found = reports[world]["features"]
-    assert found["left"] == 0 and found["drawn"] == 8 // world
+    assert found["left"] == [0] * world and found["had"] == {1: [4], 2: [4, 6]}[world]
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -84,7 +84,7 @@ class Draws:
         choice = choose(known, distributed.rank(), grpo.steps_per_generation, wanted)
         scored = settled(concatenated(parts), choice, self.loss)
         with self.phases("data"):
-            trained = move(scored, choice, self.plain.device if self.plain is not None else torch.device("cpu"))
+            trained = move(scored, choice, None if self.plain is None else self.plain.device)
         return Drawn(
             scored,
             trained,

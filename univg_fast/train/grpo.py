@@ -111,7 +111,7 @@ class GrpoStep:
         held_rows = [held for minibatch in minibatches for held in minibatch.rows]
         metrics = reduce_metrics(drawn, sums, held_rows, updates, self.config)
         metrics["learning_rate"] = updates[-1].result.learning_rate if updates else self.engine.get_lr()[0]
-        uids = [sample.record.uid for sample in drawn.scored.samples]
+        uids = [sample.record.uid for sample in drawn.trained.samples]
         rollouts = rollout_rows(drawn, state.step + 1, self.config)
         return Outcome(metrics, rollouts, drawn.scored.bad, drawn.cursor, uids, sorted(set(named)))
 

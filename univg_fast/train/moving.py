@@ -13,10 +13,11 @@ from univg_fast.train.choice import Choice
 from univg_fast.train.scoring import Scored, concatenated
 
 
-def move(scored: Scored, choice: Choice, device: torch.device) -> Scored:
+def move(scored: Scored, choice: Choice, device: torch.device | None) -> Scored:
     """This rank's groups and, behind them, those that come from other ranks, as `Share.groups` numbers them.
 
     Collective where `choice` has moves: each is a message between two hosts. Those that leave stay here, too.
+    `device`: of image features; None where there are none.
     """
     me, received = distributed.rank(), []
     for source, number, target in choice.moves:  # the same order on all ranks: none waits for one that waits for it
@@ -44,12 +45,12 @@ def _only(scored: Scored, number: int) -> Scored:
         scored.reward_std[one].clone(),
         [],
     )
-    return _on(part, torch.device("cpu"))
+    return _on(part, torch.device("cpu"), copy=True)
 
 
-def _on(scored: Scored, device: torch.device) -> Scored:
-    """With copies of its image features there."""
+def _on(scored: Scored, device: torch.device | None, copy: bool = False) -> Scored:
+    """With its image features there; `copy`: also where they are there already."""
     if scored.features is None:
         return scored
-    tensors = [[x.to(device, copy=True) for x in (of.pooled, *of.levels)] for of in scored.features]
+    tensors = [[x.to(device, copy=copy) for x in (of.pooled, *of.levels)] for of in scored.features]
     return replace(scored, features=[ImageFeatures(pooled, tuple(levels)) for pooled, *levels in tensors])

@@ -29,5 +29,5 @@ class Outcome:
     rollouts: list[dict[str, Any]]  # this rank's lines of rollouts/
     bad: list[BadRecord]  # this rank's records that could not be used
     cursor: int  # the loader's batch to draw next
-    uids: list[str] = field(default_factory=list)  # this rank's samples
+    uids: list[str] = field(default_factory=list)  # this rank's samples, also those that other ranks drew
     suspects: list[str] = field(default_factory=list)  # of them, those of rows whose loss was not finite
