@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from univg_fast.integrations import easyr1
 from univg_fast.integrations.patching import Patch
 
+from .dropin_host import Step
 from .rollout import Size, make_model
 
 HOST = Path(__file__).resolve().parents[1] / "tests" / "integrations" / "hosts" / "easyr1.py"
@@ -27,7 +27,7 @@ SIZES = {
 }
 
 
-def problem(size: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def problem(size: str) -> tuple[Step, Step]:
     """(the host's step, the same with the drop-in)."""
     host, shape = load_host(), SIZES[size]
     model: Any = make_model(shape, torch.device("cpu"))[1]
@@ -44,7 +44,6 @@ def problem(size: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     mask, advantages = torch.ones_like(old), torch.linspace(-1, 1, len(old))[:, None].expand(old.shape)
 
     def step() -> Tensor:
-        model.zero_grad()
         logp = actor._forward_micro_batch(batch, temperature=0.9)
         given = {"old_log_probs": old, "log_probs": logp, "advantages": advantages, "response_mask": mask}
         loss = host.compute_policy_loss(**given, **settings)[0]
@@ -57,7 +56,8 @@ def problem(size: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
             patch.replace(host.DataParallelPPOActor, "_forward_micro_batch", easyr1.forward_micro_batch)
             return step()
 
-    return step, ours
+    weights = tuple(model.parameters())
+    return Step(step, weights), Step(ours, weights)
 
 
 def load_host() -> Any:

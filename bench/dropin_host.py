@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,19 @@ SIZES = {
     "default": Size(prompts=2, group=4, tokens=48, side=14, hidden=256, layers=2, vocab=16_000),
     "tiny": Size(prompts=2, images=1, group=2, tokens=4, side=4, text=20, hidden=64, layers=1, vocab=300),
 }
+
+
+class Step(NamedTuple):
+    """One way to make a step. `weights`: what has a gradient after `run`; it is None before."""
+
+    run: Callable[[], torch.Tensor]  # forward and backward; gives the loss
+    weights: tuple[torch.Tensor, ...]
+
+
+def both(step: Callable[[bool], torch.Tensor], model: torch.nn.Module) -> tuple[Step, Step]:
+    """(without the drop-in, with it) of one model."""
+    weights = tuple(model.parameters())
+    return Step(lambda: step(False), weights), Step(lambda: step(True), weights)
 
 
 def load_host(name: str) -> Any:

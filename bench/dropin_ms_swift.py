@@ -6,7 +6,6 @@ Its methods run as they are in the wheel, on an object of ours (tests/integratio
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -14,11 +13,11 @@ import torch
 
 from univg_fast.integrations import ms_swift
 
-from .dropin_host import SIZES, load_host, make_advantages, make_batch
+from .dropin_host import SIZES, Step, both, load_host, make_advantages, make_batch
 from .rollout import make_model
 
 
-def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+def problem(size: str) -> tuple[Step, Step]:
     """(ms-swift's step, the same with the drop-in)."""
     shape, host = SIZES[size], load_host("ms_swift")
     sys.path.append(str(host.PEERS))  # where the installed version is found; last, as others lie there
@@ -40,10 +39,9 @@ def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.T
         batch.ref_per_token_logps = trainer._get_per_token_logps_and_entropies(model, dict(inputs), batch)[0] - 0.1
 
     def step(drop_in: bool) -> torch.Tensor:
-        model.zero_grad()
         with ms_swift.patch(trainer) if drop_in else nullcontext():
             loss: torch.Tensor = trainer.compute_loss(model, {"model_inputs": dict(inputs), "grpo_batch": batch})
         loss.backward()
         return loss.detach()
 
-    return lambda: step(False), lambda: step(True)
+    return both(step, model)

@@ -1,10 +1,9 @@
 """OpenRLHF's Actor and PolicyLoss on a small Qwen2-VL: 2 prompts of 3 images, 4 completions each, entropies; forward,
-backward. The modules are its own (tests/integrations/hosts/openrlhf.py)."""
+backward. The modules are its own (tests/integrations/hosts/openrlhf.py), with the entropy compiled as it is there."""
 
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,17 +12,16 @@ import torch
 
 from univg_fast.integrations import openrlhf
 
-from .dropin_host import SIZES, load_host, make_advantages, make_batch
+from .dropin_host import SIZES, Step, both, load_host, make_advantages, make_batch
 from .rollout import make_model
 
 
-def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+def problem(size: str) -> tuple[Step, Step]:
     """(OpenRLHF's step, the same with the drop-in)."""
     shape, loader = SIZES[size], load_host("openrlhf")
     stack = ExitStack()
     atexit.register(stack.close)
     host = stack.enter_context(loader.imported(loader.PEERS, Path(stack.enter_context(TemporaryDirectory()))))
-    torch.compiler.set_stance("force_eager")  # its entropy is compiled, which would be timed with the first step
     actor = host.actor.Actor(make_model(shape, torch.device("cpu"))[1], temperature=0.9).train()
     actor.packing_samples, actor.is_vlm, actor._vlm_config = False, True, actor.model.config
     inputs, mask = make_batch(shape)
@@ -34,7 +32,6 @@ def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.T
         old = actor(*given, **images) - 0.1
 
     def step(drop_in: bool) -> torch.Tensor:
-        actor.zero_grad()
         with openrlhf.patch(actor) if drop_in else nullcontext():
             logp, output = actor(*given, return_output=True, return_entropy=True, **images)
         loss: torch.Tensor = loss_of(logp, old, advantages, action_mask=mask)[0]
@@ -42,4 +39,4 @@ def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.T
         loss.backward()
         return loss.detach()
 
-    return lambda: step(False), lambda: step(True)
+    return both(step, actor.model)

@@ -5,7 +5,6 @@ Both score the completions' tokens only, as TRL does on a GPU (on a CPU it makes
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +15,7 @@ from univg_fast.data.samples import make_processor
 from univg_fast.integrations.trl import patch
 
 from .device import Cpu
+from .dropin_host import Step, both
 from .rollout import Size, make_model
 from .trl_problem import make_records, make_tokenizer
 from .trl_trainer import make_trainer
@@ -26,7 +26,7 @@ SIZES = {
 }
 
 
-def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+def problem(size: str) -> tuple[Step, Step]:
     """(TRL's step, the same with the drop-in)."""
     shape = SIZES[size]
     with TemporaryDirectory() as name:
@@ -41,10 +41,9 @@ def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.T
         inputs = trainer._generate_and_score_completions([rows[0] for _ in range(shape.group)])
 
     def step(drop_in: bool) -> torch.Tensor:
-        trainer.model.zero_grad()
         with patch(trainer) if drop_in else nullcontext():
             loss = trainer._compute_loss(trainer.model, dict(inputs))
         loss.backward()
         return loss.detach()
 
-    return lambda: step(False), lambda: step(True)
+    return both(step, trainer.model)

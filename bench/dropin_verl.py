@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dropin_host import Step
+
 # (sequences, tokens of a prompt, tokens of a response, hidden size, vocabulary)
 SIZES = {"default": (4, 384, 64, 256, 32_000), "tiny": (2, 6, 4, 32, 100)}
 
 
-def problem(size: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def problem(size: str) -> tuple[Step, Step]:
     """(verl's step, the same with the drop-in): each makes new gradients and gives the loss."""
     from verl.trainer.ppo.core_algos import agg_loss, get_policy_loss_fn
     from verl.utils.experimental.torch_functional import FusedLinearForPPO
@@ -39,7 +41,6 @@ def problem(size: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     config: Any = FSDPActorConfig(rollout_n=1, ppo_micro_batch_size_per_gpu=1)
 
     def step(drop_in: Callable[[], AbstractContextManager[Any]]) -> Tensor:
-        hidden.grad = weight.grad = None
         with drop_in():
             scored = FusedLinearForPPO().forward(hidden, weight, labels, 1.0)
             logp, entropy = (x[:, -response - 1 : -1] for x in scored)
@@ -49,4 +50,5 @@ def problem(size: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
             loss.backward()
         return loss.detach()
 
-    return lambda: step(nullcontext), lambda: step(verl.patch)
+    host, ours = (Step(lambda way=way: step(way), (hidden, weight)) for way in (nullcontext, verl.patch))
+    return host, ours

@@ -5,7 +5,6 @@ VLM-R1 is no package: the trainer is a minimal one with its methods and arithmet
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -14,11 +13,11 @@ import torch
 from univg_fast.integrations.vlm_r1 import patch
 from univg_fast.model.patches import repeat_frames
 
-from .dropin_host import SIZES, load_host
+from .dropin_host import SIZES, Step, load_host
 from .rollout import END, IMAGE, PAD, START, VIDEO, make_model, make_samples
 
 
-def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+def problem(size: str) -> tuple[Step, Step]:
     """(VLM-R1's step, the same with the drop-in), of completions that the second trainer has sampled."""
     shape, host = SIZES[size], load_host("vlm_r1")
     data = [
@@ -58,13 +57,13 @@ def problem(size: str) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.T
     inputs["ref_per_token_logps"] = old - 1  # and a KL, so that the loss is not a difference of like numbers
 
     def step(trainer: Any) -> torch.Tensor:
-        trainer.model.zero_grad()
         trainer._buffered_inputs, trainer.state.global_step = [inputs], 1
         loss: torch.Tensor = trainer.compute_loss(trainer.model, None)
         loss.backward()
         return loss.detach()
 
-    return lambda: step(trainers[0]), lambda: step(trainers[1])
+    host_step, ours = (Step(lambda t=t: step(t), tuple(t.model.parameters())) for t in trainers)
+    return host_step, ours
 
 
 def _reward(completions: list[list[int]], **_: Any) -> list[float]:

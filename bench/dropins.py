@@ -3,7 +3,9 @@
     python -m bench.dropins [--host NAME] [--size default|tiny] [--rounds 5] [--budget SECONDS] [--out FILE.jsonl]
 
 A step is the host's own loss on the same tokens and weights, forward and backward; the optimizer and sampling, which a
-drop-in leaves alone, are not in it. First the proof: both losses are equal. Only then times and peak memory, in turns.
+drop-in leaves alone, are not in it. First the proof: losses and gradients are equal. Only then times and peak memory
+(above weights and batch, gradients included), in turns. A host that is wrong or breaks has a row that says so, and the
+command ends with 1; one that is not installed has a row, too.
 What a step is, and which parts of a host are its own, is told at the top of bench/dropin_NAME.py.
 """
 
@@ -11,16 +13,21 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .device import Device, find_device
+from .dropin_host import Step
 from .harness import measure, stamp, summarise
 from .run import save
+from .verdict import failure
 
-HOSTS = {  # -> the module with problem(size): (the host's step, the same with the drop-in), both to a loss
+HOSTS = {  # -> the module with problem(size): (the host's step, the same with the drop-in)
     "trl": "bench.dropin_trl",
     "verl": "bench.dropin_verl",
     "vlm_r1": "bench.dropin_vlm_r1",
@@ -30,45 +37,78 @@ HOSTS = {  # -> the module with problem(size): (the host's step, the same with t
 }
 VARIANTS = ("host", "drop-in")
 TOLERANCE = 1e-5  # relative difference of the losses, fp32
+GRADIENTS = 1e-4  # norm of the difference of all gradients over their norm, fp32
+LEAST_PEAK = 2.0**20  # bytes; a step whose peak hides in what is resident has no ratio
 Row = dict[str, Any]
 
 
 def compare(host: str, size: str, device: Device, rounds: int, seconds: float) -> list[Row]:
-    """A row for each of VARIANTS; `times_wall`, `times_cpu`, `times_memory`: the host's figure over this one's.
-
-    SystemExit where the losses differ; a host that cannot be imported has one row that says so.
-    """
+    """A row for each of VARIANTS; `times_wall`, `times_cpu`, `times_memory` (None where a peak is below LEAST_PEAK):
+    the host's figure over this one's. One row with a status of "absent: …", "wrong: …" or "failed: …" otherwise."""
     row = {"bench": "dropins", "host": host, "size": size, "dtype": "torch.float32"}
     try:
-        problem: Callable[[str], tuple[Callable[[], Any], Callable[[], Any]]]
-        problem = importlib.import_module(HOSTS[host]).problem
-        steps = dict(zip(VARIANTS, problem(size), strict=True))
+        steps = _steps(host, size)
+        errors = _errors(steps)
+        if wrong := _wrong(*errors):
+            return [row | {"variant": "", "status": f"wrong: {wrong}"}]
+        ways: Any = {name: lambda step=step: _ready(step, steps) for name, step in steps.items()}
+        samples, failures = measure(ways, device, "hot", rounds, seconds)
     except ModuleNotFoundError as error:
         return [row | {"variant": "", "status": f"absent: {error}"}]
-    theirs, ours = (float(step()) for step in steps.values())
-    error = abs(ours - theirs) / max(abs(theirs), 1e-3)
-    if not error <= TOLERANCE:
-        raise SystemExit(f"{host}: expected the host's loss {theirs:.8g} within {TOLERANCE:.0e} of it, got {ours:.8g}")
-    variants: Any = {name: lambda step=step: trimmed(step) for name, step in steps.items()}
-    samples, failures = measure(variants, device, "hot", rounds, seconds)
+    except Exception as error:  # the others are measured all the same
+        return [row | {"variant": "", "status": failure(error)}]
     if failures:
-        raise SystemExit(f"{host}: {failures}")
+        return [row | {"variant": name, "status": why} for name, why in failures.items()]
     summaries = {name: summarise(found) for name, found in samples.items()}
     base = summaries["host"]
     return [
         row
-        | {"variant": name, "status": "timed", "error": error, **summary}
+        | {"variant": name, "status": "timed", "error": errors[0], "gradient_error": errors[1], **summary}
         | {f"times_{clock}": base[f"{clock}_p50_s"] / summary[f"{clock}_p50_s"] for clock in ("wall", "cpu")}
-        | {"times_memory": base["peak_bytes"] / max(summary["peak_bytes"], 1.0)}
+        | {"times_memory": times_memory(base["peak_bytes"], summary["peak_bytes"])}
         | {"samples_s": [round(s.seconds, 4) for s in samples[name]]}
         for name, summary in summaries.items()
     ]
 
 
-def trimmed(step: Callable[[], Any]) -> Callable[[], Any]:
-    """Freed memory goes back to the system before the step, else its peak would hide in what the last one freed."""
+def times_memory(host: float, ours: float) -> float | None:
+    return host / ours if min(host, ours) >= LEAST_PEAK else None
+
+
+def _steps(host: str, size: str) -> dict[str, Step]:
+    problem: Callable[[str], tuple[Step, Step]] = importlib.import_module(HOSTS[host]).problem
+    return dict(zip(VARIANTS, problem(size), strict=True))
+
+
+def _errors(steps: dict[str, Step]) -> tuple[float, float]:
+    """Relative difference of the two losses, and of the gradients (norms over all weights)."""
+    losses, gradients = [], []
+    for step in steps.values():
+        losses.append(float(_ready(step, steps)()))
+        gradients.append([w.new_zeros(()) if w.grad is None else w.grad.clone() for w in step.weights])
+    theirs, ours = gradients
+    difference, norm = (
+        sum(float(x.double().square().sum()) for x in xs) ** 0.5
+        for xs in ([a - b for a, b in zip(theirs, ours, strict=True)], theirs)
+    )
+    return abs(losses[1] - losses[0]) / max(abs(losses[0]), 1e-3), difference / max(norm, 1e-12)
+
+
+def _wrong(loss: float, gradients: float) -> str:
+    if not loss <= TOLERANCE:
+        return f"expected the host's loss within {TOLERANCE:.0e} of it, got {loss:.1e}"
+    if not gradients <= GRADIENTS:
+        return f"expected the host's gradients within {GRADIENTS:.0e} of their norm, got {gradients:.1e}"
+    return ""
+
+
+def _ready(step: Step, steps: dict[str, Step]) -> Callable[[], torch.Tensor]:
+    """What the last step left goes back to the system, else this one's peak would hide in it."""
+    for weight in (w for each in steps.values() for w in each.weights):
+        weight.grad = None
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    return step
+    return step.run
 
 
 def main() -> None:
@@ -80,19 +120,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the rows to this file")
     options = parser.parse_args()
     device, rows = find_device("cpu"), list[Row]()
+    origin = stamp(device)
     for host in [options.host] if options.host else HOSTS:
         found = compare(host, options.size, device, options.rounds, options.budget)
         rows += found
         for row in found:
-            if row["status"] != "timed":
-                print(f"{host:10} {row['status']}")
-                continue
-            print(
-                f"{host:10} {row['variant']:8} {row['wall_p50_s'] * 1e3:9.1f} ms {row['times_wall']:5.2f}x "
-                f"{row['peak_bytes'] / 2**20:9.1f} MiB {row['times_memory']:6.2f}x"
-            )
-    if options.out:
-        save(options.out, rows, stamp(device))
+            print(line(row), flush=True)
+        if options.out:
+            save(options.out, rows, origin)
+    if any(row["status"].startswith(("wrong", "failed")) for row in rows):
+        raise SystemExit(1)
+
+
+def line(row: Row) -> str:
+    if row["status"] != "timed":
+        return f"{row['host']:10} {row['variant']:8} {row['status']}"
+    memory = "–" if row["times_memory"] is None else f"{row['times_memory']:.2f}x"
+    return (
+        f"{row['host']:10} {row['variant']:8} {row['wall_p50_s'] * 1e3:9.1f} ms {row['times_wall']:5.2f}x "
+        f"{row['peak_bytes'] / 2**20:9.1f} MiB {memory:>7}"
+    )
 
 
 if __name__ == "__main__":
