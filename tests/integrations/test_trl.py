@@ -12,11 +12,10 @@ import pytest
 import torch
 
 pytest.importorskip("trl", reason="of the extra [dev]")
-import trl.trainer.utils as trl_utils
 from integrations import trl_problem
 from integrations.trl_problem import Run, assert_same
 from torch import Tensor
-from trl import GRPOTrainer
+from trl.experimental.gmpo import GMPOTrainer
 
 from univg_fast.integrations.trl import patch, patch_logprobs
 from univg_fast.integrations.trl_rows import LOSSES
@@ -130,6 +129,23 @@ def test_on_policy_advantages_per_token_no_kl_and_nothing_that_counts(trainer: A
     assert logged[0]["loss"] == 0 and not any(g.any() for g in gradients.values())
 
 
+@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize("quantile", [1.0, 0.6])
+def test_gmpo_with_a_completion_that_does_not_count(
+    trainer: Any, inputs: dict[str, Any], quantile: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is masked for its length, and one of a tool's words only: TRL counts a constant for each."""
+    monkeypatch.setattr(trainer, "__class__", GMPOTrainer)
+    inputs = inputs | {"tool_mask": inputs["tool_mask"].clone()}
+    inputs["tool_mask"][6] = 0
+    assert not (inputs["completion_mask"] * inputs["tool_mask"])[[2, 6]].any() and inputs["advantages"][[2, 6]].all()
+    check(trainer, inputs, epsilon_low=0.4, epsilon_high=0.3, top_entropy_quantile=quantile)
+    phi = torch.tensor([1.7, 1.7, 1.7, 1.7, 0.4, 0.4, 0.4, 0.4])
+    theirs = step(trainer, inputs | {"advantages": inputs["advantages"] * phi})
+    with patch(trainer):
+        assert_same(step(trainer, inputs | {"phi": phi}), theirs)
+
+
 def by_formula(trainer: Any, batch: dict[str, Any], phi: Tensor) -> tuple[float, dict[str, Tensor]]:
     """mean_i (1/|o_i|) sum_t (phi_i · -min(r A, clip(r) A) + beta · k3), over 2 accumulated steps, in fp64."""
     model = deepcopy(trainer.model).double()
@@ -189,6 +205,12 @@ def test_phi_comes_from_the_reward_of_that_name(trainer: Any) -> None:
 
 
 @pytest.mark.usefixtures("settings")
+def test_a_batch_that_lost_its_phi_is_refused(trainer: Any, inputs: dict[str, Any]) -> None:
+    with patch(trainer, phi="iou"), pytest.raises(ValueError, match=r"batch without 'phi'.*the batch has prompt_ids, "):
+        step(trainer, inputs)
+
+
+@pytest.mark.usefixtures("settings")
 def test_no_row_of_logits_is_made_of_prompts_or_padding(
     trainer: Any, inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,58 +236,3 @@ def test_log_probs_only(trainer: Any, inputs: dict[str, Any]) -> None:
     with patch_logprobs():
         ours = step(trainer, inputs)
     assert_same(ours, theirs)
-
-
-def test_what_asks_for_more_than_log_probs_stays_the_hosts() -> None:
-    hidden, weight, ids = torch.randn(5, 8), torch.randn(11, 8), torch.arange(5)
-    arguments = (hidden, weight, None, ids, 0.7, 4, None, 1.0, ("log_probs", "is_top1"))
-    theirs = trl_utils._ChunkedLogProbFunction.apply(*arguments)
-    with patch_logprobs():
-        ours = trl_utils._ChunkedLogProbFunction.apply(*arguments)
-    assert torch.equal(ours[4], theirs[4]) and torch.equal(ours[0], theirs[0])
-
-
-def test_everything_is_put_back(trainer: Any) -> None:
-    before, function = set(vars(trainer)), trl_utils._ChunkedLogProbFunction
-    with patch(trainer, phi="iou"):
-        assert trl_utils._ChunkedLogProbFunction is not function
-        with pytest.raises(ValueError, match="patched already"):
-            patch(trainer)
-        with pytest.raises(ValueError, match="patched already"):
-            patch_logprobs()
-    assert set(vars(trainer)) == before and trl_utils._ChunkedLogProbFunction is function
-    assert trl_utils._use_triton(torch.device("cpu")) is False
-
-
-@pytest.mark.usefixtures("settings")
-def test_refused_at_entry(trainer: Any) -> None:
-    with pytest.raises(ValueError, match="one of the reward functions iou, short, got 'giou'"):
-        patch(trainer, phi="giou")
-    with pytest.raises(ValueError, match="kind must be one of"):
-        patch(trainer, phi="iou", difficulty="cubic")
-    with pytest.raises(ValueError, match=r"takes a trl\.GRPOTrainer, got dict"):
-        patch({})
-    trainer.loss_type = "reinforce"
-    with pytest.raises(ValueError, match="loss_type must be one of grpo, bnpo, .* got 'reinforce'"):
-        patch(trainer)
-    trainer.args.fp16 = True
-    with pytest.raises(ValueError, match="fp16=True is not supported"):
-        patch(trainer)
-    assert "_compute_loss" not in vars(trainer)
-
-
-@pytest.mark.usefixtures("settings")
-def test_a_loss_of_ones_own_is_refused(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine(GRPOTrainer):
-        def _compute_loss(self, model: Any, inputs: Any) -> Any:
-            return 0.0
-
-    monkeypatch.setattr(trainer, "__class__", Mine)
-    with pytest.raises(ValueError, match="Mine has a _compute_loss of its own"):
-        patch(trainer)
-
-
-def test_another_release_is_refused(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda package: "1.17.0")
-    with pytest.raises(ValueError, match=r"trl 1\.17\.0 is installed, .* pip install \"trl==1\.16\.\*\""):
-        patch(trainer)

@@ -105,7 +105,11 @@ def test_what_liger_has_otherwise_is_refused() -> None:
     with pytest.raises(ValueError, match="loss_type must be one of .*, got 'gmpo'"):
         LigerLoss(LigerFusedLinearGRPOLoss(loss_type="gmpo"))
     with pytest.raises(ValueError, match=r"only with GRPOConfig\(use_liger_kernel=True\)"):
-        patch_liger(SimpleNamespace(args=SimpleNamespace(use_liger_kernel=False)), Patch())
+        patch_liger(SimpleNamespace(args=SimpleNamespace(use_liger_kernel=False)), Patch(), weighed=False)
+    older = LigerFusedLinearGRPOLoss()
+    del older.use_bias_correction_kl
+    with pytest.raises(ValueError, match="LigerFusedLinearGRPOLoss has no setting use_bias_correction_kl, so that"):
+        LigerLoss(older)
 
 
 @pytest.mark.skipif(not OLDER.is_dir(), reason=f"needs an older trl in {OLDER}, where `make setup` puts it")

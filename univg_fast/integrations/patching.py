@@ -28,7 +28,8 @@ class Patch:
         if name in marked:
             raise ValueError(
                 f"{_words(owner)}.{name} is patched already, and a patch of a patch cannot be put back in order; "
-                "restore() the first one, or leave its `with` block, before the second"
+                "restore() the first one (what its patch() returned), or leave its `with` block, before the second; "
+                "where nobody has kept it, begin a new process"
             )
         self._old.append((owner, name, vars(owner).get(name, _NONE)))
         setattr(owner, name, new)

@@ -15,17 +15,11 @@ from univg_kernels import difficulty_weight
 
 from .patching import Patch
 from .trl_head import Head
-from .trl_rows import LOSSES, accumulation, is_gmpo, make_batch, make_config
+from .trl_rows import LOSSES, accumulation, find_phi, is_gmpo, loss_of_empty, make_batch, make_config
 from .versions import require, require_signature
 
 FUSED = ("1.16",)  # releases with the fused head
-LIGER = (
-    "0.26",
-    "0.27",
-    "0.28",
-    "0.29",
-    *(f"1.{minor}" for minor in range(14)),
-)  # releases whose use_liger_kernel brings a fused loss
+LIGER = ("0.29", *(f"1.{minor}" for minor in range(14)))  # releases whose use_liger_kernel brings a fused loss
 
 
 def patch(
@@ -45,7 +39,8 @@ def patch(
             `difficulty_weight` are logged. A group for which it gives None throughout has φ = 1. None: no φ.
         difficulty, difficulty_power, normalize_difficulty: the formula of φ, as in GrpoConfig; it is normalised over
             the groups of a generation batch on all ranks.
-    Returns: the Patch; `restore()` it, or use it as a context manager around `trainer.train()`.
+    Returns: the Patch; `restore()` it, or use it as a context manager around `trainer.train()`. TRL's head is one for
+        all trainers of a process, so that only one trainer at a time can be patched: keep the Patch.
     Raises: ValueError for another release of TRL, a loss or a reward that is not there, fp16, and a trainer whose
         `_compute_loss` is not TRL's.
     """
@@ -63,9 +58,9 @@ def patch(
         if version.startswith(tuple(f"{release}." for release in LIGER)):
             from .trl_liger import patch_liger
 
-            patch_liger(trainer, made)
+            patch_liger(trainer, made, weighed=phi is not None)
         else:
-            _patch_fused(trainer, made)
+            _patch_fused(trainer, made, weighed=phi is not None)
         if phi is not None:
             difficulty_weight(torch.ones(1), kind=difficulty, power=difficulty_power, normalize=normalize_difficulty)
             weigh = {"kind": difficulty, "power": difficulty_power, "normalize": normalize_difficulty}
@@ -97,7 +92,7 @@ def _head(utils: Any, **more: Any) -> Head:
     return Head(theirs, **more)
 
 
-def _patch_fused(trainer: Any, made: Patch) -> None:
+def _patch_fused(trainer: Any, made: Patch, weighed: bool) -> None:
     import trl.trainer.utils as utils
     from trl import GRPOTrainer
 
@@ -115,14 +110,16 @@ def _patch_fused(trainer: Any, made: Patch) -> None:
         return logps.detach(), entropies, aux_loss
 
     def loss_of(model: Any, inputs: dict[str, Any]) -> Tensor:
-        batch = make_batch(trainer, inputs)
+        batch = make_batch(trainer, inputs, find_phi(inputs, weighed))
         head.begin(batch)
         try:
             compute_loss(model, inputs)  # for its metrics
             loss, bonus = head.take()
         finally:
             head.end()
-        if batch.config.loss_type != "gmpo" and trainer._entropy_bonus_enabled:
+        if batch.config.loss_type == "gmpo":
+            loss = loss + loss_of_empty(batch).to(loss)
+        elif trainer._entropy_bonus_enabled:
             _log_policy_loss(trainer, loss.detach() + batch.config.entropy_coef * bonus, batch.config.loss_type)
         if aux:
             loss = loss + trainer.router_aux_loss_coef * aux[0] / accumulation(trainer)

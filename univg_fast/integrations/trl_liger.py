@@ -13,7 +13,7 @@ from torch import Tensor
 from univg_kernels import GrpoConfig, linear_grpo_loss
 
 from .patching import Patch
-from .trl_rows import LOSSES, SAME_NAME
+from .trl_rows import LOSSES, SAME_NAME, find_phi
 from .versions import require, require_signature
 
 CALL = (
@@ -33,8 +33,14 @@ class LigerLoss:
     """Called as `LigerFusedLinearGRPOLoss` is: B completions padded to L tokens. `phi` [B]: of the batch to come."""
 
     def __init__(self, theirs: Any) -> None:
-        known = (name for name in (*OWN, *SAME_NAME, "temperature") if hasattr(theirs, name))  # an old Liger has fewer
-        settings = {name: getattr(theirs, name) for name in known}
+        names = (*OWN, *SAME_NAME, "temperature")
+        missing = [name for name in names if not hasattr(theirs, name)]
+        if missing:
+            raise ValueError(
+                f"{type(theirs).__module__}.{type(theirs).__qualname__} has no setting {', '.join(missing)}, so that "
+                "its loss may be another; use trl>=1.11, or liger-kernel 0.8 with trl 0.29 to 1.10"
+            )
+        settings = {name: getattr(theirs, name) for name in names}
         check(settings)
         self.config = GrpoConfig.like("trl", importance_sampling_mode="none", **settings)
         self.phi: Tensor | None = None
@@ -127,7 +133,7 @@ def check(settings: dict[str, Any]) -> None:
         raise ValueError(f"Liger has loss_type={loss_type!r} at importance_sampling_level='token' only, got 'sequence'")
 
 
-def patch_liger(trainer: Any, made: Patch) -> None:
+def patch_liger(trainer: Any, made: Patch, weighed: bool) -> None:
     """Put a LigerLoss into the place of the trainer's own; it is told φ before each loss."""
     if not trainer.args.use_liger_kernel:
         raise ValueError(
@@ -143,7 +149,7 @@ def patch_liger(trainer: Any, made: Patch) -> None:
     ours, compute = (theirs if isinstance(theirs, LigerLoss) else LigerLoss(theirs)), trainer.compute_liger_loss
 
     def compute_liger_loss(unwrapped_model: Any, inputs: dict[str, Any]) -> Tensor:
-        ours.phi = inputs.get("phi")
+        ours.phi = find_phi(inputs, weighed)
         return compute(unwrapped_model, inputs)
 
     made.replace(trainer, name, ours)

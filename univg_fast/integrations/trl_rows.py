@@ -92,7 +92,27 @@ def denominator(trainer: Any, config: GrpoConfig, inputs: dict[str, Any], mask: 
     return len(mask) * accumulation(trainer)
 
 
-def make_batch(trainer: Any, inputs: dict[str, Any]) -> Batch:
+def find_phi(inputs: dict[str, Any], weighed: bool) -> Tensor | None:
+    """φ [B] of a batch, which it got when it was generated; ValueError where it was asked for and is not there."""
+    phi = inputs.get("phi")
+    if weighed and phi is None:
+        raise ValueError(
+            "TRL's loss got a batch without 'phi', expected φ of each completion; it was generated before patch(phi=…) "
+            "(then set trainer._buffered_inputs = None), or something between generation and loss drops what it does "
+            f"not know: the batch has {', '.join(inputs)}"
+        )
+    return phi
+
+
+def loss_of_empty(batch: Batch) -> Tensor:
+    """What TRL's GMPO adds for completions without a token that counts: -A of each, which has no gradient."""
+    advantages, phi, denominator = batch.rows["advantages"], batch.rows.get("phi"), batch.rows["denominator"]
+    assert advantages is not None and denominator is not None
+    each = advantages if phi is None else advantages * phi
+    return -(each * ~batch.mask.any(1)).sum() / denominator
+
+
+def make_batch(trainer: Any, inputs: dict[str, Any], phi: Tensor | None) -> Batch:
     """The arguments of one `_compute_loss(model, inputs)`."""
     config = make_config(trainer)
     present = inputs["completion_mask"].bool()
@@ -103,8 +123,8 @@ def make_batch(trainer: Any, inputs: dict[str, Any]) -> Batch:
         rows["advantages"] = inputs["advantages"]
     else:
         padded["token_advantages"] = inputs["advantages"]
-    if inputs.get("phi") is not None:
-        rows["phi"] = inputs["phi"]
+    if phi is not None:
+        rows["phi"] = phi
     if inputs.get("old_per_token_logps") is not None:
         padded["old_logp"] = inputs["old_per_token_logps"]
     if config.beta != 0:

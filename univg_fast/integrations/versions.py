@@ -18,17 +18,13 @@ def require(package: str, tested: Sequence[str]) -> str:
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        raise ValueError(f"{package} is not installed, expected {_words(tested)}; {remedy}") from None
+        raise ValueError(f"{package} is not installed, expected {', '.join(tested)}; {remedy}") from None
     if not any(version == release or version.startswith(f"{release}.") for release in tested):
         raise ValueError(
-            f"{package} {version} is installed, and this drop-in is tested with {_words(tested)}; {remedy}, "
+            f"{package} {version} is installed, and this drop-in is tested with {', '.join(tested)}; {remedy}, "
             "or train without the drop-in"
         )
     return version
-
-
-def _words(tested: Sequence[str]) -> str:
-    return " or ".join(tested) if len(tested) < 4 else f"{tested[0]} to {tested[-1]}"
 
 
 def require_signature(function: Callable[..., Any], names: Sequence[str]) -> None:
