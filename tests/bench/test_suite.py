@@ -45,9 +45,11 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> 
     starts = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {sleep!r}]); "
     starts += f"open({str(told)!r}, 'w').write(str(p.pid)); p.wait()"
     began = time.monotonic()
-    assert run_part([sys.executable, "-c", starts], 5.0) == "ended after 5 s"
+    assert run_part([sys.executable, "-c", starts], 10.0) == "ended after 10 s"
     assert time.monotonic() - began < 60
-    assert told.read_text() and not lives(int(told.read_text()))
+    while lives(int(told.read_text())) and time.monotonic() - began < 60:
+        time.sleep(0.01)  # a kill takes its moment
+    assert not lives(int(told.read_text()))
     assert run_part([sys.executable, "-c", "raise SystemExit(3)"], 60) == "ended with 3"
     assert run_part([sys.executable, "-c", ""], 60) == ""
 
