@@ -7,10 +7,11 @@ from pathlib import Path
 
 from .first_screen import first_screen
 from .loads import ROOT
-from .results import FOLDER, newest
+from .results import FOLDER, Row, newest, origin
+from .table import seconds
 
 MARK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
-PAGES = ("README.md", "docs/performance.md")
+PAGES = ("README.md", "docs/performance.md", "docs/dropins.md")
 
 
 def packing(folder: Path = FOLDER) -> str:
@@ -29,7 +30,33 @@ def packing(folder: Path = FOLDER) -> str:
     return "\n".join([*lines, ""])
 
 
-BLOCKS = {"packing": packing, "first_screen": first_screen}
+def dropins(folder: Path = FOLDER) -> str:
+    """dropins.md's table: a host's step as it comes and with the drop-in."""
+    found = newest(folder, "dropins")
+    if not found:
+        return "Nothing is claimed: no run of `python -m bench.dropins` is among the results.\n"
+    ((path, rows),) = found.values()
+    lines = ["| host | its time | with the drop-in | × | its peak | with the drop-in | × |", "|---" * 7 + "|"]
+    for host in dict.fromkeys(row["host"] for row in rows):
+        of_host = {row["variant"]: row for row in rows if row["host"] == host}
+        timed = all(row["status"] == "timed" for row in of_host.values())
+        lines.append(_dropin(host, of_host["host"], of_host["drop-in"]) if timed else _not_timed(host, of_host))
+    return "\n".join([origin(path, rows), "", *lines, ""])
+
+
+def _dropin(host: str, theirs: Row, ours: Row) -> str:
+    times = [f"{ours[name]:.2f}" if ours[name] is not None else "–" for name in ("times_wall", "times_memory")]
+    peaks = [f"{max(row['peak_bytes'], 0) / 2**20:.0f} MiB" for row in (theirs, ours)]
+    cells = (host, *(seconds(row["wall_p50_s"]) for row in (theirs, ours)), times[0], *peaks, times[1])
+    return f"| {' | '.join(cells)} |"
+
+
+def _not_timed(host: str, rows: dict[str, Row]) -> str:
+    status = next(row["status"] for row in rows.values() if row["status"] != "timed").replace("|", "/")
+    return f"| {host} | {status} | | | | | |"
+
+
+BLOCKS = {"packing": packing, "first_screen": first_screen, "dropins": dropins}
 
 
 def filled(text: str, folder: Path = FOLDER) -> str:

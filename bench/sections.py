@@ -148,7 +148,7 @@ def runs_section(folder: Path = FOLDER) -> str:
     """Every file that this page is made of, and older ones: what was measured where and when."""
     lines = []
     for path in sorted(folder.glob("*.jsonl")):
-        for bench in ("ops", *SECTIONS, "overhead"):
+        for bench in ("ops", *SECTIONS, "overhead", "dropins"):
             rows = of_bench(path, bench)
             if not rows:
                 continue

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.blocks import MARK, PAGES, filled
+from bench.blocks import MARK, PAGES, dropins, filled
 from bench.results import newest, read
 from bench.roofline import draw_roofline, place
 from bench.sections import sections
@@ -91,6 +91,20 @@ def test_tables_in_other_pages_are_made_of_them_too(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert MARK.search(text) and filled(text) == text
     assert filled(MARK.sub(r"\1\3", text)) == text
+
+
+def test_drop_ins_both_ways(tmp_path: Path) -> None:
+    assert dropins(tmp_path).startswith("Nothing is claimed")
+    row = dict(newest(bench="step")["cpu"][1][0]) | {"bench": "dropins", "host": "trl", "status": "timed"}
+    host = row | {"variant": "host", "wall_p50_s": 0.3, "peak_bytes": 3 * 2**20}
+    ours = row | {"variant": "drop-in", "wall_p50_s": 0.2, "peak_bytes": 2**20, "times_wall": 1.5, "times_memory": 3.0}
+    absent = row | {"host": "verl", "variant": "", "status": "absent: No module named 'verl'"}
+    (tmp_path / "dropins.jsonl").write_text("\n".join(json.dumps(x) for x in (host, ours, absent)))
+    text = dropins(tmp_path)
+    assert "| trl | 300.000 ms | 200.000 ms | 1.50 | 3 MiB | 1 MiB | 3.00 |" in text and "dropins.jsonl" in text
+    assert "| verl | absent: No module named 'verl' |" in text
+    (tmp_path / "dropins.jsonl").write_text("\n".join(json.dumps(x | {"times_memory": None}) for x in (host, ours)))
+    assert "| 3 MiB | 1 MiB | – |" in dropins(tmp_path)
 
 
 def test_another_result_is_another_page(tmp_path: Path) -> None:
