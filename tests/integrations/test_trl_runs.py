@@ -53,13 +53,37 @@ def test_gmpo(tmp_path: Path) -> None:
     assert_same(ours, theirs, rtol=5e-5)
 
 
-def test_a_difficulty_weight_in_training(tmp_path: Path) -> None:
-    made = trl_problem.trainer(tmp_path, max_steps=2)
+def test_phi_of_a_reward_reaches_the_loss(tmp_path: Path) -> None:
+    plain = trl_problem.trainer(tmp_path / "theirs", max_steps=2)
+    phi = trl_problem.weigh_by_hand(plain)
+    theirs = trl_problem.run(plain)
+    made = trl_problem.trainer(tmp_path / "ours", max_steps=2)
     with patch(made, phi="iou"):
-        logs, _ = trl_problem.run(made)
-    weights = [row["difficulty_weight"] for row in logs]
-    assert weights == pytest.approx([2.718281828 ** (1 - row["miou"]) for row in logs], rel=0.05)  # convex in mIoU
-    assert all(1 < weight < 2.7183 for weight in weights)
+        logs, gradients = trl_problem.run(made)
+    assert [row.pop("difficulty_weight") for row in logs] == pytest.approx([one.mean().item() for one in phi])
+    assert all(0 < row.pop("miou") < 1 for row in logs)
+    assert_same((logs, gradients), theirs, rtol=5e-5)
+    assert all(one.std() > 0.01 for one in phi)
+
+
+def test_evaluation(tmp_path: Path) -> None:
+    made = trl_problem.trainer(tmp_path, num_generations_eval=2)
+
+    def evaluate() -> dict[str, float]:
+        transformers.set_seed(5)
+        made.evaluate(made.train_dataset)
+        return trl_problem.timeless(made.state.log_history[-1])
+
+    theirs = evaluate()
+    with patch(made):
+        assert evaluate() == pytest.approx(theirs, rel=1e-5, abs=1e-6, nan_ok=True)
+    with patch(made, phi="iou"):
+        weighed = evaluate()
+    trl_problem.weigh_by_hand(made, group=2)
+    by_hand = evaluate()
+    assert weighed["eval_loss"] == pytest.approx(by_hand["eval_loss"], rel=1e-5)
+    assert theirs["eval_kl"] > 0 and abs(by_hand["eval_loss"] - theirs["eval_loss"]) > 1e-3 * abs(theirs["eval_loss"])
+    assert 0 < weighed["eval_miou"] < 1 < weighed["eval_difficulty_weight"] < 2.7183
 
 
 def test_a_qwen2_vl_with_images(tmp_path: Path) -> None:
