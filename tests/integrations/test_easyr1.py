@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,8 +196,24 @@ def test_phi_weighs_the_groups(installed: None) -> None:
     assert metrics["actor/pg_loss"][0] == pytest.approx(total / mask[:4].sum().item(), rel=2e-5)
 
 
+def test_phi_does_not_weigh_a_kl_in_the_reward(installed: None) -> None:
+    data = make_data()
+    zeros = torch.zeros(B, R)
+    data.batch |= {"old_log_probs": zeros, "ref_log_probs": zeros - 1, "token_level_scores": zeros}
+    with easyr1.patch(phi="iou"):
+        with pytest.raises(ValueError, match="use_kl_loss=False puts KL into the reward"):
+            host.apply_kl_penalty(data, SimpleNamespace(kl_coef=0.01))
+        host.apply_kl_penalty(data, SimpleNamespace(kl_coef=0.0))
+    with easyr1.patch():
+        host.apply_kl_penalty(data, SimpleNamespace(kl_coef=0.01))
+    assert data.batch["token_level_rewards"].max() < 0
+
+
 def test_it_is_put_back(installed: None) -> None:
-    before = {name: vars(host).get(name) for name in ("compute_policy_loss", "compute_advantage", "reduce_metrics")}
+    before = {
+        name: vars(host).get(name)
+        for name in ("compute_policy_loss", "compute_advantage", "reduce_metrics", "apply_kl_penalty")
+    }
     method = host.DataParallelPPOActor._forward_micro_batch
     patch = easyr1.patch(phi="iou")
     assert host.compute_policy_loss is not before["compute_policy_loss"]
@@ -228,7 +244,7 @@ class Wrong:
 
 
 def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch, installed: None) -> None:
-    with pytest.raises(ValueError, match="difficulty must be 'exp' or 'power', got 'log'"):
+    with pytest.raises(ValueError, match="difficulty must be 'exp' or 'power' here, got 'log'"):
         easyr1.patch(phi="iou", difficulty="log")
     with pytest.raises(ValueError, match="phi='miou' must be a score"):
         train(True, phi="miou")

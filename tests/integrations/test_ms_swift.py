@@ -136,6 +136,20 @@ def test_phi_is_the_formula(difficulty: str, power: float, monkeypatch: pytest.M
     assert_same(ours, train(False))
 
 
+def test_a_completion_without_a_value_is_left_out_of_the_mean() -> None:
+    """ms-swift makes NaN of a None, and sums without it."""
+    rewards = REWARDS.clone()
+    rewards[1, 0], rewards[4:, 0] = torch.nan, torch.nan
+    trainer = make_trainer(plain_model())
+    theirs = trainer._compute_advantages([], rewards, []).double()
+    with ms_swift.patch(trainer, phi="iou"):
+        ours = trainer._compute_advantages([], rewards, []).double()
+    weight = torch.ones(8, dtype=torch.float64)
+    weight[:4] = (1 - rewards[[0, 2, 3], 0].double().mean()).exp()
+    torch.testing.assert_close(ours, theirs * weight, rtol=1e-5, atol=1e-6)
+    assert theirs.abs().max() > 0.5
+
+
 def test_without_padding_the_row_is_scored_whole() -> None:
     """padding_free: all sequences in one row, of which the last logits_to_keep tokens are scored."""
     rng, model = np.random.default_rng(1), plain_model()
@@ -174,8 +188,11 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as context, pytest.raises(ValueError, match="phi multiplies advantages"):
             context.setattr(trainer, name, value)
             ms_swift.patch(trainer, phi="iou")
-    with pytest.raises(ValueError, match="not 'log'"):
+    with pytest.raises(ValueError, match="'log' is negative"):
         ms_swift.patch(trainer, phi="iou", difficulty="log")
+    with monkeypatch.context() as context, pytest.raises(ValueError, match="kl_in_reward=True with beta=0.04 puts KL"):
+        context.setattr(trainer, "kl_in_reward", True)
+        ms_swift.patch(trainer, phi="iou")
     monkeypatch.setattr(ms_swift, "TESTED", ("4.5",))
     with pytest.raises(ValueError, match=rf"ms-swift {VERSION} is installed.*4\.5"):
         ms_swift.patch(trainer)

@@ -151,7 +151,7 @@ def make_maker() -> Any:
     advantage = SimpleNamespace(estimator="group_norm", gamma=1.0, lambd=1.0)
     args = SimpleNamespace(
         rollout=SimpleNamespace(n_samples_per_prompt=4),
-        algo=SimpleNamespace(advantage=advantage),
+        algo=SimpleNamespace(advantage=advantage, kl=SimpleNamespace(use_loss=False)),
         reward=SimpleNamespace(clip_range=None),
     )
     maker.strategy, maker.kl_ctl = SimpleNamespace(args=args), SimpleNamespace(value=0.0)
@@ -194,5 +194,17 @@ def test_a_phi_that_is_not_there(host: OpenRLHF) -> None:
     maker = make_maker()
     with openrlhf.patch_advantages(maker, phi="miou"), pytest.raises(ValueError, match="'miou'; it has iou"):
         maker.compute_advantages_and_returns(experiences(list(range(8))))
-    with pytest.raises(ValueError, match="log"):
+    with pytest.raises(ValueError, match="'log' is negative"):
         openrlhf.patch_advantages(maker, phi="iou", difficulty="log")
+
+
+def test_phi_does_not_weigh_a_kl_in_the_reward(host: OpenRLHF) -> None:
+    maker = make_maker()
+    with openrlhf.patch_advantages(maker, phi="iou"):
+        maker.kl_ctl.value = 0.01  # an adaptive one's, later
+        with pytest.raises(ValueError, match=r"algo\.kl\.init_coef=0\.01 puts KL into the reward"):
+            maker.compute_advantages_and_returns(experiences(list(range(8))))
+    with pytest.raises(ValueError, match="puts KL into the reward"):
+        openrlhf.patch_advantages(maker, phi="iou")
+    maker.strategy.args.algo.kl.use_loss = True
+    openrlhf.patch_advantages(maker, phi="iou").restore()

@@ -13,7 +13,6 @@ import pytest
 import torch
 import univg_kernels as uk
 from ops.peers.problem import make_problem
-from torch import Tensor
 
 from univg_fast.integrations import verl
 
@@ -90,6 +89,21 @@ def results(tmp_path_factory: pytest.TempPathFactory, python_launcher: Callable[
     return torch.load(folder / "out.pt", weights_only=False)
 
 
+def test_the_recipe_of_the_docs(tmp_path: Path, python_launcher: Callable[..., Any]) -> None:
+    """VERL_USE_EXTERNAL_MODULES, which is read while verl is half imported."""
+    (tmp_path / "my_verl.py").write_text('from univg_fast.integrations import verl\n\nverl.patch(phi="iou")\n')
+    (tmp_path / "main.py").write_text(
+        f"import os, sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(HOST.parent)!r}]\n"
+        "os.environ['VERL_USE_EXTERNAL_MODULES'] = 'my_verl'\n"
+        "import verl_worker\nverl_worker.prepare()\n"
+        "losses, *functions = verl_worker.patched_names()\n"
+        "print('patched:', 'univg' in losses, *['univg_fast' in f.__code__.co_filename for f in functions])\n"
+    )
+    done = python_launcher(str(tmp_path / "main.py"), timeout=800)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "patched: True True True True True True" in done.stdout
+
+
 def compare(ours: dict[str, Any], theirs: dict[str, Any], *, only: tuple[str, ...] = ()) -> None:
     """Metrics (all but clocks and memory) and gradients of two updates."""
     clocks = ("mfu", "perf/")
@@ -163,14 +177,9 @@ def test_phi_is_the_formula(results: dict[str, Any]) -> None:
     found = results["found"]
     log = [-math.log(0.02 + (IOUS[i] + IOUS[i + 4]) / 2) for i in range(4)]
     for name, weight in (("phi, drop-in", PHI), ("phi, log", log), ("vanilla, drop-in", [1.0] * 4)):
-        total = sum(_micro_batches(found[name]["metrics"]["actor/pg_loss"]))
+        total = found[name]["metrics"]["actor/pg_loss"][0]  # of the first update
         assert total == pytest.approx(policy_term(results, weight), rel=1e-5), name
     assert found["phi, drop-in"]["metrics"]["actor/difficulty_weight"][0] == pytest.approx(sum(PHI[:4]) / 4)
-
-
-def _micro_batches(values: list[float]) -> list[float]:
-    """verl's metric of the first update: one number, summed over micro-batches."""
-    return values[:1]
 
 
 def test_phi_is_verls_loss_of_weighted_advantages(results: dict[str, Any]) -> None:
@@ -253,4 +262,3 @@ def test_a_vocabulary_split_over_ranks_is_refused(monkeypatch: pytest.MonkeyPatc
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="tensor_model_parallel_size=1"):
         verl._linear_cross_entropy(x, torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64), dist_process_group="tp")
-    assert isinstance(x, Tensor)

@@ -195,7 +195,13 @@ def test_everything_is_put_back(tmp_path: Path) -> None:
     assert [dict(vars(part)) for part in parts] == before
     assert trainer.reward_funcs == functions
     assert trainer.model.config.get_text_config()._attn_implementation == "sdpa"
-    assert "sdpa" in ALL_ATTENTION_FUNCTIONS
+
+
+def test_no_attention_stays_in_the_table_of_transformers(tmp_path: Path) -> None:
+    trainer, before = make_trainer(tmp_path), list(ALL_ATTENTION_FUNCTIONS)
+    with vlm_r1.patch(trainer):
+        trainer.compute_loss(trainer.model, [trainer.train_dataset[0]] * 4).backward()
+    assert list(ALL_ATTENTION_FUNCTIONS) == before
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -213,6 +219,30 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         trainer._get_per_token_logps(trainer.model, torch.ones(4, 9, dtype=torch.int64), torch.ones(4, 9))
     trainer._get_per_token_logps = lambda model, ids: ids
     with pytest.raises(ValueError, match="attention_mask"):
+        vlm_r1.patch(trainer)
+
+
+def test_a_model_whose_prompts_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    text = trainer.model.config.get_text_config()
+    text.attention_dropout = 0.1
+    with pytest.raises(ValueError, match=r"attention_dropout must be 0 to share prompts, got 0\.1"):
+        vlm_r1.patch(trainer)
+    text.attention_dropout = 0.0
+    trainer.model.config.model_type = "internvl"
+    with pytest.raises(ValueError, match="qwen3_vl, got internvl; pass shared_prefix=False"):
+        vlm_r1.patch(trainer)
+
+
+def test_an_output_embedding_that_is_not_plain_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    head = trainer.model.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().to(torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"floating-point weight, got torch\.uint8"):
+        vlm_r1.patch(trainer)
+    trainer = make_trainer(tmp_path)
+    trainer.model.config.get_text_config().output_multiplier = 0.5
+    with pytest.raises(ValueError, match="changes its logits after lm_head"):
         vlm_r1.patch(trainer)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from univg_kernels import METRICS, GrpoConfig, difficulty_weight
+from univg_kernels import METRICS, GrpoConfig
 
-from .heads import scoring
+from .heads import scoring, spread
 from .padded import masked_mean, padded_loss
 from .patching import Patch
+from .phi import of_prompts, refuse_kl_in_reward, refuse_negative
 from .versions import require, require_signature
 
 TESTED = ("0.3",)
@@ -41,17 +42,13 @@ def patch(*, phi: str | None = None, difficulty: str = "exp", difficulty_power: 
         is to weigh the policy term; EasyR1 logs the weighted advantages.
     Returns: a Patch.
     Raises: ValueError for another verl and for settings that cannot be; in training for ulysses_size above 1 and, with
-        phi, for completions without that score.
+        phi, for completions without that score and for KL in the reward (use_kl_loss=False).
     """
     require("verl", TESTED)
     actor = import_module("verl.workers.actor.dp_actor")
     require_signature(actor.compute_policy_loss, _LOSS)
     require_signature(actor.DataParallelPPOActor._forward_micro_batch, ("micro_batch", "temperature"))
-    if difficulty == "log":
-        raise ValueError(
-            "easyr1.patch: difficulty must be 'exp' or 'power', got 'log': it is negative above mIoU = 0.98, where "
-            "weighing advantages is not weighing the clipped loss"
-        )
+    refuse_negative(difficulty)
     config = GrpoConfig(difficulty=difficulty, difficulty_power=difficulty_power)  # refuses what is no variant
     done = Patch()
     try:
@@ -90,8 +87,7 @@ def forward_micro_batch(self: Any, micro_batch: dict[str, Any], temperature: flo
         inputs = {"input_ids": ids, "attention_mask": micro_batch["attention_mask"], "position_ids": positions}
     with scoring(self.actor_module, rows, ids.roll(-1, 1).flatten()[before], temperature):
         scored = self.actor_module(**inputs, **_images(micro_batch), use_cache=False).logits[0, :, 0]
-    spread = scored.new_zeros(ids.numel()).masked_scatter(before, scored)
-    return spread.view(ids.shape)[:, -length - 1 : -1]
+    return spread(scored, before.nonzero()[:, 0], ids.shape)[:, -length - 1 : -1]
 
 
 def _packed(positions: Tensor, mask: Tensor) -> Tensor:
@@ -182,7 +178,8 @@ def _replace_advantages(done: Patch, phi: str, config: GrpoConfig) -> None:
     """The trainer reduces each batch's scores to means right before it computes advantages: there they are caught."""
     trainer = import_module("verl.trainer.ray_trainer")
     require_signature(trainer.compute_advantage, ("data", "adv_estimator"))
-    reduce, compute = trainer.reduce_metrics, trainer.compute_advantage
+    require_signature(trainer.apply_kl_penalty, ("data", "kl_ctrl"))
+    reduce, compute, penalize = trainer.reduce_metrics, trainer.compute_advantage, trainer.apply_kl_penalty
     last: list[Any] = []
 
     @functools.wraps(reduce)
@@ -199,18 +196,19 @@ def _replace_advantages(done: Patch, phi: str, config: GrpoConfig) -> None:
                 f"EasyR1: phi={phi!r} must be a score that the reward function returns for each of the batch's "
                 f"{len(uids)} completions, got {len(last)}; online_filtering, which drops completions, has no phi"
             )
-        miou: dict[str, list[float]] = {}
-        for uid, value in zip(uids, last, strict=True):
-            miou.setdefault(uid, []).append(float(value))
+        weight = of_prompts(uids, [float(value) for value in last], config)
         last.clear()
-        means = torch.tensor([sum(values) / len(values) for values in miou.values()])
-        weight = dict(
-            zip(miou, difficulty_weight(means, kind=config.difficulty, power=config.difficulty_power), strict=True)
-        )
         data = compute(data, *args, **kwargs)
         advantages = data.batch["advantages"]
-        data.batch["advantages"] = advantages * torch.stack([weight[uid] for uid in uids]).to(advantages)[:, None]
+        data.batch["advantages"] = advantages * weight.to(advantages)[:, None]
         return data
 
+    @functools.wraps(trainer.apply_kl_penalty)
+    def apply_kl_penalty(data: Any, kl_ctrl: Any, *args: Any, **kwargs: Any) -> Any:
+        if kl_ctrl.kl_coef > 0:
+            refuse_kl_in_reward("algorithm.use_kl_loss=False", "set use_kl_loss or disable_kl to true, or kl_coef to 0")
+        return penalize(data, kl_ctrl, *args, **kwargs)
+
+    done.replace(trainer, "apply_kl_penalty", apply_kl_penalty)
     done.replace(trainer, "reduce_metrics", reduce_metrics)
     done.replace(trainer, "compute_advantage", compute_advantage)

@@ -6,7 +6,8 @@ the backward pass too, and the host's `model(...)` stays the call that its engin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +18,15 @@ from univg_kernels import linear_logprob
 from .patching import Patch
 
 # What a model may do to its logits after the output embedding: it would do it to log-probabilities.
-_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+_AFTER_THE_HEAD = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "output_multiplier",
+)
 
 
 def bare(model: Any) -> Any:
@@ -38,6 +47,11 @@ def head_of(model: Any) -> Any:
         raise ValueError(
             f"{type(model).__name__}'s output embedding must be a linear layer, got {type(head).__name__}; an adapter "
             "on lm_head is not fused: leave lm_head out of its target_modules, or train without the drop-in"
+        )
+    if not head.weight.is_floating_point():
+        raise ValueError(
+            f"{type(model).__name__}'s output embedding must have a floating-point weight, got {head.weight.dtype} "
+            f"({type(head).__name__}); leave lm_head out of the quantization, or train without the drop-in"
         )
     text = model.config.get_text_config()
     changed = {name: getattr(text, name, None) for name in _AFTER_THE_HEAD}
@@ -68,3 +82,8 @@ def scoring(model: Any, rows: Tensor, token_ids: Tensor, temperature: float = 1.
     with Patch() as patch:
         patch.replace(head, "forward", forward)
         yield
+
+
+def spread(values: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:
+    """[N] -> `shape`, each where `places` [N] says in the flattened result; 0 elsewhere."""
+    return values.new_zeros(math.prod(shape)).index_copy(0, places, values).view(*shape)

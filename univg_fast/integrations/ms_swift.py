@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from univg_kernels import GrpoConfig, difficulty_weight
+from univg_kernels import GrpoConfig
 
-from .heads import head_of, scoring
+from .heads import head_of, scoring, spread
 from .patching import Patch
+from .phi import of_means, refuse_kl_in_reward, refuse_negative
 from .versions import require, require_signature
 
 TESTED = ("4.6",)
@@ -29,8 +30,10 @@ def patch(trainer: Any, *, phi: str | None = None, difficulty: str = "exp", diff
     rows of the last logits_to_keep tokens that are not padding; those have log-probability and entropy 0.
     phi: name of the reward function whose value is a completion's IoU. The advantages of each prompt's num_generations
         completions are multiplied by φ of its mean (`univg_kernels.difficulty_weight`), logged as difficulty_weight.
+        None as a value is left out of the mean; a prompt with nothing else has φ = 1.
     Returns: a Patch; restore it after the backward pass of what it has scored.
-    Raises: ValueError for another version, use_liger_kernel, sequence parallelism, and settings that cannot be.
+    Raises: ValueError for another version, use_liger_kernel, sequence parallelism, with phi KL in the reward, and
+        settings that cannot be.
     """
     require("ms-swift", TESTED)
     require_signature(trainer._get_logps_via_local_forward, _SCORE)
@@ -76,13 +79,8 @@ def _score(
         inputs["use_cache"] = False
     with scoring(model, rows, input_ids.flatten()[rows + 1], trainer.temperature):
         scored = model(**inputs).logits[0]
-    batch, length = input_ids.shape
-
-    def spread(values: Tensor) -> Tensor:
-        flat = values.new_zeros(batch * length).index_copy(0, rows, values)
-        return flat.view(batch, length)[:, -keep - 1 : -1]
-
-    return spread(scored[:, 0]), spread(scored[:, 1]) if compute_entropy else None
+    logp, entropy = (spread(values, rows, input_ids.shape)[:, -keep - 1 : -1] for values in scored.unbind(-1))
+    return logp, entropy if compute_entropy else None
 
 
 def _replace_advantages(done: Patch, trainer: Any, phi: str, config: GrpoConfig) -> None:
@@ -90,21 +88,22 @@ def _replace_advantages(done: Patch, trainer: Any, phi: str, config: GrpoConfig)
     if phi not in trainer.reward_func_names:
         names = ", ".join(trainer.reward_func_names)
         raise ValueError(f"phi must name a reward function, got {phi!r}; the trainer has {names}")
-    if config.difficulty == "log" or trainer.loss_type == "real" or trainer.dynamic_num_samples:
+    refuse_negative(config.difficulty)
+    if trainer.loss_type == "real" or trainer.dynamic_num_samples:
         raise ValueError(
-            f"phi multiplies advantages, which is exact for a weight that is not negative (not 'log', got "
-            f"{config.difficulty!r}), for losses in proportion to them (not 'real', got {trainer.loss_type!r}) and "
-            f"for num_generations completions of each prompt (not dynamic_num_samples, got "
+            f"phi multiplies advantages, which is exact for losses in proportion to them (not 'real', got "
+            f"{trainer.loss_type!r}) and for num_generations completions of each prompt (not dynamic_num_samples, got "
             f"{trainer.dynamic_num_samples})"
         )
+    if trainer.kl_in_reward and trainer.beta != 0:
+        refuse_kl_in_reward(f"kl_in_reward=True with beta={trainer.beta}", "set kl_in_reward to False, or beta to 0")
     column, theirs = trainer.reward_func_names.index(phi), trainer._compute_advantages
 
     def weighted(samples: Any, rewards_per_func: Tensor, batch_encoded_inputs: Any) -> Tensor:
         advantages: Tensor = theirs(samples, rewards_per_func, batch_encoded_inputs)
         training = trainer.model.training
         size = trainer.num_generations if training else trainer.num_generations_eval
-        miou = rewards_per_func[:, column].float().view(-1, size).mean(-1)
-        weight = difficulty_weight(miou, kind=config.difficulty, power=config.difficulty_power)
+        weight = of_means(rewards_per_func[:, column].float().view(-1, size).nanmean(-1), config)
         trainer._metrics["train" if training else "eval"]["difficulty_weight"].append(weight.mean().item())
         return advantages * weight.repeat_interleave(size).to(advantages)
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from univg_kernels import GrpoConfig, difficulty_weight
+from univg_kernels import GrpoConfig
 
-from .heads import head_of, scoring
+from .heads import head_of, scoring, spread
 from .patching import Patch
+from .phi import of_means, refuse_kl_in_reward, refuse_negative
 from .versions import require, require_signature
 
 TESTED = ("0.11.2",)
@@ -79,40 +80,34 @@ def _score(
         wanted, targets = wanted[seen][None], targets[seen][None]
     rows = wanted.flatten().nonzero()[:, 0]
     ids = targets.flatten()[rows]
-    shape = wanted.shape
 
-    def spread(scored: Tensor, channel: int) -> Tensor:
-        flat = scored.new_zeros(shape.numel())
-        return flat.index_copy(0, rows, scored[0, :, channel]).view(shape)
+    def score(scored: Tensor, channel: int) -> Tensor:
+        return spread(scored[0, :, channel], rows, wanted.shape)
 
     with Patch() as patch, scoring(actor.model, rows, ids, actor.temperature):
-        patch.replace(host, "log_probs_from_logits", lambda scored, labels: spread(scored, 0))
-        patch.replace(host, "compute_entropy", lambda scored: spread(scored, 1))
+        patch.replace(host, "log_probs_from_logits", lambda scored, labels: score(scored, 0))
+        patch.replace(host, "compute_entropy", lambda scored: score(scored, 1))
         patch.replace(actor, "temperature", 1.0)  # it is in the scores already
         return theirs(sequences, action_mask, attention_mask, **options)
 
 
-def patch_advantages(
-    maker: Any, *, phi: str, difficulty: str = "exp", difficulty_power: float = 1.0, group_size: int | None = None
-) -> Patch:
+def patch_advantages(maker: Any, *, phi: str, difficulty: str = "exp", difficulty_power: float = 1.0) -> Patch:
     """Drop-in for a `RemoteExperienceMaker`: the advantages of each prompt's completions times φ of their mean IoU.
 
     phi: the entry of `Experience.info` that holds each completion's IoU, 0 to 1 (a reward function's extra_logs land
-    there). Logged beside it: info["difficulty_weight"]. Exact for a weight that is not negative: not "log".
-    group_size: completions of a prompt; None: args.rollout.n_samples_per_prompt.
-    Raises: ValueError for another version, for "log", and (when called) for an info without the entry.
+    there). Logged beside it: info["difficulty_weight"]. A prompt's completions are its n_samples_per_prompt.
+    Raises: ValueError for another version, for "log", for KL in the reward (algo.kl.use_loss off and a coefficient
+    above 0), and (when called) for an info without the entry.
     """
     require("openrlhf", TESTED)
     require_signature(maker.compute_advantages_and_returns, ("experiences",))
     config = GrpoConfig(difficulty=difficulty, difficulty_power=difficulty_power)
-    if difficulty == "log":
-        raise ValueError(
-            "difficulty='log' is negative above mIoU = 0.98, where weighing advantages is not weighing the clipped "
-            "loss; use 'exp' or 'power'"
-        )
+    refuse_negative(difficulty)
+    _refuse_kl(maker)
     theirs = maker.compute_advantages_and_returns
 
     def weighted(experiences: list[Any]) -> list[Any]:
+        _refuse_kl(maker)  # the coefficient may be adaptive
         found: list[Any] = theirs(experiences)
         if phi not in found[0].info:
             raise ValueError(
@@ -121,8 +116,8 @@ def patch_advantages(
         order = torch.tensor([i for x in found for i in x.index])
         ious = torch.empty(len(order))
         ious[order] = torch.cat([torch.as_tensor(x.info[phi]).float().cpu() for x in found])
-        size = group_size or maker.strategy.args.rollout.n_samples_per_prompt
-        weights = difficulty_weight(ious.view(-1, size).mean(-1), kind=config.difficulty, power=config.difficulty_power)
+        size = maker.strategy.args.rollout.n_samples_per_prompt
+        weights = of_means(ious.view(-1, size).nanmean(-1), config)
         each = weights.repeat_interleave(size)[order].split([len(x.index) for x in found])
         for experience, weight in zip(found, each, strict=True):
             experience.advantages = experience.advantages * weight.to(experience.advantages)[:, None]
@@ -132,3 +127,11 @@ def patch_advantages(
     done = Patch()
     done.replace(maker, "compute_advantages_and_returns", weighted)
     return done
+
+
+def _refuse_kl(maker: Any) -> None:
+    """With algo.kl.use_loss the reward's KL is all zeros."""
+    if maker.kl_ctl.value > 0 and not maker.strategy.args.algo.kl.use_loss:
+        refuse_kl_in_reward(
+            f"algo.kl.init_coef={maker.kl_ctl.value}", "set algo.kl.use_loss, or algo.kl.init_coef to 0"
+        )

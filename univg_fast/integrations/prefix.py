@@ -20,6 +20,7 @@ from .heads import bare
 from .patching import Patch
 
 _NAME = "univg_kernels_shared_prefix"
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 class SharedRow(NamedTuple):
@@ -142,18 +143,24 @@ def _attention(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **more: 
 def patch_attention(patch: Patch, model: Any) -> None:
     """Let the language model's attention modules take `layout=`; without one they are what they were.
 
-    Raises ValueError for models with layers of another attention.
+    Raises ValueError for another family, for layers of another attention and for dropout in it.
     """
-    from transformers import AttentionInterface
-
-    text = bare(model).config.get_text_config()
+    family, text = plain(model).config.model_type, plain(model).config.get_text_config()
+    if family not in FAMILIES:
+        raise ValueError(
+            f"prompts are shared for models of type {', '.join(FAMILIES)}, got {family}; pass shared_prefix=False"
+        )
+    if dropout := getattr(text, "attention_dropout", 0.0):
+        raise ValueError(
+            f"attention_dropout must be 0 to share prompts, got {dropout}, which shared_prefix_attention does not "
+            "have; set it to 0 in the model's config, or pass shared_prefix=False"
+        )
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ValueError(
             f"{type(bare(model)).__name__} has attention layers of kind {', '.join(sorted(kinds))}, expected only "
             "full_attention to share prompts; pass shared_prefix=False"
         )
-    AttentionInterface.register(_NAME, _attention)
     for layer in language_model(model).layers:
         patch.replace(layer.self_attn, "forward", _with_layout(layer.self_attn))
 
@@ -173,12 +180,18 @@ def _with_layout(attention: Any) -> Callable[..., Any]:
 
 @contextmanager
 def _implementation(config: Any) -> Iterator[None]:
-    before = config._attn_implementation
+    """Nothing stays in transformers' table of attentions, which is one for all models of the process."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before, outermost = config._attn_implementation, _NAME not in ALL_ATTENTION_FUNCTIONS
+    ALL_ATTENTION_FUNCTIONS[_NAME] = _attention
     config._attn_implementation = _NAME
     try:
         yield
     finally:
         config._attn_implementation = before
+        if outermost:
+            del ALL_ATTENTION_FUNCTIONS[_NAME]
 
 
 @contextmanager

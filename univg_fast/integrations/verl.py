@@ -60,7 +60,9 @@ def patch(*, phi: str | None = None, **settings: Any) -> Patch:
         on all ranks; φ's mean is logged as actor/difficulty_weight.
     settings: of `GrpoConfig`, without those of KEYS: difficulty, difficulty_power and normalize_difficulty for φ;
         loss_type and the rest for `actor.policy_loss.loss_mode=univg`.
-    Returns: a Patch. verl's losses that MODES does not name, and what its bypass_mode calls, stay as they are.
+    Returns: a Patch. verl's losses that MODES does not name, and what its bypass_mode calls, stay as they are. Its
+        `restore()` reaches verl's modules, not a worker that has been handed our loss or a module that has imported
+        a name of it before: it is for tests, and in training the patch stays.
     Raises: ValueError for another verl and for settings that cannot be; with phi, in training, for completions without
         that metric and for losses that have no φ.
     """

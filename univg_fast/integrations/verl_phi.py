@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from univg_kernels import GrpoConfig, difficulty_weight
+from univg_kernels import GrpoConfig
 
 from .patching import Patch
+from .phi import of_prompts
 from .versions import require_signature
 
 _FIELD = "univg_phi"
@@ -45,13 +46,8 @@ class Weights:
         if group is not None:
             every = [None] * torch.distributed.get_world_size(group)
             torch.distributed.all_gather_object(every, mine, group)
-        found: dict[str, list[float]] = {}
-        for uid, value in (pair for part in every for pair in part):
-            found.setdefault(uid, []).append(value)
-        miou = torch.tensor([sum(values) / len(values) for values in found.values()])
-        c = self.config
-        phi = difficulty_weight(miou, kind=c.difficulty, power=c.difficulty_power, normalize=c.normalize_difficulty)
-        by_uid = dict(zip(found, phi, strict=True))
+        uids, values = zip(*[pair for part in every for pair in part], strict=True)
+        by_uid = dict(zip(uids, of_prompts(uids, values, self.config), strict=True))
         return torch.stack([by_uid[uid] for uid, _ in mine])
 
     def _metric(self, data: Any) -> list[float]:

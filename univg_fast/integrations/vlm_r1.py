@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from univg_kernels import GrpoConfig, difficulty_weight
+from univg_kernels import GrpoConfig
 
-from .heads import bare, head_of, scoring
+from .heads import bare, head_of, scoring, spread
 from .patching import Patch
+from .phi import of_means, refuse_negative
 from .prefix import attending, image_kinds, patch_attention, share_prompts
 from .versions import require, require_signature
 
-TRANSFORMERS = ("5.16", "5.17", "5.18", "5.19", "5.20", "5.21", "5.22", "5.23")  # whose Qwen-VL attention can be given
+TRANSFORMERS = ("5.19",)  # whose Qwen-VL attention takes a function from outside, and which the tests run with
 _IMAGES = ("pixel_values", "image_grid_thw")
 _SETTINGS = ("num_generations", "num_iterations", "accelerator", "reward_funcs")
 
@@ -118,7 +119,7 @@ def _score_rows(model: Any, input_ids: Tensor, attention_mask: Tensor, length: i
     wanted = torch.zeros_like(attention_mask, dtype=torch.bool)
     wanted[:, length - 1 : -1] = attention_mask[:, length:].bool()
     rows = wanted.flatten().nonzero()[:, 0]
-    if "image_grid_thw" in images:
+    if images.get("image_grid_thw") is not None:  # the host gives None for a batch of texts
         images = image_kinds(model, input_ids) | images
     with scoring(model, rows, input_ids.flatten()[rows + 1]):
         scored = model(input_ids=input_ids, attention_mask=attention_mask, **images).logits[0, :, 0]
@@ -127,20 +128,16 @@ def _score_rows(model: Any, input_ids: Tensor, attention_mask: Tensor, length: i
 
 def _spread(scored: Tensor, places: Tensor, input_ids: Tensor) -> Tensor:
     """[N] -> [B, L - 1], as the host returns it; 0 for prompts and padding, which it does not read."""
-    batch, length = input_ids.shape
-    return scored.new_zeros(batch * (length - 1)).index_copy(0, places, scored).view(batch, length - 1)
+    return spread(scored, places, (len(input_ids), input_ids.shape[1] - 1))
 
 
 def _replace_advantages(done: Patch, trainer: Any, phi: str, difficulty: str, power: float) -> None:
     config = GrpoConfig(difficulty=difficulty, difficulty_power=power)  # refuses what is no variant
     if getattr(trainer.args, "miou_adjust", False):
         raise ValueError("phi weighs groups by their mIoU, and so does miou_adjust=True; set miou_adjust to False")
-    if difficulty == "log" and trainer.num_iterations > 1:
-        raise ValueError(
-            "difficulty='log' is negative above mIoU = 0.98, where weighing advantages is not weighing the clipped "
-            "loss; with num_iterations > 1 use 'exp' or 'power'"
-        )
-    names = [getattr(f, "__name__", type(f).__name__) for f in trainer.reward_funcs]
+    if trainer.num_iterations > 1:  # with 1 the ratio is 1 and nothing is clipped
+        refuse_negative(difficulty, "with num_iterations > 1")
+    names = [_name(function) for function in trainer.reward_funcs]
     if phi not in names:
         raise ValueError(f"phi must name a reward function, got {phi!r}; the trainer has {', '.join(names)}")
     at, last = names.index(phi), list[Any]()
@@ -151,7 +148,7 @@ def _replace_advantages(done: Patch, trainer: Any, phi: str, difficulty: str, po
         advantages = inputs["advantages"]
         weight, miou = _weights(trainer, torch.tensor(last.pop()).to(advantages), config)
         trainer._metrics["difficulty_weight"].append(weight.mean().item())
-        trainer._metrics["miou"].append(miou.mean().item())
+        trainer._metrics["miou"].append(miou.nanmean().item())
         first = trainer.accelerator.process_index * len(advantages)
         return inputs | {"advantages": advantages * weight[first : first + len(advantages)]}
 
@@ -166,13 +163,16 @@ def _recorded(function: Callable[..., Any], last: list[Any]) -> Callable[..., An
         last[:] = [function(*args, **kwargs)]
         return last[0]
 
-    recorded.__name__ = function.__name__
+    recorded.__name__ = _name(function)  # the host logs by it
     return recorded
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _weights(trainer: Any, ious: Tensor, config: GrpoConfig) -> tuple[Tensor, Tensor]:
     """φ of all ranks' completions [B * ranks] and the mIoU of each group, from this rank's IoUs [B]."""
     every = trainer.accelerator.gather(ious)
-    miou = every.view(-1, trainer.num_generations).mean(-1)
-    weight = difficulty_weight(miou, kind=config.difficulty, power=config.difficulty_power)
-    return weight.repeat_interleave(trainer.num_generations), miou
+    miou = every.view(-1, trainer.num_generations).nanmean(-1)
+    return of_means(miou, config).repeat_interleave(trainer.num_generations), miou

@@ -182,6 +182,13 @@ def compute_advantage(data: Any, adv_estimator: str, gamma: float = 1.0, lam: fl
     return data
 
 
+def apply_kl_penalty(data: Any, kl_ctrl: Any, kl_penalty: str = "kl") -> tuple[Any, dict[str, float]]:
+    """Without use_kl_loss: the reward of a token is its score less a part of its KL."""
+    kl = compute_kl(data.batch["old_log_probs"], data.batch["ref_log_probs"])
+    data.batch["token_level_rewards"] = data.batch["token_level_scores"] - kl_ctrl.kl_coef * kl
+    return data, {"critic/kl": kl.mean().item()}
+
+
 def training_step(actor: DataParallelPPOActor, data: Any, scores: dict[str, list[float]]) -> dict[str, Any]:
     """What the trainer does between rollout and the next one. scores: of the reward function, by name."""
     rewards = torch.zeros_like(data.batch["response_mask"], dtype=torch.float32)

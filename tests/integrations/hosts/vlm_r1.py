@@ -84,7 +84,7 @@ class VLMGRPOTrainer(Trainer):
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, **custom_multimodal_inputs: Tensor
     ) -> Tensor:
         """[B, L - 1], of all tokens but the first."""
-        if "image_grid_thw" in custom_multimodal_inputs:
+        if custom_multimodal_inputs.get("image_grid_thw") is not None:
             kinds = (input_ids == self.model.config.image_token_id).int()
             custom_multimodal_inputs |= {"mm_token_type_ids": kinds}
         logits = model(input_ids=input_ids, attention_mask=attention_mask, **custom_multimodal_inputs).logits[:, :-1]
@@ -102,8 +102,9 @@ class VLMGRPOTrainer(Trainer):
         prompt_mask = torch.tensor([[0] * n + [1] * (longest - n) for n in left])
         images = [x for x in inputs if "pixel_values" in x]
         names = ("pixel_values", "image_grid_thw")
-        multimodal_inputs = {name: torch.cat([x[name] for x in images]) for name in names} if images else {}
-        more = {}
+        given = {name: torch.cat([x[name] for x in images]) for name in names} if images else {}
+        multimodal_inputs = {name: given.get(name) for name in names}  # None for texts, as there
+        more = dict(given)
         if images:
             more["mm_token_type_ids"] = (prompt_ids == self.model.config.image_token_id).int()
         with torch.no_grad():
@@ -111,7 +112,6 @@ class VLMGRPOTrainer(Trainer):
                 input_ids=prompt_ids,
                 attention_mask=prompt_mask,
                 generation_config=self.generation_config,
-                **multimodal_inputs,
                 **more,
             )
             completion_ids = every[:, longest:]
