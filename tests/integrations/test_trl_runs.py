@@ -103,12 +103,13 @@ def test_a_qwen2_vl_with_images(tmp_path: Path) -> None:
         processor = make_processor(make_tokenizer(size), prompt_template="short")
         transformers.set_seed(5)
         made = make_trainer(size, tmp_path / "model", records, processor, 2, folder / "out", Cpu())
+        made.args.optim = "sgd"  # AdamW makes whole steps of a gradient's last digit
         made.args.logging_strategy, made.args.logging_steps = transformers.IntervalStrategy.STEPS, 1
         made.state.logging_steps = 1
         with patch(made) if name == "ours" else nullcontext():
             runs.append(trl_problem.run(made))
     patched, (theirs, ours) = made, runs
-    assert_same(ours, theirs, rtol=1e-4)  # AdamW makes whole steps of a gradient's last digit
+    assert_same(ours, theirs)
     assert len(theirs[0]) == 2 and patched.captured[0]["image_grid_thw"].shape[0] == size.group * size.images
 
 
