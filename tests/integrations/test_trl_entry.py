@@ -44,7 +44,7 @@ def test_everything_is_put_back(trainer: Any) -> None:
 def test_refused_at_entry(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="one of the reward functions iou, short, got 'giou'"):
         patch(trainer, phi="giou")
-    with pytest.raises(ValueError, match="kind must be one of"):
+    with pytest.raises(ValueError, match="difficulty must be one of"):
         patch(trainer, phi="iou", difficulty="cubic")
     with pytest.raises(ValueError, match=r"takes a trl\.GRPOTrainer, got dict"):
         patch({})

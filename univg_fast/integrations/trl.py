@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from univg_kernels import difficulty_weight
+from univg_kernels import GrpoConfig
 
 from .patching import Patch
+from .phi import of_means
 from .trl_head import Head
 from .trl_rows import LOSSES, accumulation, find_phi, is_gmpo, loss_of_empty, make_batch, make_config
 from .versions import require, require_signature
@@ -62,9 +62,10 @@ def patch(
         else:
             _patch_fused(trainer, made, weighed=phi is not None)
         if phi is not None:
-            difficulty_weight(torch.ones(1), kind=difficulty, power=difficulty_power, normalize=normalize_difficulty)
-            weigh = {"kind": difficulty, "power": difficulty_power, "normalize": normalize_difficulty}
-            _patch_rewards(trainer, made, phi, weigh)
+            formula = GrpoConfig(
+                difficulty=difficulty, difficulty_power=difficulty_power, normalize_difficulty=normalize_difficulty
+            )
+            _patch_rewards(trainer, made, phi, formula)
     except BaseException:
         made.restore()
         raise
@@ -151,7 +152,7 @@ def _check_loss(trainer: Any, base: type) -> None:
     make_config(trainer)  # refuses what contradicts itself, before the first step
 
 
-def _patch_rewards(trainer: Any, made: Patch, name: str, weigh: dict[str, Any]) -> None:
+def _patch_rewards(trainer: Any, made: Patch, name: str, formula: GrpoConfig) -> None:
     """Each generation batch gets `phi` [B] beside its advantages."""
     if name not in trainer.reward_func_names:
         raise ValueError(
@@ -172,9 +173,7 @@ def _patch_rewards(trainer: Any, made: Patch, name: str, weigh: dict[str, Any]) 
             trainer.num_generations if training else getattr(trainer, "num_generations_eval", trainer.num_generations)
         )
         miou = seen.pop()[:, index].view(-1, group).nanmean(1)
-        known = ~miou.isnan()
-        phi = torch.ones_like(miou, dtype=torch.float32)
-        phi[known] = difficulty_weight(miou[known], **weigh)
+        phi = of_means(miou, formula)
         metrics = trainer._metrics["train" if training else "eval"]
         metrics["miou"].append(miou.nanmean().item())
         metrics["difficulty_weight"].append(phi.mean().item())
