@@ -43,12 +43,12 @@ OPS_CPU += ("group_advantage", "policy_loss", "selective", "shared_prefix")
 OPS_TINY = ("--without", *COMPILERS, "univg reference", "--repeats", "1", "--only", "grpo_loss_fp32", "box_iou")
 PARTS = {
     "cpu": (
-        Part("checks", 60, CHECKS),
-        Part("packing", 25, ("packing",)),
+        Part("checks", 30, CHECKS),
+        Part("packing", 15, ("packing",)),
         Part("scale", 45, ("scale", "--check")),
-        Part("step", 100, ("step", "--size", "half", "--rounds", "2", "--budget", "40")),
-        Part("rollout", 100, ("rollout", "--size", "half", "--rounds", "3", "--budget", "40")),
-        Part("trl_step", 130, ("trl_step", "--size", "half", "--rounds", "2", "--budget", "60")),
+        Part("step", 80, ("step", "--size", "half", "--rounds", "2", "--budget", "40")),
+        Part("rollout", 85, ("rollout", "--size", "half", "--rounds", "3", "--budget", "40")),
+        Part("trl_step", 205, ("trl_step", "--size", "half", "--rounds", "1", "--budget", "60")),
         Part("ops", 135, ("ops", "--only", *OPS_CPU, "--without", "univg reference", "apple cce")),
     ),
     "cuda": (
