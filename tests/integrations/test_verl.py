@@ -95,7 +95,7 @@ def test_the_recipe_of_the_docs(tmp_path: Path, python_launcher: Callable[..., A
     (tmp_path / "main.py").write_text(
         f"import os, sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(HOST.parent)!r}]\n"
         "os.environ['VERL_USE_EXTERNAL_MODULES'] = 'my_verl'\n"
-        "import verl_worker\nverl_worker.prepare()\n"
+        "import verl_on_cpu, verl_worker\nverl_on_cpu.prepare()\n"
         "losses, *functions = verl_worker.patched_names()\n"
         "print('patched:', 'univg' in losses, *['univg_fast' in f.__code__.co_filename for f in functions])\n"
     )
