@@ -21,6 +21,7 @@ KERNELS = ROOT / "kernels" / "univg_kernels"
 # Bottom to top. A room imports from itself and from layers below its own. The longest name that fits is a module's
 # room, so that a single module may lie lower than the rest of its folder.
 LAYERS = (
+    ("leaving",),
     ("structs", "distributed", "files", "integrations"),
     ("rewards", "packing"),
     ("data", "model"),

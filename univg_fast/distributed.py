@@ -5,12 +5,9 @@ Works under torchrun and without it (then the world is this one process). gloo o
 
 from __future__ import annotations
 
-import dis
-import json
 import logging
 import os
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,8 +17,9 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
+from univg_fast.leaving import exit_now, is_own_check, leave_with, tell_torchrun
+
 T = TypeVar("T")
-SHOW_CURSOR = b"\x1b[?25h"  # to a terminal: a progress bar that is under way hides it
 _FAILED = "univg_fast/failed"  # key in the rendezvous store: who failed first, and with what
 _host: dist.ProcessGroup | None = None  # where the default group is nccl: a gloo group for what lies on the host
 
@@ -181,7 +179,7 @@ def run(main: Callable[[], None]) -> None:
         if is_main():
             print(stop, file=sys.stderr, flush=True)
         if stop.code:
-            _tell_torchrun(str(stop))
+            tell_torchrun(str(stop))
         leave(stop.code)
     except Exception as error:
         _fail(error)
@@ -193,66 +191,27 @@ def run(main: Callable[[], None]) -> None:
 def leave(code: int) -> NoReturn:
     """End this process, without the interpreter's own end where there are others."""
     logging.shutdown()
-    _exit(code)
+    exit_now(code)
 
 
 def fail(last_words: str) -> NoReturn:
     """End this process at once, and so the others; `last_words` say why, and stand in torchrun's report. Any thread."""
-    _leave(last_words)
+    leave_with(last_words)
 
 
 def _fail(error: Exception) -> NoReturn:
     mine = f"rank {rank()} of {world_size()}"
     if isinstance(error, RankError):  # all ranks know it
-        _leave(f"error: {error}" if is_main() else "")
+        leave_with(f"error: {error}" if is_main() else "")
     first = _first_failure(f"{mine}: {type(error).__name__}: {error}")
     if first is not None and not first.startswith(mine + ":"):
         same = first.endswith(f": {type(error).__name__}: {error}")  # all ranks refuse the same thing
-        _leave("" if same else f"{mine} stops because another rank failed first: {first}", is_culprit=False)
-    if isinstance(error, ValueError) and _is_own_check(error):
+        leave_with("" if same else f"{mine} stops because another rank failed first: {first}", is_culprit=False)
+    if isinstance(error, ValueError) and is_own_check(error):
         # before the group exists the ranks cannot agree on who speaks
-        _leave(f"error: {error}" if dist.is_initialized() or os.environ.get("RANK", "0") == "0" else "")
+        leave_with(f"error: {error}" if dist.is_initialized() or os.environ.get("RANK", "0") == "0" else "")
     traceback.print_exception(error)
-    _leave(f"{mine} failed: {type(error).__name__}: {error}")
-
-
-def _is_own_check(error: BaseException) -> bool:
-    """Whether a `raise` of this package made it; not a library, nor a call or an operation that went wrong here."""
-    step = error.__traceback__
-    while step is not None and step.tb_next is not None:
-        step = step.tb_next
-    if step is None:
-        return False
-    own = step.tb_frame.f_globals.get("__name__", "").startswith("univg_fast.")
-    return own and step.tb_frame.f_code.co_code[step.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-
-
-def _leave(last_words: str, is_culprit: bool = True) -> NoReturn:
-    if last_words:
-        print(last_words, file=sys.stderr, flush=True)
-    if last_words and is_culprit:
-        _tell_torchrun(last_words)
-    else:
-        time.sleep(1)  # torchrun ends all ranks when the first one leaves, and blames that one: be later
-    _exit(1)
-
-
-def _tell_torchrun(message: str) -> None:
-    """Leave the message where torchrun looks for it, so that its own report at the end names the cause."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        with open(path, "w") as file:
-            json.dump({"message": {"message": message, "extraInfo": extra}}, file)
-
-
-def _exit(code: int) -> NoReturn:
-    """Leave without the interpreter's own end: gloo's threads can abort there, a broken group can hang."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if os.isatty(1):
-        os.write(1, SHOW_CURSOR)
-    os._exit(code)
+    leave_with(f"{mine} failed: {type(error).__name__}: {error}")
 
 
 def _first_failure(message: str) -> str | None:

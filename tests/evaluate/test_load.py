@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from univg_fast import distributed
 from univg_fast.evaluate.load import open_model, run_config
+from univg_fast.leaving import is_own_check
 
 
 def without_tokenizer(folder: Path) -> None:
@@ -56,4 +56,4 @@ def test_a_folder_that_holds_no_model(small: Path, tmp_path: Path, damage: Calla
         open_model(str(folder), config, torch.device("cpu"))
     message = str(refused.value)
     assert message.startswith("model.path: ") and str(folder) in message and said in message and "\n" not in message
-    assert distributed._is_own_check(refused.value), "the command would show a traceback"
+    assert is_own_check(refused.value), "the command would show a traceback"

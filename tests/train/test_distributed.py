@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from univg_fast import distributed
 from univg_fast.config import RewardsConfig
+from univg_fast.leaving import is_own_check
 from univg_fast.rewards import check_terms
 from univg_fast.train.choice import even_out
 
@@ -78,4 +78,4 @@ def test_only_what_this_package_raises_is_a_users_mistake(fails: Callable[[], An
     """All of these are ValueErrors; what is nobody's mistake shows its traceback."""
     with pytest.raises(ValueError) as caught:
         fails()
-    assert distributed._is_own_check(caught.value) == is_own
+    assert is_own_check(caught.value) == is_own

@@ -13,6 +13,7 @@ import torch
 
 from univg_fast import distributed
 from univg_fast.config import DeepSpeedConfig
+from univg_fast.leaving import is_own_check
 from univg_fast.train import engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,4 +165,4 @@ def test_what_deepspeed_refuses_is_one_line_that_names_the_section() -> None:
         ValueError, match=r"^deepspeed\.config: .* reduce_bucket_size Input should be a valid"
     ) as caught:
         engine.make_engine(TinyLM(), OPTIM, given, STEPS)
-    assert "\n" not in str(caught.value) and distributed._is_own_check(caught.value)
+    assert "\n" not in str(caught.value) and is_own_check(caught.value)

@@ -33,6 +33,15 @@ def reduce_metrics(
 
     Of rewards and completions: over all that was drawn. `packed`: the tally of the rows trained on, which are `held`.
     """
+    all_ = distributed.reduce_floats(*of_this_rank(drawn, packed, held, updates))
+    metrics = of_all_ranks(all_, drawn, updates, config)
+    return metrics | figures(all_, packed["dearest"], distributed.world_size())
+
+
+def of_this_rank(
+    drawn: Drawn, packed: Mapping[str, float], held: Sequence[Held], updates: Sequence[Update]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """(what ranks add up, what they take the largest of)."""
     scored = drawn.scored
     total = scored.scores.total
     lengths = [len(c.token_ids) for group in scored.completions for c in group]
@@ -64,7 +73,13 @@ def reduce_metrics(
         "longest_ended": max(ended, default=0),
     }
     maxima |= {"-shortest": -min(lengths, default=math.inf), "-shortest_ended": -min(ended, default=math.inf)}
-    all_ = distributed.reduce_floats(sums, maxima)
+    return sums, maxima
+
+
+def of_all_ranks(
+    all_: Mapping[str, float], drawn: Drawn, updates: Sequence[Update], config: Config
+) -> dict[str, float]:
+    """The metrics under their names, from the sums and maxima over all ranks."""
     prompts, responses = max(all_["prompts"], 1.0), max(all_["responses"], 1.0)
     metrics = summarize(torch.tensor([all_[f"kernel/{name}"] for name in METRICS]))
     metrics["scored_tokens"] = metrics.pop("num_tokens") / config.grpo.num_iterations  # each scores the same tokens
@@ -91,12 +106,11 @@ def reduce_metrics(
         "sampling/sampling_logp_difference/max": all_["gap"],
         "bad_records": all_["bad_records"],
     }
-    metrics |= figures(all_, packed["dearest"], distributed.world_size())
     if config.grpo.dynamic_sampling_max_draws > 1:
         kept = float(drawn.choice.prompts)
         metrics |= {"sampling/draws": float(drawn.draws), "sampling/kept": kept}
         metrics["sampling/wasted"] = 1.0 - kept / max(drawn.choice.drawn, 1)
-    for name in scored.scores.parts:
+    for name in drawn.scored.scores.parts:
         total_, squares = all_[f"rewards/{name}"], all_[f"squares/{name}"]
         metrics[f"rewards/{name}/mean"] = total_ / responses
         metrics[f"rewards/{name}/std"] = spread(total_, squares, all_["responses"])

@@ -1,0 +1,52 @@
+"""How a process ends: with which last words, on the console and in torchrun's report, and without hanging."""
+
+from __future__ import annotations
+
+import dis
+import json
+import os
+import sys
+import time
+from typing import NoReturn
+
+SHOW_CURSOR = b"\x1b[?25h"  # to a terminal: a progress bar that is under way hides it
+
+
+def is_own_check(error: BaseException) -> bool:
+    """Whether a `raise` of this package made it; not a library, nor a call or an operation that went wrong here."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    if step is None:
+        return False
+    own = step.tb_frame.f_globals.get("__name__", "").startswith("univg_fast.")
+    return own and step.tb_frame.f_code.co_code[step.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def leave_with(last_words: str, is_culprit: bool = True) -> NoReturn:
+    """End this process with code 1; torchrun ends the others. Not a culprit: another rank's words are the report's."""
+    if last_words:
+        print(last_words, file=sys.stderr, flush=True)
+    if last_words and is_culprit:
+        tell_torchrun(last_words)
+    else:
+        time.sleep(1)  # torchrun ends all ranks when the first one leaves, and blames that one: be later
+    exit_now(1)
+
+
+def tell_torchrun(message: str) -> None:
+    """Leave the message where torchrun looks for it, so that its own report at the end names the cause."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        with open(path, "w") as file:
+            json.dump({"message": {"message": message, "extraInfo": extra}}, file)
+
+
+def exit_now(code: int) -> NoReturn:
+    """Leave without the interpreter's own end: gloo's threads can abort there, a broken group can hang."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.isatty(1):
+        os.write(1, SHOW_CURSOR)
+    os._exit(code)
