@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from .table import seconds
 from .targets import targets
 
 Row = dict[str, Any]
+Cells = tuple[str, ...]  # of a line of a table
 MIB = 2**20
 
 STEP = """## A step's update, and each lever off in turn
@@ -80,67 +81,57 @@ RUNS = """## Runs, by hardware and date
 """
 
 
-def step_section(path: Path, rows: list[Row]) -> str:
-    lines = []
-    for r in rows:
-        times = f"{r['times_wall']:.2f} | {r['times_cpu']:.2f} | {r['cost']:.2f}"
-        lines.append(f"| {r['variant']} | {_time(r)} | {times} | {r['error']:.0e} |")
-    return _filled(STEP, path, rows, lines)
+def step_cells(r: Row) -> Cells:
+    return r["variant"], _time(r), *_times(r), f"{r['cost']:.2f}", f"{r['error']:.0e}"
 
 
-def rollout_section(path: Path, rows: list[Row]) -> str:
-    lines = []
-    for r in rows:
-        times = f"{seconds(r['cpu_p50_s'])} | {r['times_wall']:.2f} | {r['times_cpu']:.2f}"
-        lines.append(f"| {r['variant']} | {_time(r)} | {times} |")
-    return _filled(ROLLOUT, path, rows, lines)
+def rollout_cells(r: Row) -> Cells:
+    return r["variant"], _time(r), seconds(r["cpu_p50_s"]), *_times(r)
 
 
-def trl_section(path: Path, rows: list[Row]) -> str:
-    lines = []
-    for r in rows:
-        phases = " | ".join(seconds(r["phases_s"][name]) for name in ("gen", "ref", "update"))
-        times = f"{r['times_wall']:.2f} | {r['times_cpu']:.2f}"
-        lines.append(
-            f"| {r['variant']} | {r['prompts_per_second']:.3f} | {_time(r)} | {times} | {_peak(r)} | {phases} |"
-        )
-    return _filled(TRL, path, rows, lines)
+def trl_cells(r: Row) -> Cells:
+    phases = (seconds(r["phases_s"][name]) for name in ("gen", "ref", "update"))
+    peak = f"{max(r['peak_bytes'], 0) / MIB:.0f} MiB"
+    return r["variant"], f"{r['prompts_per_second']:.3f}", _time(r), *_times(r), peak, *phases
 
 
-def packing_section(path: Path, rows: list[Row]) -> str:
-    lines = []
+def packing_lines(rows: list[Row]) -> Iterator[str]:
     for r in (row for row in rows if "fill" in row):
-        window = f"{r['draw']} | {r['ranks']} | {r['window']}"
-        many = f"{r['passes']:.1f} | {r['fewest']}" + (f"–{r['most']}" if r["most"] > r["fewest"] else "")
-        lines.append(f"| {window} | {r['fill']:.1%} | {many} | {r['imbalance']:.1%} | {r['saved']:.1%} |")
+        steps = f"{r['fewest']}" + (f"–{r['most']}" if r["most"] > r["fewest"] else "")
+        shares = f"{r['imbalance']:.1%}", f"{r['saved']:.1%}"
+        yield _line((r["draw"], r["ranks"], r["window"], f"{r['fill']:.1%}", f"{r['passes']:.1f}", steps, *shares))
     plans = [f"{r['lengths']:,} lengths {r['plan_ms']:.0f} ms" for r in rows if "plan_ms" in r]
-    return _filled(PACKING, path, rows, [*lines, "", f"A plan takes, on one thread: {', '.join(plans)}."])
+    yield f"\nA plan takes, on one thread: {', '.join(plans)}."
 
 
-def scale_section(path: Path, rows: list[Row]) -> str:
+def scale_lines(rows: list[Row]) -> Iterator[str]:
     (row,) = rows
-    lines = []
-    for name, predicted in row["predicted"].items():
-        measured = row["measured"][name]
-        lines.append(f"| {name} | {predicted:.3f} | {measured:.3f} | {predicted / measured:.2f} |")
-    lines.append(f"| sum | {row['predicted_s']:.3f} | {row['measured_s']:.3f} | {row['times']:.2f} |")
-    return _filled(SCALE, path, rows, lines)
+    predicted, measured = row["predicted"] | {"sum": row["predicted_s"]}, row["measured"] | {"sum": row["measured_s"]}
+    for name, value in predicted.items():
+        yield _line((name, f"{value:.3f}", f"{measured[name]:.3f}", f"{value / measured[name]:.2f}"))
 
 
-SECTIONS: dict[str, Callable[[Path, list[Row]], str]] = {
-    "step": step_section,
-    "rollout": rollout_section,
-    "trl_step": trl_section,
-    "packing": packing_section,
-    "scale": scale_section,
+def each(cells: Callable[[Row], Cells]) -> Callable[[list[Row]], Iterator[str]]:
+    """A line for each row."""
+    return lambda rows: (_line(cells(row)) for row in rows)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Iterable[str]]]] = {
+    "step": (STEP, each(step_cells)),
+    "rollout": (ROLLOUT, each(rollout_cells)),
+    "trl_step": (TRL, each(trl_cells)),
+    "packing": (PACKING, packing_lines),
+    "scale": (SCALE, scale_lines),
 }
 
 
 def sections(folder: Path = FOLDER) -> str:
     """Of every bench and device that there are results of; the newest of each."""
     found = []
-    for bench, section in SECTIONS.items():
-        found += [section(path, rows) for path, rows in newest(folder, bench).values()]
+    for bench, (text, lines) in SECTIONS.items():
+        for path, rows in newest(folder, bench).values():
+            head = text.format(**{**rows[0], "origin": origin(path, rows)})
+            found.append(head + "\n".join(lines(rows)) + "\n")
     return "\n".join(found).rstrip("\n") + "\n"
 
 
@@ -159,17 +150,18 @@ def runs_section(folder: Path = FOLDER) -> str:
                 met = f"{sum(t.met for t in known)} of {len(known)}"
             first, link = rows[0], f"[{path.name}](../bench/results/{path.name})"
             cells = (first["date"][:10], first["hardware"], f"`bench.{bench}`", commits, met, link)
-            lines.append((first["hardware"], first["date"], f"| {' | '.join(cells)} |"))
+            lines.append((first["hardware"], first["date"], _line(cells)))
     return RUNS + "\n".join(line for *_, line in sorted(lines)) + "\n"
 
 
-def _filled(text: str, path: Path, rows: list[Row], lines: list[str]) -> str:
-    return text.format(**{**rows[0], "origin": origin(path, rows)}) + "\n".join(lines) + "\n"
+def _line(cells: Iterable[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _time(row: Row) -> str:
     return f"{seconds(row['wall_p50_s'])} [{seconds(row['wall_p20_s'])}, {seconds(row['wall_p80_s'])}]"
 
 
-def _peak(row: Row) -> str:
-    return f"{max(row['peak_bytes'], 0) / MIB:.0f} MiB"
+def _times(row: Row) -> Cells:
+    """Times faster, by the clock and in CPU time."""
+    return f"{row['times_wall']:.2f}", f"{row['times_cpu']:.2f}"
