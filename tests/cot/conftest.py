@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,7 +58,9 @@ class Stub(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.reply: Callable[[dict[str, Any]], str] = helpful
         self.trouble: list[int | str] = []
-        self.delay = 0.0
+        self.answers = 10**9  # requests that are answered; those after them wait for `gate`
+        self.gate = threading.Event()
+        self.waiting = 0  # requests at the gate
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.statuses: Counter[int | str] = Counter()
@@ -81,7 +82,13 @@ class Handler(BaseHTTPRequestHandler):
             self.server.statuses[trouble] += 1
             self.server.requests.append(asked | {"path": self.path})
             self.server.headers.append(dict(self.headers))
-        time.sleep(1.0 if trouble == "slow" else self.server.delay)
+            waits = len(self.server.requests) > self.server.answers
+            self.server.waiting += waits
+        if waits:
+            self.server.gate.wait(300)
+        if trouble == "slow":
+            self.connection.settimeout(300)
+            self.rfile.read(1)  # until the client has had enough of it, and leaves
         body = json.dumps({"choices": [{"message": {"role": "assistant", "content": self.server.reply(asked)}}]})
         status = trouble if isinstance(trouble, int) else 200
         try:
@@ -125,7 +132,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 
 def teach(stub: Stub, boxes: Path, out: Path, *more: str) -> int:
-    asked = ["--teacher", stub.url, "--model", "t", "--candidates", "4", "--timeout", "5", *more]
+    asked = ["--teacher", stub.url, "--model", "t", "--candidates", "4", "--timeout", "60", *more]
     return main(["build", "--data", str(boxes), "--out", str(out), *asked])
 
 
@@ -143,6 +150,7 @@ def stub() -> Iterator[Stub]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield server
+    server.gate.set()
     server.shutdown()
     server.server_close()
 

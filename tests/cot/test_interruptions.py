@@ -7,11 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from .conftest import Stub, rows, teach, write_boxes
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def start(boxes: Path, out: Path, stub: Stub) -> subprocess.Popen[str]:
@@ -28,13 +36,14 @@ def start(boxes: Path, out: Path, stub: Stub) -> subprocess.Popen[str]:
 def test_killed_in_the_middle_and_started_again(stub: Stub, tmp_path: Path) -> None:
     boxes, out = write_boxes(tmp_path / "data", 40), tmp_path / "stage1.jsonl"
     assert teach(stub, boxes, tmp_path / "whole.jsonl") == 0
-    whole, stub.delay, journal = (tmp_path / "whole.jsonl").read_bytes(), 0.02, tmp_path / "stage1.jsonl.journal"
+    whole, journal = (tmp_path / "whole.jsonl").read_bytes(), tmp_path / "stage1.jsonl.journal"
+    stub.answers = len(stub.requests) + 70  # of 200; the four threads then wait for one each
     process = start(boxes, out, stub)
-    until = time.monotonic() + 60
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > 8) and time.monotonic() < until:
-        time.sleep(0.01)
+    until(lambda: stub.waiting == 4 and journal.read_bytes().count(b"\n") > 8)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
+    stub.answers = 10**9
+    stub.gate.set()
     assert not out.exists() and journal.exists()
     done = journal.read_bytes().count(b"\n") - 1
     assert 8 <= done < 40
@@ -42,7 +51,7 @@ def test_killed_in_the_middle_and_started_again(stub: Stub, tmp_path: Path) -> N
         file.write(b'{"index": 39, "removed": {}, "ro')
     before = len(stub.requests)
     process = start(boxes, out, stub)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=200)
     assert process.returncode == 0 and f"going on after {done} records" in said, said
     assert out.read_bytes() == whole and not journal.exists()
     assert len(stub.requests) - before == (40 - done) * 5  # what was done is not asked again
@@ -52,13 +61,10 @@ def test_killed_in_the_middle_and_started_again(stub: Stub, tmp_path: Path) -> N
 
 def test_ctrl_c_ends_at_once_and_loses_nothing(stub: Stub, tmp_path: Path) -> None:
     boxes, out = write_boxes(tmp_path / "data", 12), tmp_path / "stage1.jsonl"
+    stub.answers = 25  # of 60
     process = start(boxes, out, stub)
-    until = time.monotonic() + 60
-    while len(stub.requests) < 25 and time.monotonic() < until:
-        time.sleep(0.005)
-    stub.delay = 20.0
-    time.sleep(0.3)
+    until(lambda: stub.waiting == 4)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=10)  # and not as long as the requests under way take
+    said, _ = process.communicate(timeout=100)  # the requests under way are never answered
     assert process.returncode == 130 and "the same command goes on" in said
     assert not out.exists() and Path(f"{out}.journal").read_bytes().endswith(b"\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 from pathlib import Path
 
@@ -47,9 +46,11 @@ def test_the_teacher_is_told_one_form(style: str, number: int, names_images: boo
     assert well_formed(Candidate(f"<think>So.</think><answer>{obeyed}</answer>"), record)
 
 
-def test_a_teacher_is_asked_filtered_and_the_best_is_kept(stub: Stub, boxes: Path, tmp_path: Path) -> None:
+def test_a_teacher_is_asked_filtered_and_the_best_is_kept(
+    stub: Stub, boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "stage1.jsonl"
-    os.environ["TEST_TEACHER_KEY"] = "k-123"
+    monkeypatch.setenv("TEST_TEACHER_KEY", "k-123")
     assert teach(stub, boxes, out, "--api-key-env", "TEST_TEACHER_KEY") == 0
     made = rows(out)
     assert summary(out)["removed"] == {"leak": 6, "image": 6, "iou_gain": 6} and summary(out)["kept"] == len(made) == 6
@@ -79,7 +80,7 @@ def test_with_a_hint_the_answer_is_shown_and_no_gain_asked_for(stub: Stub, boxes
 def test_troubles_of_a_network_are_waited_for(stub: Stub, boxes: Path, tmp_path: Path) -> None:
     stub.trouble = [429, 500, "cut", "slow", 503, 200, 502, "cut"]
     out = tmp_path / "stage1.jsonl"
-    assert teach(stub, boxes, out, "--timeout", "0.3", "--threads", "2") == 0
+    assert teach(stub, boxes, out, "--timeout", "4", "--threads", "2") == 0
     assert summary(out)["kept"] == 6 and len(stub.requests) == 6 * 5 + 7
 
 
