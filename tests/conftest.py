@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
-import socket
 import subprocess
-import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import numpy as np
 import pytest
 
+from tests.torchrun import torchrun
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a worker a core, and sums in the order of the ranks' own
+import torch  # noqa: E402
+
+# The same examples in each run, however slow the machine. Others: --hypothesis-profile=default, --hypothesis-seed=1.
+LUCKLESS = {"derandomize": True, "deadline": None, "database": None}
+hypothesis.settings.register_profile("luckless", **LUCKLESS, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("luckless")
 ROOT = Path(__file__).resolve().parents[1]
 BUILTIN = {
     "image_size": 84,
@@ -49,6 +59,40 @@ SMALL = {
 }
 
 
+STATE: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {  # how each is read and set
+    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "threads": (torch.get_num_threads, torch.set_num_threads),
+    "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "working directory": (os.getcwd, os.chdir),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test or its fixtures draw without a seed of their own does not depend on what ran before."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test leaves changed, as one that fails half-way may, is put back for those after it, and named."""
+    before, environment = {name: read() for name, (read, _) in STATE.items()}, dict(os.environ)
+    yield
+    left = [name for name, (read, _) in STATE.items() if read() != before[name]]
+    for name in left:
+        STATE[name][1](before[name])
+    for name in {*environment, *os.environ} - {"PYTEST_CURRENT_TEST"}:
+        if os.environ.get(name) != environment.get(name):
+            left.append(name)
+            os.environ.pop(name, None)
+            os.environ |= {name: environment[name]} if name in environment else {}
+    if left:
+        warnings.warn(f"{request.node.nodeid} leaves changed: {', '.join(sorted(left))}", stacklevel=1)
+
+
 CLOCK = re.compile(r"^time$|timing_s/|per_second|tflops|mfu|memory|data_wait")  # metrics that no two runs share
 
 
@@ -68,20 +112,14 @@ class Run:
         return [row for row in map(json.loads, lines) if row["stage"] == stage]
 
 
-def launch_command(*arguments: str, ranks: int = 0, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def launch_command(*arguments: str, ranks: int = 0, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """`-m univg_fast.train ARGUMENTS` on the CPU: with plain python, or under torchrun if `ranks` is given."""
     return launch_python("-m", "univg_fast.train", *arguments, ranks=ranks, timeout=timeout)
 
 
-def launch_python(*words: str, ranks: int = 0, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def launch_python(*words: str, ranks: int = 0, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """The same for any script or module."""
-    command = [sys.executable]
-    if ranks:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", port]
-    command += words
+    command = [*torchrun(ranks), *words]
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
     with subprocess.Popen(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.torchrun import torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -47,18 +47,12 @@ def environment(more: Sequence[Path] = ()) -> dict[str, str]:
 
 def command(*words: Any, ranks: int = 0) -> list[str]:
     """python or torchrun with these words."""
-    start = [sys.executable]
-    if ranks:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", port]
-    return [*start, *map(str, words)]
+    return [*torchrun(ranks), *map(str, words)]
 
 
 @pytest.fixture(scope="session")
 def launch() -> Launch:
-    def run(*words: Any, ranks: int = 0, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*words: Any, ranks: int = 0, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         given = {"cwd": ROOT, "env": environment(), "capture_output": True, "text": True, "timeout": timeout}
         return subprocess.run(command(*words, ranks=ranks), **given)
 

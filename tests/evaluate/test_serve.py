@@ -17,17 +17,12 @@ import torch
 from browser import BROWSER, Page
 from PIL import Image
 
+from tests.torchrun import free_port
 from univg_fast.predict.__main__ import main
 
 BESIDE = Path(sys.prefix) / "demo"  # where `make setup` puts gradio: it wants another Pillow than CI proves
 SAID = "<think>The cup is in Image-2.</think>\n<answer>(100,200),(500,700)</answer>"
 RED = (216, 31, 42)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, SMALL, Run, timeless
+from tests.torchrun import torchrun
 
 # Two stages of a few short steps. The rewards tell random answers apart, so that there is something to learn.
 SHORT = {
@@ -87,10 +87,7 @@ class Started:
 
     def __init__(self, folder: Path, ranks: int, settings: dict[str, str]) -> None:
         self.folder, self.log = folder, folder.with_suffix(".log")
-        command = [sys.executable]
-        if ranks:
-            command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--rdzv_backend", "c10d"]
-            command += ["--rdzv_endpoint", "127.0.0.1:0"]
+        command = torchrun(ranks)
         given = SMALL | SHORT | {"run.dir": str(folder)} | keyed(settings)
         command += ["-m", "univg_fast.train", "--config", "demo", *(f"--{k}={v}" for k, v in given.items())]
         paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -111,7 +108,7 @@ class Started:
     def output(self) -> str:
         return self.log.read_text()
 
-    def wait_for(self, text: str, timeout: float = 120) -> None:
+    def wait_for(self, text: str, timeout: float = 400) -> None:
         deadline = time.monotonic() + timeout
         while text not in self.output:
             assert self.process.poll() is None, f"ended before it said {text!r}:\n{self.output[-4000:]}"

@@ -52,7 +52,7 @@ class Course:
 
 
 def main() -> None:
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     course = Course()
     report = {"first": course.step_and_save()}
     if distributed.is_main():

@@ -33,7 +33,7 @@ from univg_fast.train.resume import resume  # noqa: E402
 
 def train(zero_stage: int, folder: Path, say: int) -> None:
     """Until killed. Says "resumed", then before each save "saving" and after it "saved", with step and weights."""
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     config = DeepSpeedConfig(zero_stage=zero_stage, config=SHARD_EVERYTHING)
     ds = engine.make_engine(TinyLM(), OPTIM, config, 10_000)
 

@@ -11,11 +11,12 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.torchrun import torchrun
 
 HERE = Path(__file__).parent
 MOUNT = "mount -t tmpfs -o size=1m none {} && exec {}"
@@ -29,10 +30,9 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     alone = ["unshare", "-rm", "sh", "-c"]
     if subprocess.run([*alone, MOUNT.format(disk, "true")], capture_output=True).returncode != 0:
         pytest.skip("mounting a tmpfs in a namespace of its own (unshare -rm) is not allowed here")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(HERE / "disk_worker.py"), str(disk)]
+    command = [*torchrun(2), str(HERE / "disk_worker.py"), str(disk)]
     line = MOUNT.format(shlex.quote(str(disk)), shlex.join(command))
-    done = subprocess.run([*alone, line], capture_output=True, text=True, env=environment, timeout=180)
+    done = subprocess.run([*alone, line], capture_output=True, text=True, env=environment, timeout=280)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0 and lines, done.stdout[-2000:] + done.stderr[-4000:]
     found: list[dict[str, Any]] = json.loads(lines[0].removeprefix("RESULT "))

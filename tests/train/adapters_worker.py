@@ -114,7 +114,7 @@ def look(stage: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     out = Path(sys.argv[1])
     report = {str(stage): look(stage, out.with_name(f"ckpt{stage}")) for stage in range(4)}
     if distributed.is_main():

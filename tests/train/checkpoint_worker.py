@@ -124,7 +124,7 @@ def open_newest(zero_stage: int, choice: str = "auto") -> Any:
 
 
 def main() -> None:
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     modes: dict[str, Callable[..., Any]] = {f.__name__: f for f in (train, resume, fail, loop, open_newest)}
     global ROOT, DTYPE
     mode, stages, folder, *more = sys.argv[1:]

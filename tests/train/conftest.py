@@ -1,36 +1,24 @@
-"""Launching the multi-process parts of these tests: torchrun on a CPU, random port, hard time limit."""
+"""Launching the multi-process parts of these tests: torchrun on a CPU, hard time limit."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.torchrun import torchrun
+
 ROOT = Path(__file__).resolve().parents[2]
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def command_for(script: str, arguments: tuple[object, ...], world: int) -> tuple[list[str], dict[str, str]]:
     """Command line and environment; world=0 is plain python without torchrun."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world)]
-    start += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    command = [
-        *(start if world else [sys.executable]),
-        str(Path(__file__).parent / script),
-        *map(str, arguments),
-    ]
+    command = [*torchrun(world), str(Path(__file__).parent / script), *map(str, arguments)]
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
     environment = {key: value for key, value in os.environ.items() if key not in ranks}
@@ -48,7 +36,7 @@ def start_script(script: str, *arguments: object) -> subprocess.Popen[bytes]:
 
 
 def launch_script(
-    script: str, *arguments: object, world: int = 1, timeout: float = 180
+    script: str, *arguments: object, world: int = 1, timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """Run tests/train/SCRIPT under torchrun with `world` ranks; world=0 runs it with plain python."""
     command, environment = command_for(script, arguments, world)

@@ -60,12 +60,12 @@ def plans() -> None:
 
 def hang() -> None:
     if distributed.rank() == 1:
-        time.sleep(60)
+        time.sleep(600)
     torch.distributed.barrier()
 
 
 def main() -> None:
-    distributed.init(timeout_s=5)
+    distributed.init(timeout_s=10 if sys.argv[1] == "hang" else 600)
     modes = {
         "collectives": collectives,
         "bug": lambda: one_rank(lambda: {}["lost key"]),

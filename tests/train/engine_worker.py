@@ -99,7 +99,7 @@ def parameters(module: torch.nn.Module, stage: int) -> list[float]:
 
 
 def main() -> None:
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     report: dict[str, Any] = {
         "plain": {},
         "poisoned": {},

@@ -78,7 +78,7 @@ def run(case: Path, family: str, zero_stage: int, adapters: bool, tied: bool = T
 
 
 def main() -> None:
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     folder = Path(sys.argv[1])
     run(folder / "1", "qwen2_vl", 1, False)
     run(folder / "3", "qwen3_vl", 3, False, tied=False)

@@ -228,7 +228,7 @@ def stopped(inputs: Inputs) -> dict[str, Any]:
 def main() -> None:
     out, zero_stage = Path(sys.argv[1]), sys.argv[2]
     COMMON["deepspeed.zero_stage"] = zero_stage
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     stopping.install()
     guard: AbstractContextManager[None] = stopping.finishing()
     inputs = prepare(settings(), out)

@@ -85,7 +85,7 @@ def look(dtype: str, stage: int, given: dict[str, Any], lora: LoraConfig | None)
 
 
 def main() -> None:
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     report = {name: look(*case) for name, case in CASES.items()}
     if distributed.is_main():
         Path(sys.argv[1]).write_text(json.dumps(report))

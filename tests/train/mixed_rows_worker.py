@@ -45,7 +45,7 @@ def train(stage: int, frozen: bool) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     stages = [(0, False), (0, True)]
     if distributed.world_size() > 1:
         stages += [(2, False), (3, False), (3, True)]

@@ -40,7 +40,7 @@ def run(name: str, folder: Path) -> None:
 
 def main() -> None:
     folder, *names = sys.argv[1:]
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     for name in names:
         run(name, Path(folder) / name)
 

@@ -55,7 +55,7 @@ def course(
 
 
 def main() -> None:
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     mode, folder = sys.argv[1], Path(sys.argv[2])
     logs = {name: course(folder / name.replace(" ", "_"), mode == "resume", *how) for name, how in COURSES.items()}
     if distributed.is_main():

@@ -64,7 +64,7 @@ def look(stage: int, adapters: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    distributed.init(timeout_s=60)
+    distributed.init(timeout_s=300)
     report = {f"{stage}-{adapters}": look(stage, adapters) for stage in (1, 3) for adapters in (False, True)}
     if distributed.is_main():
         Path(sys.argv[1]).write_text(json.dumps(report))
