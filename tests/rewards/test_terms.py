@@ -238,6 +238,14 @@ def test_a_recipe_is_a_configuration(name: str, tmp_path: Path) -> None:
 def test_a_recipe_and_other_terms_are_a_conflict() -> None:
     with pytest.raises(ConfigError, match=r"rewards\.terms: expected none beside rewards\.recipe=cgc, which says .*"):
         load_config(["--rewards.recipe=cgc", "--rewards.terms.iou=2"])
+    for given in (
+        "parser=univg_r1",
+        "difficulty_from=iou",
+        "terms={iou: 1.0, format: 1.0}",
+    ):  # defaults, without recipe
+        with pytest.raises(ConfigError, match=rf"rewards\.{given.partition('=')[0]}: expected none beside .*, got "):
+            load_config(["--rewards.recipe=mirg_rl", f"--rewards.{given}"])
+    assert load_config(["--rewards.recipe=univg_r1", "--rewards.parser=univg_r1"]).rewards.parser == "univg_r1"
     with pytest.raises(ConfigError, match=r"rewards\.recipe: expected .*, got 'mirg'"):
         load_config(["--rewards.recipe=mirg"])
     with pytest.raises(ConfigError, match=r"rewards\.iou_low: expected at most rewards\.iou_high \(0\.9\), got 0\.95"):

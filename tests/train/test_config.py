@@ -197,6 +197,7 @@ def test_help_lists_every_key_with_its_comment() -> None:
 def test_dropout_must_not_be_in_the_ratios_of_later_optimizer_steps() -> None:
     wrong = ["--config=demo", "--model.lora.lora_dropout=0.1", "--model.freeze_vision_tower=true"]
     load_config(wrong)
-    load_config([wrong[0], wrong[2], "--model.lora.r=4", "--grpo.steps_per_generation=2"])
-    with pytest.raises(ValueError, match=r"grpo.steps_per_generation: expected 1 beside model.lora.lora_dropout=0.1"):
-        load_config([*wrong, "--grpo.steps_per_generation=2"])
+    for key in ("steps_per_generation", "num_iterations"):
+        load_config([wrong[0], wrong[2], "--model.lora.r=4", f"--grpo.{key}=2"])
+        with pytest.raises(ValueError, match=rf"grpo.{key}: expected 1 beside model.lora.lora_dropout=0.1"):
+            load_config([*wrong, f"--grpo.{key}=2"])

@@ -63,14 +63,16 @@ def check(config: Config) -> None:
         raise ValueError(f"rewards.difficulty_from: expected one of rewards.terms ({terms}), got {source!r}")
     _check_deepspeed(config.deepspeed.config)
     _check_grpo(config.grpo)
-    lora, steps = config.model.lora, config.grpo.steps_per_generation
+    lora = config.model.lora
     if lora is not None and not (config.model.freeze_vision_tower or lora.target_modules or lora.modules_to_save):
         raise ValueError(TOWER_BESIDE_LORA)
-    if "grpo" in config.stages and lora is not None and lora.lora_dropout > 0 and steps > 1:
-        raise ValueError(  # their old log-probs are without dropout: ratios would begin beside 1, and be clipped
-            f"grpo.steps_per_generation: expected 1 beside model.lora.lora_dropout={lora.lora_dropout:g}, which would "
-            f"be in the ratios of all optimizer steps of a rollout but the first, got {steps}; set lora_dropout to 0"
-        )
+    dropout = lora.lora_dropout if lora is not None and "grpo" in config.stages else 0.0
+    for key in ("steps_per_generation", "num_iterations") if dropout > 0 else ():
+        if (steps := getattr(config.grpo, key)) > 1:  # old log-probs have another mask or none: ratios begin beside 1
+            raise ValueError(
+                f"grpo.{key}: expected 1 beside model.lora.lora_dropout={dropout:g}, which would be in the ratios of "
+                f"all optimizer steps of a rollout but the first, got {steps}; set lora_dropout to 0"
+            )
 
 
 def _check_grpo(grpo: GrpoStageConfig) -> None:

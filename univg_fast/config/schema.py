@@ -35,6 +35,11 @@ def filled(default: dict[str, Any]) -> Any:
     return field(default_factory=lambda: dict(default))
 
 
+def of_recipe() -> Any:
+    """A field that rewards.recipe says, or univg_r1's where there is none; None only until then."""
+    return field(default=None)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     dir: str = "runs/run"  # the run folder: everything a run writes lies in it
@@ -74,7 +79,7 @@ class ModelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     builtin: BuiltinConfig | None = None  # make this data set in the run folder, instead of reading files
-    sft: tuple[Entry, ...] = ()  # stage-1 files: paths, or {path, weight, image_root, coordinates, answer_style}
+    sft: tuple[Entry, ...] = ()  # stage-1 files: paths, or {path, weight, image_root, coordinates, answer_style, cot}
     grpo: tuple[Entry, ...] = ()  # stage-2 files
     eval: tuple[Entry, ...] = ()  # held-out files
     image_root: str | None = None  # relative image paths start here; null: at the data file's folder
@@ -149,9 +154,9 @@ class GrpoStageConfig(OptimConfig):
 @dataclass(frozen=True)
 class RewardsConfig:
     recipe: RecipeName | None = None  # terms, parser and difficulty_from of a published system
-    terms: dict[str, float] = filled({"iou": 1.0, "format": 1.0})  # reward name, or FILE.py:FUNCTION: weight in the sum
-    parser: Literal["univg_r1", "strict", "lenient"] = "univg_r1"  # how boxes are read from completions
-    difficulty_from: str = "iou"  # the term whose group mean is the mIoU of phi
+    terms: dict[str, float] = of_recipe()  # reward name, or FILE.py:FUNCTION: weight in the sum
+    parser: Literal["univg_r1", "strict", "lenient"] = of_recipe()  # how boxes are read from completions
+    difficulty_from: str = of_recipe()  # the term whose group mean is the mIoU of phi
     iou_threshold: float = num(0.5, gt=0, le=1)  # of the terms iou_threshold and f1
     iou_low: float = num(0.1, ge=0, le=1)  # of iou_dual and matching_dual: below it 0
     iou_high: float = num(0.9, ge=0, le=1)  # and from here on 1
@@ -160,17 +165,14 @@ class RewardsConfig:
     repetition_ngram: int = num(3, gt=0)  # words of a run that repetition counts
 
     def __post_init__(self) -> None:
-        for key, value in RECIPES[self.recipe].items() if self.recipe is not None else ():
-            given, default = getattr(self, key), REWARD_DEFAULTS[key]
-            if given == default:
+        for key, value in RECIPES[self.recipe or "univg_r1"].items():
+            given = getattr(self, key)
+            if given is None:
                 object.__setattr__(self, key, deepcopy(value))
-            elif given != value:
+            elif self.recipe is not None and given != value:
                 raise ValueError(
-                    f"rewards.{key}: expected none beside rewards.recipe={self.recipe}, which says {value}"
+                    f"rewards.{key}: expected none beside rewards.recipe={self.recipe}, which says {value}, got {given}"
                 )
-
-
-REWARD_DEFAULTS: dict[str, Any] = {"terms": {"iou": 1.0, "format": 1.0}, "parser": "univg_r1", "difficulty_from": "iou"}
 
 
 @dataclass(frozen=True)

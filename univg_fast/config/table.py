@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -43,14 +43,13 @@ def _leaves(cls: type = Config, prefix: str = "") -> dict[str, Leaf]:
     comments: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         comments.update(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(base), re.MULTILINE))
-    table: dict[str, Leaf] = {}
+    table, made = dict[str, Leaf](), cls()
     for item in fields(cls):
         key, section = prefix + item.name, section_of(hints[item.name])
         if section is not None:
             table.update(_leaves(section, key + "."))
         else:
-            default = item.default_factory() if item.default_factory is not MISSING else item.default
-            table[key] = Leaf(hints[item.name], default, comments.get(item.name, ""))
+            table[key] = Leaf(hints[item.name], getattr(made, item.name), comments.get(item.name, ""))
     return table
 
 
@@ -60,7 +59,7 @@ SECTIONS = {key.rpartition(".")[0] for key in LEAVES} - {""}
 
 def children(section: str) -> str:
     """The keys right below a section, as a list to read."""
-    names = [key for key in (*LEAVES, *SECTIONS) if key.rpartition(".")[0] == section]
+    names = [key for key in (*LEAVES, *sorted(SECTIONS)) if key.rpartition(".")[0] == section]
     return ", ".join(name.rpartition(".")[2] for name in names)
 
 
