@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,25 @@ from datasets import Dataset
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast, Qwen2Config, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 VOCAB = 61
 WORDS = ["<pad>", "<eos>", "<unk>", *(f"w{i}" for i in range(VOCAB - 3))]
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 24,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
 NAMES = ("w3 w4 w5 w6", "w7", "w8 w9 w10", "w11 w12 w13 w14 w15 w16")
 
 Run = tuple[list[dict[str, float]], list[dict[str, Tensor]]]
@@ -55,30 +70,32 @@ def short(completions: list[str], **columns: Any) -> list[float]:
     return [-0.1 * len(text.split()) for text in completions]
 
 
-def trainer(folder: Path, cls: type = GRPOTrainer, config: type = GRPOConfig, **settings: Any) -> Any:
-    """Two prompts of four completions a micro-batch, two micro-batches a step; the policy lies off the reference."""
+def write_model(folder: Path, model: PreTrainedConfig | None = None, dtype: torch.dtype = torch.float32) -> None:
+    """The reference and its tokenizer, to `folder`/model."""
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=VOCAB,
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=1,
-            pad_token_id=0,
-        )
-    )
+    reference = AutoModelForCausalLM.from_config(deepcopy(model) if model else Qwen2Config(**SMALL))
     generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
+    for parameter in reference.parameters():
         parameter.data.add_(0.15 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder / "model")
+    reference.to(dtype).save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
-    policy = Qwen2ForCausalLM.from_pretrained(folder / "model")
+
+
+def trainer(
+    folder: Path,
+    cls: type = GRPOTrainer,
+    config: type = GRPOConfig,
+    model: PreTrainedConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    peft_config: Any = None,
+    **settings: Any,
+) -> Any:
+    """Two prompts of four completions a micro-batch, two micro-batches a step; the policy lies off the reference."""
+    if not (folder / "model").exists():
+        write_model(folder, model, dtype)
+    policy = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype)
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(4)
     for parameter in policy.parameters():
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     defaults = {
@@ -106,6 +123,7 @@ def trainer(folder: Path, cls: type = GRPOTrainer, config: type = GRPOConfig, **
         processing_class=tokenizer(),
         reward_funcs=[iou, short],
         train_dataset=Dataset.from_dict({"prompt": list(NAMES) * 4}),
+        peft_config=peft_config,
     )
     return made
 
@@ -138,19 +156,41 @@ def timeless(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if not any(word in name for word in clock)}
 
 
+def gradient(parameter: Tensor) -> Tensor | None:
+    """The whole of it, over all ranks, whoever holds its parts."""
+    if hasattr(parameter, "ds_id"):  # ZeRO-3's
+        from deepspeed.utils import safe_get_full_grad
+
+        whole = safe_get_full_grad(parameter)
+        return None if whole is None else whole.clone()
+    found = parameter.grad
+    return found.full_tensor() if isinstance(found, DTensor) else None if found is None else found.clone()
+
+
 class Watch(TrainerCallback):
     """Gradients as the optimizer gets them, step by step."""
 
-    def __init__(self) -> None:
-        self.gradients: list[dict[str, torch.Tensor]] = []
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.gradients = trainer, list[dict[str, Tensor]]()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
-        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    def look(self) -> None:
+        found = {name: gradient(p) for name, p in self.trainer.model.named_parameters() if p.requires_grad}
+        self.gradients.append({name: one for name, one in found.items() if one is not None})
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if self.trainer.is_deepspeed_enabled:  # its engine steps inside of accelerate's backward()
+            engine = self.trainer.model_wrapped
+            step = engine.step
+            engine.step = lambda *arguments, **named: (self.look(), step(*arguments, **named))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if not self.trainer.is_deepspeed_enabled:
+            self.look()
 
 
-def run(made: Any) -> tuple[list[dict[str, float]], list[dict[str, torch.Tensor]]]:
+def run(made: Any) -> Run:
     """(what it logs, its gradients) at each step."""
-    watch = Watch()
+    watch = Watch(made)
     made.add_callback(watch)
     made.train()
     made.remove_callback(watch)

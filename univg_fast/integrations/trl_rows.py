@@ -47,8 +47,9 @@ def is_gmpo(trainer: Any) -> bool:
 
 
 def accumulation(trainer: Any) -> float:
-    """What TRL divides a micro-batch's loss by."""
-    return float(trainer.current_gradient_accumulation_steps) if trainer.model.training else 1.0
+    """What TRL divides a micro-batch's loss by; the trainer has it from its first step on."""
+    steps = trainer.args.gradient_accumulation_steps
+    return float(getattr(trainer, "current_gradient_accumulation_steps", steps)) if trainer.model.training else 1.0
 
 
 def entropy_coef(trainer: Any) -> float:
