@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from integrations.hosts.models import plain_model
-from ops.peers.source import PEERS, need
+from ops.peers.source import PEERS, methods, need
 from tiny import VOCAB, random_sample
 
 from univg_fast.integrations import ms_swift
@@ -148,6 +148,36 @@ def test_a_completion_without_a_value_is_left_out_of_the_mean() -> None:
     weight[:4] = (1 - rewards[[0, 2, 3], 0].double().mean()).exp()
     torch.testing.assert_close(ours, theirs * weight, rtol=1e-5, atol=1e-6)
     assert theirs.abs().max() > 0.5
+
+
+@pytest.mark.parametrize("phi", [None, "iou"])
+def test_evaluation_is_the_hosts(phi: str | None) -> None:
+    """TRL's `prediction_step`, which ms-swift inherits: eval mode, no gradients, groups of num_generations_eval."""
+    predict = vars(methods("trl/trainer/grpo_trainer.py", "GRPOTrainer", "prediction_step"))["prediction_step"]
+    miou, found = REWARDS[:, 0].double().view(4, 2).mean(1), []
+    weight = (1 - miou).exp() if phi else torch.ones(4, dtype=torch.float64)
+    for ours in (True, False):
+        trainer = make_trainer(plain_model().eval())
+        trainer.compute_loss_context_manager = contextlib.nullcontext
+
+        def generate(_: Any, trainer: Any = trainer, ours: bool = ours) -> Any:
+            inputs, batch = make_batch()
+            advantages = trainer._compute_advantages([], REWARDS, [])
+            if not ours:
+                advantages = (advantages * weight.repeat_interleave(2)).float()
+            batch.advantages = advantages[:, None].expand(batch.completion_mask.shape)
+            batch.ref_per_token_logps = batch.old_per_token_logps + 0.2
+            return [{"model_inputs": inputs, "grpo_batch": batch}]
+
+        trainer._generate_and_score_completions = generate
+        with ms_swift.patch(trainer, phi=phi) if ours else contextlib.nullcontext():
+            loss = predict(trainer, trainer.model, [], True)[0]
+        assert not loss.requires_grad and not trainer._metrics["train"]
+        found.append(([loss.item()], dict(trainer._metrics["eval"]), []))
+    if phi:
+        assert found[0][1].pop("difficulty_weight") == [pytest.approx(weight.mean().item(), rel=1e-6)]
+    assert_same(*found)
+    assert abs(found[1][0][0]) > 1e-3 and found[1][1]["kl"][0] > 0
 
 
 def test_without_padding_the_row_is_scored_whole() -> None:

@@ -110,6 +110,26 @@ def test_only_actions_meet_the_vocabulary(host: OpenRLHF) -> None:
     assert shapes == [(1, int(batch["action_mask"].sum()), 2)]
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_passes_without_gradients_are_the_hosts(host: OpenRLHF, packing: bool) -> None:
+    """`PolicyModelActor.forward`: the actor in eval mode, then back; its evaluation has no pass of the actor at all."""
+    cpu = SimpleNamespace(no_grad=torch.no_grad, cuda=SimpleNamespace(current_device=lambda: "cpu"))
+    name = "merge_mm_train_inputs"
+    names = {"torch": cpu, name: functions("openrlhf/utils/vlm_utils.py", name)[name]}
+    worker = methods("openrlhf/trainer/ray/ppo_actor.py", "PolicyModelActor", "forward", **names)()
+    worker.actor, worker.strategy = make_actor(host, packing), SimpleNamespace(ring_attn_group=None)
+    batch, modes, found = make_batch(packing), [], []
+    names = [name for name in batch if name.startswith(("pixel", "image"))]
+    images = [{name: batch[name].chunk(4)[i] for name in names} for i in range(4)]
+    given = {name: batch[name] for name in ("sequences", "action_mask", "attention_mask")}
+    worker.actor.register_forward_pre_hook(lambda module, _: modes.append((module.training, torch.is_grad_enabled())))
+    for ours in (True, False):
+        with openrlhf.patch(worker.actor) if ours else contextlib.nullcontext():
+            found.append(worker.forward(**given, mm_train_inputs_list=None if packing else images))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    assert modes == [(False, False)] * 2 and worker.actor.training and not found[0].requires_grad
+
+
 def test_calls_without_an_action_mask_are_the_hosts_and_everything_is_put_back(host: OpenRLHF) -> None:
     actor, batch = make_actor(host), make_batch(False)
     del batch["action_mask"]

@@ -184,8 +184,7 @@ def _replace_advantages(done: Patch, phi: str, config: GrpoConfig) -> None:
 
     @functools.wraps(reduce)
     def reduce_metrics(metrics: dict[str, list[Any]], *args: Any, **kwargs: Any) -> Any:
-        if phi in metrics:
-            last[:] = metrics[phi]
+        last[:] = metrics.get(phi, [])  # a validation's, too: they are gone with the next step's
         return reduce(metrics, *args, **kwargs)
 
     @functools.wraps(compute)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,7 @@ from univg_kernels import linear_logprob
 
 from .patching import Patch
 
-# What a model may do to its logits after the output embedding: it would do it to log-probabilities.
-_AFTER_THE_HEAD = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "logits_soft_cap",
-    "output_logit_soft_cap",
-    "output_multiplier",
-)
+_LAST: WeakSet[nn.Module] = WeakSet()  # output embeddings whose output was seen to leave its model as it was
 
 
 def bare(model: Any) -> Any:
@@ -37,29 +29,19 @@ def bare(model: Any) -> Any:
 
 
 def head_of(model: Any) -> Any:
-    """The output embedding, a plain linear layer.
-
-    Raises ValueError where it is something else (an adapter), or where the model changes logits after it.
-    """
+    """The output embedding, a plain linear layer; ValueError where it is something else (an adapter, quantized)."""
     model = bare(model)
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward:
         raise ValueError(
-            f"{type(model).__name__}'s output embedding must be a linear layer, got {type(head).__name__}; an adapter "
-            "on lm_head is not fused: leave lm_head out of its target_modules, or train without the drop-in"
+            f"{type(model).__name__}'s output embedding must be a plain linear layer, got {type(head).__name__}; an "
+            "adapter on lm_head is not fused, nor is a quantized one: leave lm_head out of target_modules and out of "
+            "the quantization, or train without the drop-in"
         )
     if not head.weight.is_floating_point():
         raise ValueError(
             f"{type(model).__name__}'s output embedding must have a floating-point weight, got {head.weight.dtype} "
             f"({type(head).__name__}); leave lm_head out of the quantization, or train without the drop-in"
-        )
-    text = model.config.get_text_config()
-    changed = {name: getattr(text, name, None) for name in _AFTER_THE_HEAD}
-    changed = {name: value for name, value in changed.items() if value not in (None, 1.0)}
-    if changed:
-        raise ValueError(
-            f"{type(model).__name__} changes its logits after lm_head ({changed}), which this drop-in does not follow; "
-            "train this model without it"
         )
     return head
 
@@ -71,17 +53,44 @@ def scoring(model: Any, rows: Tensor, token_ids: Tensor, temperature: float = 1.
     rows: [N] int64, indices into the flattened [batch * length] hidden states that reach the output embedding.
     token_ids: [N] int64, what each row predicts. fp32 (fp64 for fp64 models), differentiable, of the logits divided by
     `temperature`; [batch * length, V] exists nowhere, and no other row is multiplied by the embedding.
+    Raises ValueError where a model does something to its logits after the output embedding (a softcap, a scale,
+    another dtype), which it would do to log-probabilities: its first call is looked at, which waits for the device.
     """
     head = head_of(model)
+    made: list[Tensor] = []
 
     def forward(hidden: Tensor) -> Tensor:
         wanted = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows)
         scored = linear_logprob(wanted, head.weight, token_ids, bias=head.bias, temperature=temperature)
-        return torch.stack(scored, -1)[None]
+        out = torch.stack(scored, -1)[None]
+        made.append(out.detach())
+        return out
+
+    def look(module: Any, args: Any, output: Any) -> None:
+        _refuse_unless_last(module, made, output.logits)
+        if len(rows):
+            _LAST.add(head)
 
     with Patch() as patch:
         patch.replace(head, "forward", forward)
-        yield
+        hook = None if head in _LAST else bare(model).register_forward_hook(look)
+        try:
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
+
+
+def _refuse_unless_last(model: Any, made: list[Tensor], logits: Any) -> None:
+    """By what comes out, and not by the settings, for which each family has names of its own."""
+    same = len(made) == 1 and isinstance(logits, Tensor)
+    same = same and (logits.shape, logits.dtype) == (made[0].shape, made[0].dtype)
+    if not (same and torch.equal(logits.nan_to_num(), made[0].nan_to_num())):
+        raise ValueError(
+            f"{type(model).__name__} changes what its output embedding makes before it returns it as logits (a "
+            "softcap, a scale, another dtype), or makes them elsewhere, which this drop-in does not follow; train this "
+            "model without it"
+        )
 
 
 def spread(values: Tensor, places: Tensor, shape: Sequence[int]) -> Tensor:

@@ -23,38 +23,44 @@ _NAME = "univg_kernels_shared_prefix"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
+class Batch(NamedTuple):
+    """What a row is made of, on the host: B sequences, prompts padded left and completions padded right."""
+
+    ids: Tensor  # [B, L] int64
+    mask: Tensor  # [B, L] bool
+    prompt_length: int
+    members: list[list[int]]  # the sequences of each prompt, in order
+    grids: Tensor  # [images, 3] int64, of all B sequences one after the other
+
+
 class SharedRow(NamedTuple):
     """Arguments of the model and what to read from it. N scored tokens, T of the row."""
 
-    inputs: dict[
-        str, Any
-    ]  # of model(...): input_ids [1, T], position_ids [3, 1, T], and the images of each prompt once
+    inputs: dict[str, Any]  # of model(...): input_ids [1, T], position_ids [3, 1, T], image_grid_thw; no pixels
     layout: SharedPrefix
     rows: Tensor  # [N] int64: which hidden state of the row predicts each scored token
     token_ids: Tensor  # [N] int64
     places: Tensor  # [N] int64: where each belongs in the flattened [B, L - 1]
+    patches: list[int]  # of each image of the batch
+    images: list[int]  # of the row, in order: those of each prompt once
+
+    def pixels(self, pixel_values: Tensor | None) -> dict[str, Tensor]:
+        """The last argument of the model: of the whole batch's pixel_values [patches, D] what the row has."""
+        if pixel_values is None:
+            return {}
+        parts = pixel_values.split(self.patches)
+        return {"pixel_values": torch.cat([parts[j] for j in self.images])}
 
 
-def share_prompts(
-    model: Any,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    prompt_length: int,
-    members: Sequence[Sequence[int]],
-    pixel_values: Tensor | None = None,
-    image_grid_thw: Tensor | None = None,
-) -> SharedRow:
-    """The row of a batch of [B, L] int64: prompts padded left to `prompt_length`, completions padded right.
+def share_prompts(model: Any, batch: Batch, device: torch.device | str = "cpu") -> SharedRow:
+    """The row of a batch, on `device`.
 
-    members: the sequences of each prompt, in order. image_grid_thw: [images, 3], of all B sequences one after the
-    other, as pixel_values [patches, D] are. Reads ids, mask and grids back to the host once.
     Raises ValueError where members of a prompt differ in it, or images do not fit their tokens.
     """
-    ids, mask = input_ids.cpu(), attention_mask.cpu().bool()
-    grids = torch.zeros(0, 3, dtype=torch.int64) if image_grid_thw is None else image_grid_thw.cpu()
+    ids, mask, prompt_length, members, grids = batch
     images = _images_of(model, ids, mask, grids)
-    kept_grids = torch.cat([grids[images[m[0]]] for m in members])
-    positions = _prompt_positions(model, ids, mask, prompt_length, [m[0] for m in members], kept_grids)
+    kept = [j for m in members for j in images[m[0]]]
+    positions = _prompt_positions(model, ids, mask, prompt_length, [m[0] for m in members], grids[kept])
     tokens, places_of_rope, spans, rows, targets, places = [], [], [], [], [], []
     start = 0
     for group, at in zip(members, positions, strict=True):
@@ -76,19 +82,15 @@ def share_prompts(
             lengths.append(n)
         spans.append((len(prompt), lengths))
         start = end + sum(lengths)
-    device = input_ids.device
     inputs: dict[str, Any] = {
         "input_ids": torch.cat(tokens)[None].to(device),
         "position_ids": torch.cat(places_of_rope, 1)[:, None].to(device),
         "use_cache": False,
     }
-    if pixel_values is not None:
-        patches = grids.prod(-1).tolist()
-        parts = pixel_values.split(patches)
-        inputs["pixel_values"] = torch.cat([parts[j] for m in members for j in images[m[0]]])
-        inputs["image_grid_thw"] = kept_grids.to(device)
+    if len(grids):
+        inputs["image_grid_thw"] = grids[kept].to(device)
     found = (torch.cat(x).to(device) for x in (rows, targets, places))
-    return SharedRow(inputs, shared_prefix(spans).to(device), *found)
+    return SharedRow(inputs, shared_prefix(spans).to(device), *found, grids.prod(-1).tolist(), kept)
 
 
 def _images_of(model: Any, ids: Tensor, mask: Tensor, grids: Tensor) -> list[list[int]]:

@@ -17,7 +17,8 @@ from univg_kernels import GrpoConfig
 from .heads import bare, head_of, scoring, spread
 from .patching import Patch
 from .phi import of_means, refuse_negative
-from .prefix import attending, image_kinds, patch_attention, share_prompts
+from .prefix import Batch, attending, image_kinds, patch_attention
+from .rows import Rows
 from .versions import require, require_signature
 
 TRANSFORMERS = ("5.19",)  # whose Qwen-VL attention takes a function from outside, and which the tests run with
@@ -66,36 +67,44 @@ def _replace_scoring(done: Patch, trainer: Any, shared: bool) -> None:
         head_of(model)
         if shared:
             patch_attention(done, model)
-    prompts: deque[Tensor] = deque(maxlen=max(trainer.args.gradient_accumulation_steps, 1))
+    batches = max(trainer.args.gradient_accumulation_steps, 1)
+    prompts: deque[Tensor] = deque(maxlen=batches)
+    kept = Rows(batches, trainer.num_iterations)
     policy = bare(trainer.model)
     generate = policy.generate
 
     def remember(*args: Any, **kwargs: Any) -> Any:
         """`_get_per_token_logps` is not told where completions begin; what was generated from tells."""
-        prompts.append((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).cpu())
+        prompts.append(_on_host(kwargs["input_ids"] if "input_ids" in kwargs else args[0]))
         return generate(*args, **kwargs)
 
     def score(model: Any, input_ids: Tensor, attention_mask: Tensor, **images: Any) -> Tensor:
-        length = _prompt_length(prompts, input_ids)
+        ids = _on_host(input_ids)
+        length = _prompt_length(prompts, ids)
         if not shared:
             return _score_rows(model, input_ids, attention_mask, length, images)
         unknown = [name for name in images if name not in (*_IMAGES, "mm_token_type_ids")]
         if unknown:
             raise ValueError(f"prompts with {', '.join(unknown)} cannot be shared; pass shared_prefix=False")
-        members = _members(trainer, len(input_ids))
-        given = {name: images.get(name) for name in _IMAGES}
-        row = share_prompts(model, input_ids, attention_mask, length, members, **given)
+        pixels, grids = (images.get(name) for name in _IMAGES)
+        grids = torch.zeros(0, 3, dtype=torch.int64) if grids is None else _on_host(grids)
+        batch = Batch(ids, _on_host(attention_mask).bool(), length, _members(trainer, len(ids)), grids)
+        row = kept.of(model, batch, input_ids.device, keep=trainer.model.training)
         with attending(model, row.layout), scoring(model, row.rows, row.token_ids):
-            scored = model(**row.inputs).logits[0, :, 0]
+            scored = model(**row.inputs, **row.pixels(pixels)).logits[0, :, 0]
         return _spread(scored, row.places, input_ids)
 
     done.replace(policy, "generate", remember)
     done.replace(trainer, "_get_per_token_logps", score)
 
 
-def _prompt_length(prompts: deque[Tensor], input_ids: Tensor) -> int:
+def _on_host(values: Tensor) -> Tensor:
+    """A copy, on a CPU too: what the host writes into its own is seen then."""
+    return values.to("cpu", copy=True)
+
+
+def _prompt_length(prompts: deque[Tensor], ids: Tensor) -> int:
     """Of the prompts that completions were generated for; the shortest that fits, which leaves no completion out."""
-    ids = input_ids.cpu()
     fits = [p.shape[1] for p in prompts if len(p) == len(ids) and torch.equal(ids[:, : p.shape[1]], p)]
     if not fits:
         raise ValueError(

@@ -114,11 +114,13 @@ class DataParallelPPOActor:
 
     @torch.no_grad()
     def compute_log_prob(self, data: Any) -> Tensor:
+        self.actor_module.eval()
         parts = split(data, self.config.micro_batch_size_per_device_for_update)
         return torch.cat([self._forward_micro_batch(part, data.meta_info["temperature"]) for part in parts])
 
     def update_policy(self, data: Any) -> dict[str, list[float]]:
         c, metrics = self.config, defaultdict(list)
+        self.actor_module.train()
         for mini in split(data, c.global_batch_size_per_device):
             total = mini["response_mask"].sum()
             self.actor_optimizer.zero_grad()
@@ -197,3 +199,12 @@ def training_step(actor: DataParallelPPOActor, data: Any, scores: dict[str, list
     metrics = {f"reward/{name}": value for name, value in reduce_metrics(scores).items()}
     data = compute_advantage(data, adv_estimator="grpo", gamma=1.0, lam=1.0)
     return metrics | actor.update_policy(data)
+
+
+def validate(batches: list[dict[str, list[float]]]) -> dict[str, float]:
+    """The trainer's `_validate` after generation: scores of all batches' completions, and no log-probabilities."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for scores in batches:
+        for name, values in scores.items():
+            found[name].extend(values)
+    return {f"val/{name}_reward": value for name, value in reduce_metrics(found).items()}

@@ -19,7 +19,7 @@ from tiny import random_sample
 
 from univg_fast.integrations.heads import scoring
 from univg_fast.integrations.patching import Patch
-from univg_fast.integrations.prefix import attending, patch_attention, share_prompts
+from univg_fast.integrations.prefix import Batch, attending, patch_attention, share_prompts
 
 
 def batch(rank: int) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
@@ -35,9 +35,10 @@ def batch(rank: int) -> tuple[torch.Tensor, int, dict[str, torch.Tensor]]:
 
 def loss_of(model: Any, rank: int) -> torch.Tensor:
     ids, length, images = batch(rank)
-    row = share_prompts(model, ids, torch.ones_like(ids), length, [range(len(ids))], **images)
+    pixels, grids = images.values()
+    row = share_prompts(model, Batch(ids, torch.ones_like(ids).bool(), length, [list(range(len(ids)))], grids))
     with attending(model, row.layout), scoring(model, row.rows, row.token_ids, 0.9):
-        scored = model(**row.inputs).logits
+        scored = model(**row.inputs, **row.pixels(pixels)).logits
     return scored.sin().sum()
 
 
