@@ -89,7 +89,7 @@ class Life:
 def kill_one(zero_stage: int, folder: Path, rng: random.Random) -> Life:
     """A process that dies in its third save or a later one, as far into it as the dice say."""
     life, wanted = Life(zero_stage, folder), rng.randint(3, 5)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 200
     while sum(what == "saving" for what, *_ in life.said) < wanted:
         if not life.listen(1.0) or time.monotonic() > deadline:
             raise SystemExit(f"a process died by itself, or hung; it had said {life.said[-3:]}")
@@ -102,11 +102,14 @@ def kill_one(zero_stage: int, folder: Path, rng: random.Random) -> Life:
 
 def main() -> None:
     kills, root, rng = int(sys.argv[1]), Path(sys.argv[2]), random.Random(int(sys.argv[3]))
-    report: dict[str, Any] = {"kills": 0, "half_written": 0, "lost": [], "wrong": [], "steps": 0}
+    report: dict[str, Any] = {"turns": 0, "kills": 0, "half_written": 0, "lost": [], "wrong": [], "steps": 0}
     weights: dict[tuple[int, int], str] = {}
     safe = dict.fromkeys(range(4), 0)
-    for number in range(kills + 4):  # the last four only look at what the kills before them have left
-        zero_stage = number % 4
+    last = 4  # they only look at what the kills before them have left
+    while last:
+        enough = report["half_written"] >= kills / 4 or report["kills"] >= 5 * kills  # not all dice hit a save
+        last -= report["kills"] >= kills and enough
+        zero_stage = report["turns"] % 4
         folder = root / str(zero_stage)
         life = kill_one(zero_stage, folder, rng)
         what, step, digest, _ = life.said[0]
@@ -119,8 +122,9 @@ def main() -> None:
             weights[zero_stage, step] = digest
             if what == "saved":
                 safe[zero_stage] = step
-        report["kills"] += number < kills
-        report["half_written"] += number < kills and bool(list(folder.glob(".tmp-sft_*-*")))
+        report["turns"] += 1
+        report["kills"] += last == 4
+        report["half_written"] += last == 4 and bool(list(folder.glob(".tmp-sft_*-*")))
         report["steps"] = max(report["steps"], *safe.values())
     print("RESULT " + json.dumps(report), flush=True)
 

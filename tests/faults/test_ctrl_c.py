@@ -26,13 +26,13 @@ SETTINGS = {
     "save__steps": "2",
     "log__rollout_steps": "1",
 }
-LEAVES_WITHIN = 60.0  # seconds
+LEAVES_WITHIN = 200.0  # seconds
 
 
 @pytest.mark.drill
 def test_interrupted_again_and_again(start: Callable[..., Started], tmp_path: Path) -> None:
     first = start(ranks=1, name="whole", **SETTINGS)
-    assert first.end(280) == 0, first.output[-4000:]
+    assert first.end(600) == 0, first.output[-4000:]
     seconds, moments, found = time.monotonic() - first.began, random.Random(SEED), []
     for number in range(TIMES):
         run, after = start(ranks=1, name="other", **SETTINGS), moments.uniform(0, 0.25 * seconds)
@@ -53,7 +53,7 @@ def test_interrupted_again_and_again(start: Callable[..., Started], tmp_path: Pa
         print(f"\n{found[-1]}", flush=True)
         assert "/univg_fast/" not in run.output.partition("Traceback")[2], run.output[-4000:]  # torchrun's is its own
     last = start(ranks=1, name="other", **SETTINGS)
-    assert last.end(280) == 0, last.output[-4000:]
+    assert last.end(600) == 0, last.output[-4000:]
     assert found
     whole, other = (Run(each.folder, each.output, 0) for each in (first, last))
     assert_same_numbers(other, whole)

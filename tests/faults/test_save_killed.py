@@ -17,11 +17,11 @@ HERE = Path(__file__).parent
 def test_kills_while_saving_lose_nothing(tmp_path: Path, kills: int) -> None:
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
     command = [sys.executable, str(HERE / "kill_worker.py"), str(kills), str(tmp_path), "1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=700)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0 and lines, done.stdout[-2000:] + done.stderr[-4000:]
     report = json.loads(lines[0].removeprefix("RESULT "))
-    assert report["kills"] == kills and report["steps"] >= 3
+    assert report["kills"] >= kills and report["steps"] >= 3
     assert report["half_written"] >= kills / 4, "too few kills hit a save in progress: the test did not test"
     assert report["lost"] == [], "[zero stage, step of the last save that had returned, step that the next start had]"
     assert report["wrong"] == [], "the weights are those that were saved at that step"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
+from tests.torchrun import torchrun
 
 from .conftest import hear
 
@@ -21,25 +22,26 @@ LISTENER = """
 import sys, time
 from univg_fast.train import stopping
 stopping.install()
+for name, value in [word.split("=") for word in sys.argv if "=" in word]:
+    setattr(stopping, name, float(value))
 def work():
     print("ready", flush=True)
     began = time.monotonic()
-    while time.monotonic() - began < 60 and not (stopping.requested() and "late" not in sys.argv):
+    while time.monotonic() - began < 600 and not (stopping.requested() and "late" not in sys.argv):
         time.sleep(0.01)
     print("stopped early", stopping.requested(), flush=True)
 from univg_fast import distributed
 def main():
     if "idle" in sys.argv:
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(600)
     try:
         with stopping.finishing():
             work()
     finally:
         if "stuck" in sys.argv:
             print("closing", flush=True)
-            stopping.LEAVE_S = float(sys.argv[2])
-            time.sleep(60)  # a tracker without its network
+            time.sleep(600)  # a tracker without its network
     print("never", flush=True)
 distributed.run(main)
 """
@@ -55,7 +57,7 @@ def test_what_is_worth_finishing_is_finished(number: signal.Signals) -> None:
     process = listen()
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=40)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 128 + number and out == "stopped early True\n", err
     assert f"stopped by {number.name}; the same command goes on from here" in err and "Traceback" not in err
 
@@ -64,21 +66,26 @@ def test_where_nothing_is_lost_a_signal_ends_the_process_at_once() -> None:
     process = listen("idle")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=40)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 143 and out == "" and "SIGTERM: nothing is lost" in err
 
 
 def test_the_same_ctrl_c_on_two_ways_is_one() -> None:
-    """A launcher and the terminal may both send it; a second one, a second later, is meant."""
-    process = listen("late")
+    """A launcher and the terminal may both send it; a second one, AGAIN_S later, is meant."""
+    process = listen("late", "AGAIN_S=300")
     assert process.stdout.readline() == "ready\n"
     for _ in range(3):
         process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
+        time.sleep(0.2)
     assert process.poll() is None
-    time.sleep(1.2)
+    process.kill()
+    process.communicate()
+    process = listen("late", "AGAIN_S=0")
+    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=40)
+    next(line for line in process.stderr if "Ctrl-C again ends it at once" in line)  # the first one is heard
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 130 and out == "" and "asked again, ended at once" in err
 
 
@@ -97,18 +104,17 @@ def test_a_second_sigterm_is_not_impatience() -> None:
 
 def test_a_log_that_does_not_close_keeps_nobody() -> None:
     """All is saved then: Ctrl-C again ends it at once, and so does time. A SIGTERM is torchrun's to who is left."""
-    for again, patience, words in ((True, 60.0, "asked again, ended at once"), (False, 2.0, "did not close in 2 s")):
-        process = listen("stuck", str(patience))
+    for again, words in ((True, "asked again, ended at once"), (False, "did not close in 2 s")):
+        process = listen("stuck", *(["AGAIN_S=0", "LEAVE_S=300"] if again else ["LEAVE_S=2"]))
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert [process.stdout.readline() for _ in range(2)][1] == "closing\n"
-        time.sleep(1.2)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
-        assert process.poll() is None
         if again:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1.0)
+            assert process.poll() is None
             process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=40)
+        _, err = process.communicate(timeout=200)
         assert process.returncode == 130 and words in err and "all is saved" in err
 
 
@@ -132,8 +138,7 @@ def test_ranks_whose_launcher_was_killed_stop_together(tmp_path: Path) -> None:
     """Else they would train on, unseen, in a folder that the next start takes for its own."""
     script, log = tmp_path / "orphans.py", tmp_path / "log"
     script.write_text(ORPHANS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "127.0.0.1:0", str(script)]
+    command = [*torchrun(2), str(script)]
     more = {
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
@@ -149,11 +154,11 @@ def test_ranks_whose_launcher_was_killed_stop_together(tmp_path: Path) -> None:
             time.sleep(0.05)
 
     try:
-        until(lambda: log.read_text().count("rank ") >= 2 or launcher.poll() is not None, 120)
+        until(lambda: log.read_text().count("rank ") >= 2 or launcher.poll() is not None, 200)
         pids = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("rank ")]
         launcher.kill()
         launcher.wait()
-        until(lambda: not any(is_alive(pid) for pid in pids), 60)
+        until(lambda: not any(is_alive(pid) for pid in pids), 200)
     finally:
         for pid in (*pids, launcher.pid):
             if is_alive(pid):

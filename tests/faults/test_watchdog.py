@@ -16,7 +16,7 @@ from univg_fast.train.blame import Seen, culprit
 
 from .conftest import Started
 
-TIMEOUT = 15.0
+TIMEOUT = 25.0  # longer than a busy machine takes for any phase of these runs, or pauses
 
 
 def seen(rank: int, entered: int, idle: float, waits: str = "", silent: float = 0.0, left: bool = False) -> Seen:
@@ -58,7 +58,7 @@ def test_a_rank_that_hangs_is_named_with_its_phase_and_every_ranks_stacks(
     said = re.findall(
         r"^rank 1 of 2 hangs: phase update of sft step 2, no progress for (\d+)\.\d s, at faults", run.output, re.M
     )
-    assert len(said) == 1 and TIMEOUT <= int(said[0]) < TIMEOUT + 10, run.output[-4000:]
+    assert len(said) == 1 and TIMEOUT <= int(said[0]) < TIMEOUT + 60, run.output[-4000:]
     assert "rank 1 of 2 hangs" in run.output.partition("Root Cause")[2], "torchrun's summary names it, too"
     stacks = [(tmp_path / "run" / "logs" / f"stacks_rank{rank}.txt").read_text() for rank in range(2)]
     assert "in on_entering" in stacks[1] and "all_reduce" in stacks[0] and "Thread" in stacks[0]
@@ -66,7 +66,7 @@ def test_a_rank_that_hangs_is_named_with_its_phase_and_every_ranks_stacks(
 
 def phase_slow(start: Callable[..., Started], **more: str) -> Started:
     """A run whose rank 1 sleeps in the update of step 2, for longer than the test lasts."""
-    settings = {"fault__kind": "slow", "fault__seconds": "300", "fault__rank": "1", "fault__step": "2"} | more
+    settings = {"fault__kind": "slow", "fault__seconds": "900", "fault__rank": "1", "fault__step": "2"} | more
     run = start(stages="[sft]", **settings)
     run.wait_for("now: slow")
     time.sleep(0.5)
@@ -77,11 +77,9 @@ def phase_slow(start: Callable[..., Started], **more: str) -> Started:
 @pytest.mark.drill
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_named_by_the_other(start: Callable[..., Started], rank: int) -> None:
-    run = phase_slow(start)
-    began = time.monotonic()
+    run = phase_slow(start, run__hang_timeout_s="900")
     os.kill(run.ranks()[rank], signal.SIGKILL)
-    assert run.end(60) == 1
-    assert time.monotonic() - began < 45
+    assert run.end(250) == 1
     assert re.search(
         rf"^rank {rank} of 2 has gone without a word.*: phase (update|optim) of sft step 2, ", run.output, re.M
     )
@@ -93,7 +91,7 @@ def test_a_stopped_rank_is_named(start: Callable[..., Started]) -> None:
     """SIGSTOP: as a machine that has frozen. torchrun then kills it, after a grace of 30 s of its own."""
     run = phase_slow(start, run__hang_timeout_s=str(TIMEOUT))
     os.kill(run.ranks()[1], signal.SIGSTOP)
-    assert run.end(TIMEOUT + 60) == 1
+    assert run.end(TIMEOUT + 200) == 1
     assert re.search(r"^rank 1 of 2 has gone without a word.*: phase update of sft step 2, silent", run.output, re.M)
     assert "all_reduce" in (run.folder / "logs" / "stacks_rank0.txt").read_text()
 
@@ -112,8 +110,8 @@ def test_a_slow_rank_is_left_alone(drill: Callable[..., Run], tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.drill
 def test_sigusr1_writes_the_stacks_and_the_run_goes_on(start: Callable[..., Started]) -> None:
-    run = start(stages="[sft]", fault__kind="slow", fault__seconds="3")
+    run = start(stages="[sft]", fault__kind="slow", fault__seconds="12")
     run.wait_for("now: slow")
     os.kill(run.ranks()[0], signal.SIGUSR1)
-    assert run.end(120) == 0
+    assert run.end(250) == 0
     assert "in on_entering" in (run.folder / "logs" / "stacks_rank0.txt").read_text()
