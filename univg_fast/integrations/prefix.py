@@ -89,8 +89,9 @@ def share_prompts(model: Any, batch: Batch, device: torch.device | str = "cpu") 
     }
     if len(grids):
         inputs["image_grid_thw"] = grids[kept].to(device)
-    found = (torch.cat(x).to(device) for x in (rows, targets, places))
-    return SharedRow(inputs, shared_prefix(spans).to(device), *found, grids.prod(-1).tolist(), kept)
+    before, token_ids, at = (torch.cat(x).to(device) for x in (rows, targets, places))
+    layout = shared_prefix(spans).to(device)
+    return SharedRow(inputs, layout, before, token_ids, at, grids.prod(-1).tolist(), kept)
 
 
 def _images_of(model: Any, ids: Tensor, mask: Tensor, grids: Tensor) -> list[list[int]]:
