@@ -96,6 +96,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self.torch = torch.device("cuda", torch.cuda.current_device())
+        torch.backends.cudnn.allow_tf32 = False  # transformers' patches are a convolution: proofs in fp32 are of fp32
 
     def sample(self, run: Callable[[], Any], mode: str) -> Sample:
         """Time on the device. Work queued in front hides what the host needs to launch up to about a millisecond, as

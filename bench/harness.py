@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -86,17 +87,26 @@ PACKAGES = ("torch", "triton", "liger-kernel", "trl", "cut-cross-entropy", "quac
 
 def stamp(device: Device) -> dict[str, Any]:
     """What every row carries: hardware, versions, commit, date and how busy the machine was."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    status = [*git, "status", "--porcelain", "--", "../kernels", "../csrc"]
-    changed = subprocess.run(status, capture_output=True, text=True).stdout
     return {
         "device": device.kind,
         **device.hardware(),
         "versions": {p: _version(p) for p in PACKAGES if _version(p)} | {"python": platform.python_version()},
-        "commit": commit + ("+changes" if changed else ""),
+        "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def commit() -> str:
+    """Of this checkout; "unknown" in a copy without git."""
+    if shutil.which("git") is None:
+        return "unknown"
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return "unknown"
+    status = [*git, "status", "--porcelain", "--", "../kernels", "../csrc"]
+    changed = subprocess.run(status, capture_output=True, text=True).stdout
+    return head.stdout.strip() + ("+changes" if changed else "")
 
 
 def _version(package: str) -> str:

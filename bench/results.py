@@ -1,8 +1,9 @@
-"""Reading bench/results: a JSON object a line, `bench` names the script that wrote it (without: bench.ops)."""
+"""Files of bench/results: a JSON object a line, `bench` names the script that wrote it (without: bench.ops)."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ NEWEST = dict[str, tuple[Path, list[Row]]]
 
 def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """All at once: who reads meanwhile, or ends this process, finds whole lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(new, path)
 
 
 def of_bench(path: Path, bench: str) -> list[Row]:

@@ -72,10 +72,12 @@ def make_model(size: Size, device: torch.device) -> tuple[PackedModel, Any]:
     raw["text_config"]["rope_parameters"] = SMALL["text_config"]["rope_parameters"] | {"mrope_section": [8, 12, 12]}
     config = CLASSES[0](**raw, **{f"{name}_token_id": value for name, value in ids.items()})
     torch.manual_seed(0)
-    plain = CLASSES[1]._from_config(config, attn_implementation="sdpa").eval().to(device)
-    ours = CLASSES[1]._from_config(deepcopy(config), attn_implementation={"text_config": TEXT, "vision_config": VISION})
+    faces = {"text_config": TEXT, "vision_config": VISION}
+    with device:  # numbers of a large model are drawn there
+        plain = CLASSES[1]._from_config(config, attn_implementation="sdpa").eval()
+        ours = CLASSES[1]._from_config(deepcopy(config), attn_implementation=faces)
     ours.load_state_dict(plain.state_dict())
-    return PackedModel(ours.to(device)).eval(), plain
+    return PackedModel(ours.to(device)).eval(), plain.to(device)
 
 
 def make_samples(size: Size) -> list[Sample]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,12 +12,10 @@ from typing import Any
 from .ceilings import Ceilings
 from .device import Device
 from .harness import measure, summarise
+from .results import Row, write
 from .shapes import DTYPES, Shape
-from .verdict import prove
+from .verdict import failure, prove
 from .work import Case, Variant, Work
-
-Row = dict[str, Any]
-
 
 FOR_TIMES = 0.4  # of a case's share, at least; what building and proving took beyond the rest, later cases lose
 
@@ -39,7 +37,13 @@ def run_cases(cases: list[Case], device: Device, ceilings: Ceilings, limits: Lim
             yield [_row(case, variant="", status="not run: out of time")]
             continue
         share = case.share / sum(c.share for c in cases[i:])
-        yield run_case(case, device, ceilings, replace(limits, seconds=left * share))
+        try:
+            rows = run_case(case, device, ceilings, replace(limits, seconds=left * share))
+        except Exception as error:  # takes no other case with it; the command ends with 1
+            traceback.print_exc()
+            rows = [_row(case, variant="univg", own=True, status=failure(error))]
+            device.release()
+        yield rows
 
 
 def run_case(case: Case, device: Device, ceilings: Ceilings, limits: Limits) -> list[Row]:
@@ -98,7 +102,4 @@ def _derived(work: Work, variant: Variant, row: Row, ceilings: Ceilings, dtype: 
 
 def save(path: Path, rows: list[Row], origin: Row) -> None:
     """One JSON object a line, each with hardware, versions, commit and date."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        for row in rows:
-            file.write(json.dumps(row | origin) + "\n")
+    write(path, [row | origin for row in rows])

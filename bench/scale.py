@@ -110,7 +110,7 @@ def given_rates(options: argparse.Namespace, folder: Path = FOLDER) -> tuple[Rat
     host = counted[0]["ours_s"] / counted[0]["num_samples"] if counted else 0.0
     attention = options.attention_share * matmul
     found_head = rates.get("head", matmul)
-    return Rates(matmul, matmul, attention, found_head, memory_rate, memory_rate, 3e-6, host), source
+    return Rates(matmul, matmul, attention, found_head, memory_rate, memory_rate, memory_rate, 3e-6, host), source
 
 
 def lines(rates: Rates, source: str, links: Links, load: Load, found: list[Estimate], gib: float) -> Iterator[str]:
@@ -142,7 +142,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS))
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 64, 256, 1024])
-    parser.add_argument("--zero", nargs="+", type=int, choices=(0, 1, 2, 3), default=[1, 2, 3])
+    parser.add_argument("--zero", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
     parser.add_argument("--prompts", type=int, default=2, help="a GPU and step")
     parser.add_argument("--images", type=int, default=SHAPE["images"], help="of a prompt")
     parser.add_argument("--image-tokens", type=int, default=512)

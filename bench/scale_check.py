@@ -27,7 +27,8 @@ from .device import Cpu
 from .harness import once, stamp
 from .rollout import Size, make_model
 from .run import save
-from .scale_model import LAYER, OPTIMIZER, Links, Rates, predict
+from .scale_counts import FORWARD, MOVED
+from .scale_model import Links, Rates, predict
 from .trl_ours import Ours
 from .trl_problem import make_records, make_tokenizer
 
@@ -74,7 +75,7 @@ def head(shape: Shape, rows: int) -> float:
 
 
 def elementwise(shape: Shape, tokens: int) -> float:
-    """Bytes/s of a layer's norms, rotation, gate and sums, by the count of LAYER."""
+    """Bytes/s of a layer's norms, rotation, gate and sums, one operation after the other."""
     x, gain = torch.randn(tokens, shape.hidden), torch.randn(shape.hidden)
     a, b = torch.randn(tokens, shape.intermediate), torch.randn(tokens, shape.intermediate)
 
@@ -85,21 +86,38 @@ def elementwise(shape: Shape, tokens: int) -> float:
         x * gain + torch.cat([-half[1], half[0]], -1) * gain  # rotation
         F.silu(a) * b
 
-    moved = (LAYER[0] * shape.hidden + LAYER[1] * shape.intermediate) * 4.0 * tokens
-    return moved / cpu_seconds(run)
+    return (30 * shape.hidden + 5 * shape.intermediate) * 4.0 * tokens / cpu_seconds(run)
 
 
 def memory_rate(shape: Shape) -> float:
-    """Bytes/s of AdamW, which reads and writes all it has."""
+    """Bytes/s of a copy."""
+    source = torch.randn(shape.trained)
+    target = torch.empty_like(source)
+    return 8.0 * shape.trained / cpu_seconds(lambda: target.copy_(source))
+
+
+def optimizer_rate(shape: Shape) -> float:
+    """Bytes/s of what a step in fp32 does, each operation by itself: the gradients flattened, copied back, their norm,
+    clipped, AdamW."""
     weight = torch.nn.Parameter(torch.randn(shape.trained))
-    optimizer = torch.optim.AdamW([weight], fused=True)
     weight.grad = torch.randn_like(weight)
-    return shape.trained * OPTIMIZER * 4 / 3.4 / cpu_seconds(optimizer.step)
+    parts, flat = weight.grad.split(shape.hidden**2), torch.empty_like(weight.grad)
+    adamw = torch.optim.AdamW([weight], fused=True)
+    operations: list[Callable[[], Any]] = [lambda: torch.cat(parts), lambda: weight.grad.copy_(flat)]
+    operations += [lambda: torch.linalg.vector_norm(weight.grad), lambda: weight.grad.mul_(1.0), adamw.step]
+    return MOVED[0].step * shape.trained / sum(map(cpu_seconds, operations))
 
 
 def call_seconds() -> float:
-    x = torch.ones(8)
-    return cpu_seconds(lambda: [x + x for _ in range(1000)]) / 1000
+    """Of an operation of a layer on a single token and next to no numbers, with its share of the modules around it."""
+    token = torch.zeros(1, 1, 64)
+
+    def seconds(layers: int) -> float:
+        model = make_model(Size(hidden=64, layers=layers, vocab=300), torch.device("cpu"))[1].model.language_model
+        with torch.inference_mode():
+            return cpu_seconds(lambda: [model(inputs_embeds=token, use_cache=False) for _ in range(20)]) / 20
+
+    return (seconds(5) - seconds(1)) / 4 / FORWARD.calls
 
 
 def measure_rates(shape: Shape, groups: list[GroupSize]) -> Rates:
@@ -112,6 +130,7 @@ def measure_rates(shape: Shape, groups: list[GroupSize]) -> Rates:
         head=head(shape, scored),
         elementwise=elementwise(shape, tokens),
         memory=memory_rate(shape),
+        optimizer=optimizer_rate(shape),
         call=call_seconds(),
     )
 

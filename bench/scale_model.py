@@ -16,10 +16,9 @@ from univg_fast.packing.report import tally
 from univg_fast.train.shapes import Shape
 from univg_fast.train.throughput import StepFlops
 
-LAYER = (14, 4)  # numbers a token that a layer's norms, rotation, gate and sums move: x hidden, x intermediate
-CALLS = 45  # operations of a layer, forward
+from .scale_counts import BACKWARD, FORWARD, MOVED, Pass
+
 SWEEPS = 16  # over a decode step's fp32 logits: softmax, top-k, drawing
-OPTIMIZER = 34  # bytes of a trained parameter: gradient read twice, fp32 weight and two moments there and back, weight
 BUCKET = 5e8  # bytes of one collective
 
 
@@ -33,6 +32,7 @@ class Rates:
     head: float  # the vocabulary's products with their loss
     elementwise: float  # bytes/s of what is no product, in a layer
     memory: float  # bytes/s of a copy
+    optimizer: float  # bytes/s of what an optimizer step does: copies, norm, clipping, AdamW
     call: float  # seconds that an operation takes beside its work
     host: float = 0.0  # seconds a prompt: planning, scoring, metrics (python -m bench.overhead)
 
@@ -70,14 +70,18 @@ class Load:
 ASSUMPTIONS = (
     "phases follow one another: sampling, reference, update, optimizer; rows of a GPU, too",
     "FLOPs are those of docs/metrics.md; a layer's products, its attention, the vocabulary's products and the tower's "
-    "each at a rate of their own; a backward pass is two forward ones; checkpointing adds one forward pass",
-    f"what is no product moves {LAYER[0]} x hidden + {LAYER[1]} x intermediate numbers a token and layer, forward",
+    "each at a rate of their own; a backward pass is two forward ones, of attention 2.5 (flash attention makes the "
+    "scores again); checkpointing adds one forward pass",
+    f"what is no product moves {FORWARD.hidden} x hidden + {FORWARD.intermediate} x intermediate numbers a token and "
+    f"layer forward, {BACKWARD.hidden} and {BACKWARD.intermediate} backward: nothing of it is fused",
     "a decode step takes the longer of its products and of reading all weights, then each prompt's keys and values "
     f"once, each response's own, and {SWEEPS} sweeps over its fp32 logits; all responses have the full length",
-    f"AdamW moves {OPTIMIZER} bytes a parameter, over the ranks from ZeRO 1 on",
+    "bytes a trained parameter that an optimizer step moves on one of n ranks, and a row's gradients: "
+    + "; ".join(f"ZeRO {zero} {m.text[0]}, {m.text[1]}" for zero, m in MOVED.items()),
     "collectives are rings: (n - 1) / n of the bytes at the slower of the two links, in buckets of 0.5 GB with a hop's "
-    "latency for each doubling of n; ZeRO 0 sums gradients, ZeRO 1 scatters them once a step and gathers the weights, "
-    "ZeRO 2 scatters them in every row, ZeRO 3 also gathers all weights twice a row and once for the rollout",
+    "latency for each doubling of n; ZeRO 0 and 1 sum gradients on all ranks once a step (0 in fp32, 1 in bf16), 2 in "
+    "every row; 1 and 2 then gather the weights; ZeRO 3 scatters gradients in every row, and gathers all weights "
+    "twice a row and once for the rollout",
     "the number of prompts a GPU is fixed: more GPUs make a larger step",
 )
 
@@ -98,30 +102,40 @@ def predict(
     rows = pack([g.tokens for g in groups], config.pack.budget_tokens)
     counts = tally(groups, [[groups[i] for i in row] for row in rows], config.pack.budget_tokens)
     scored = sum(sum(g.responses) for g in groups)
-    sweep = (LAYER[0] * shape.hidden + LAYER[1] * shape.intermediate) * shape.layers * width
 
-    def forward(tokens: float, pairs: float, passes: int) -> float:
-        products = flops.token / units * tokens / rates.matmul + flops.pair / units * pairs / rates.attention
-        return products + tokens * sweep / rates.elementwise + passes * CALLS * shape.layers * rates.call
+    def layers(way: Pass, tokens: float, pairs: float, rows: int) -> float:
+        products = way.products * flops.token / units * tokens / rates.matmul
+        attended = way.attention * flops.pair / units * pairs / rates.attention
+        sweeps = (way.hidden * shape.hidden + way.intermediate * shape.intermediate) * shape.layers * width * tokens
+        return products + attended + sweeps / rates.elementwise + rows * way.calls * shape.layers * rates.call
 
     head = flops.target / units * scored / rates.head  # one product of the three
-    whole = forward(counts["group_tokens"], counts["pairs"], len(rows))
+    whole, back = (layers(way, counts["group_tokens"], counts["pairs"], len(rows)) for way in (FORWARD, BACKWARD))
     prompts = sum(g.prompt for g in groups)
     tower = flops.patch * counts["patches"] / rates.matmul + flops.patch_pair * counts["patch_pairs"] / rates.attention
-    tower += CALLS * shape.vision_depth * rates.call
+    tower += FORWARD.calls * shape.vision_depth * rates.call
     again = 1 if config.model.gradient_checkpointing else 0
-    zero = config.deepspeed.zero_stage
     found = {
-        "gen": tower + forward(prompts, sum(g.prompt * (g.prompt + 1) / 2 for g in groups), 1),
+        "gen": tower + layers(FORWARD, prompts, sum(g.prompt * (g.prompt + 1) / 2 for g in groups), 1),
         "ref": (whole + head) if reference else 0.0,
-        "update": (3 + again) * whole + 3 * head,
-        "optim": shape.trained / (gpus if zero else 1) * OPTIMIZER * (1 if width == 2 else 4 / 3.4) / rates.memory,
+        "update": (1 + again) * whole + back + 3 * head,
     }
+    step, sums = moved(shape, config, len(rows), gpus)
+    found["optim"], found["update"] = step / rates.optimizer, found["update"] + sums / rates.memory
     found["gen"] += decode(flops, units, shape, groups, width, rates)
     found["comm"] = communication(shape, config, len(rows), width, links, gpus) * (1 - links.overlap)
     found["wait"] = links.imbalance * (found["ref"] + found["update"]) if gpus > 1 else 0.0
     found["host"] = rates.host * len(groups)
     return found
+
+
+def moved(shape: Shape, config: Config, rows: int, gpus: int) -> tuple[float, float]:
+    """Bytes of a rank: of the optimizer's step, and of summing its rows' gradients."""
+    zero = config.deepspeed.zero_stage
+    of = MOVED[zero]
+    step = of.step + of.share / gpus + (of.mean if gpus > 1 else 0)
+    added = rows if zero else rows - 1  # fp32 gradients of the first row are the sum
+    return step * shape.trained, (of.row + of.row_share / gpus) * added * shape.trained
 
 
 def decode(flops: StepFlops, units: int, shape: Shape, groups: Sequence[GroupSize], width: int, rates: Rates) -> float:
@@ -134,7 +148,7 @@ def decode(flops: StepFlops, units: int, shape: Shape, groups: Sequence[GroupSiz
         pairs = sum(len(g.responses) * (g.prompt + t + 1) for g in groups)
         attended = flops.pair / units * pairs / rates.attention
         seconds += max(each * at_once / rates.few + attended, reads / rates.memory)
-    sampling = SWEEPS * at_once * shape.vocab * 4 / rates.memory + CALLS * shape.layers * rates.call
+    sampling = SWEEPS * at_once * shape.vocab * 4 / rates.memory + FORWARD.calls * shape.layers * rates.call
     return seconds + steps * sampling
 
 
@@ -146,8 +160,8 @@ def communication(shape: Shape, config: Config, rows: int, width: int, links: Li
     everything = shape.language + shape.vision + shape.adapters
     sent = {
         0: [2.0 * trained * 4],
-        1: [trained * 4.0, trained * float(width)],
-        2: [trained * float(width)] * rows + [trained * float(width)],
+        1: [2.0 * trained * width, trained * float(width)],
+        2: [2.0 * trained * width] * rows + [trained * float(width)],
         3: [everything * float(width)] * (2 * rows + 1) + [trained * float(width)] * rows,
     }[zero]
     rate = links.node if gpus <= links.gpus_per_node else min(links.node, links.network)

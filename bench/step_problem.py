@@ -43,7 +43,7 @@ def make_problem(size: Size, device: torch.device, dtype: torch.dtype) -> Proble
     model, plain = (m.to(dtype) for m in make_model(size, device))
     for tower in (model.model.model.visual, plain.model.visual):
         tower.requires_grad_(False)
-    rng, generator = np.random.default_rng(1), torch.Generator().manual_seed(1)
+    rng, generator = np.random.default_rng(1), torch.Generator(device).manual_seed(1)
     groups = [
         Group(s, tuple(rng.integers(5, size.vocab, size.tokens) for _ in range(size.group))) for s in make_samples(size)
     ]
@@ -51,8 +51,8 @@ def make_problem(size: Size, device: torch.device, dtype: torch.dtype) -> Proble
     with torch.no_grad():  # away from the reference, by the same step in both
         for name, p in policy[1].named_parameters():
             if p.requires_grad:
-                step = 0.02 * torch.randn(p.shape, generator=generator) * p.std().cpu()
+                step = 0.02 * torch.randn(p.shape, generator=generator, device=device) * p.float().std()
                 p.add_(step.to(p))
                 policy[0].model.get_parameter(name).copy_(p)
-    advantages = torch.randn(len(groups), size.group, generator=generator).to(device)
+    advantages = torch.randn(len(groups), size.group, generator=generator, device=device)
     return Problem(policy[0], model, policy[1], plain, groups, advantages)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import univg_kernels as uk
 from torch import Tensor
@@ -11,8 +13,6 @@ from ..device import Device
 from ..problem import generator
 from ..shapes import Shape, Shapes
 from ..work import Case, Judge, Makers, Outcome, Prepare, Run, Variant, Work, collect
-
-BACKENDS: tuple[uk.Backend, ...] = ("cpp", "reference")  # boxes are matched on the CPU
 
 
 def cases(shapes: Shapes) -> list[Case]:
@@ -36,7 +36,8 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
     makers: Makers = {
         "scipy": lambda: Variant(_scipy(first.view(shape.rows, -1, 4), second.view(shape.rows, -1, 4)), judge)
     }
-    for b in BACKENDS:
+    backends: tuple[Any, ...] = (uk.resolve("cpu"), "reference")  # boxes are matched on the CPU
+    for b in dict.fromkeys(backends):
         makers[f"univg {b}"] = lambda b=b: Variant(prepared(b), judge, own=True)  # type: ignore[misc]
     return Work(*collect(makers))
 

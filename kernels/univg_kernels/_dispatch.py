@@ -32,9 +32,8 @@ def _has_triton() -> bool:
 
 @cache
 def _has_cuda_ops() -> bool:
-    if _library.is_built():
-        _library.load()
-    return torch._C._dispatch_has_kernel_for_dispatch_key("univg_kernels::grpo_head_", "CUDA")
+    # torch knows no op, and raises where it is asked for one, before the library is loaded
+    return _library.loads() and torch._C._dispatch_has_kernel_for_dispatch_key("univg_kernels::grpo_head_", "CUDA")
 
 
 def resolve(device: torch.device | str, backend: Backend = "auto") -> str:
@@ -66,7 +65,7 @@ def resolve(device: torch.device | str, backend: Backend = "auto") -> str:
             raise ValueError(f"backend 'cuda' needs CUDA tensors, got {kind}; use backend='cpp' or 'auto'")
         if not _has_cuda_ops():
             raise ValueError(
-                "backend 'cuda': the C++ library univg_kernels._C was built without CUDA; with a CUDA torch and "
+                "backend 'cuda': the C++ library univg_kernels._C is not built, or without CUDA; with a CUDA torch and "
                 "its nvcc run: pip install --no-build-isolation . (in the source folder), or use backend='triton'"
             )
         if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (9, 0):
