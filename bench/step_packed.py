@@ -83,7 +83,7 @@ def _loss(
     p: Problem, row: Row, features: ImageFeatures | None, advantages: torch.Tensor, ref_logp: torch.Tensor, on: Levers
 ) -> torch.Tensor:
     if not on.fused_loss:
-        lengths = row.cu_seqlens.diff()
+        lengths = row.cu_seqlens.to(advantages.device, non_blocking=True).diff()
         spread = [x.repeat_interleave(lengths) for x in (advantages, 1 / (p.responses * lengths))]
         return eager_loss(_eager_logp(p.model, row, features, on), ref_logp, *spread)
     if not on.target_rows:

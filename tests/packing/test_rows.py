@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import END, FAMILIES, IMAGE, START, VOCAB, WORDS, random_sample
 from transformers.vision_utils import get_vision_window_index
+from univg_kernels import GrpoConfig
+from univg_kernels._row_checks import check_rows
 
 from univg_fast.model import Family, family_of
 from univg_fast.model.families import FAMILIES as MODULES
@@ -136,13 +138,22 @@ def test_what_predicts_what() -> None:
     rng, (_, family) = np.random.default_rng(0), model_of("qwen2_vl")
     first, second = random_sample(rng, [(4, 4)]), random_sample(rng, [])
     a, b, c = (rng.choice(WORDS, n) for n in (3, 1, 2))
-    row = build_row([Group(first, (a, b)), Group(second, (c,))], family, indices=[7, 2])
+    row = build_row([Group(first, (a, b)), Group(second, (c,))], family)
     end, start = len(first.prompt_ids) - 1, len(first.prompt_ids) + 4
     last = start + len(second.prompt_ids) - 1
     assert row.target_rows.tolist() == [end, end + 1, end + 2, end, last, last + 1]
     assert row.target_ids.tolist() == [*a, *b, *c]
-    assert row.cu_seqlens.tolist() == [0, 3, 4, 6] and row.cu_groups.tolist() == [0, 2, 3] and row.groups == (7, 2)
-    assert row.num_tokens == last + 1 + 2
+    assert row.cu_seqlens.tolist() == [0, 3, 4, 6] and row.num_tokens == last + 1 + 2
+
+
+def test_a_row_on_a_device_leaves_its_lengths_on_the_host() -> None:
+    """Where the losses look for them: what depends on whole responses is cut up between these, else nowhere."""
+    sample, (_, family) = random_sample(np.random.default_rng(0), []), model_of("qwen2_vl")
+    row = build_row([Group(sample, (WORDS[:3], WORDS[:2]))], family).to("meta")
+    assert row.target_ids.is_meta and row.input_ids.is_meta
+    advantages = torch.empty(2, device="meta")
+    rows = check_rows("x", 5, advantages.device, GrpoConfig(), row.cu_seqlens, {"advantages": advantages})
+    assert rows.cu_seqlens.is_meta and rows.host_seqlens is not None and rows.host_seqlens.tolist() == [0, 3, 5]
 
 
 @each_family

@@ -139,7 +139,7 @@ def everything_at_once(config: Config, numbers: Sequence[int]) -> tuple[float, t
         config=options,
         rewards=torch.from_numpy(scores.total),
         accuracy=torch.from_numpy(scores.parts["iou"]),
-        cu_groups=row.cu_groups,
+        cu_groups=torch.tensor([0, *(len(group) for _, group in chosen)]).cumsum(0),
         old_logp=old,
         ref_logp=ref,
         sampling_logp=sampled if more else None,

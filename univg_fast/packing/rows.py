@@ -26,46 +26,40 @@ class RowFamily(ImageTokens, VisionFamily, Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """Index tensors of one row of T tokens: N scored tokens of B responses in K groups, M image tokens."""
+    """Index tensors of one row of T tokens: N scored tokens of B responses, M image tokens."""
 
     input_ids: torch.Tensor  # [1, T] int64
     position_ids: torch.Tensor  # [3, 1, T] int64, mRoPE t/h/w
     layout: Layout
     target_rows: torch.Tensor  # [N] int64: the token whose hidden state predicts the target
     target_ids: torch.Tensor  # [N] int64
-    cu_seqlens: torch.Tensor  # [B + 1] int64: targets of each response
-    cu_groups: torch.Tensor  # [K + 1] int64: responses of each group
+    cu_seqlens: torch.Tensor  # [B + 1] int64: targets of each response; stays on the host
     image_positions: torch.Tensor  # [M] int64: the row's image placeholder tokens, in order
     pixel_values: torch.Tensor  # [patches, patch_dim] float32
     vision: VisionInputs
-    groups: tuple[int, ...] = ()  # which groups of the step these are
 
     @property
     def num_tokens(self) -> int:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str) -> Row:
-        """A copy on `device` (the images' grids stay on the host)."""
+        """A copy on `device`. The images' grids stay on the host, and so do the responses' lengths: a loss whose rows
+        depend on each other can only cut the row up where it reads them, and copies them itself."""
         moved: dict[str, Any] = {"layout": self.layout.to(device, non_blocking=True), "vision": self.vision.to(device)}
         tensors = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), torch.Tensor)}
-        moved |= {name: x.to(device, non_blocking=True) for name, x in tensors.items()}
+        moved |= {name: x.to(device, non_blocking=True) for name, x in tensors.items() if name != "cu_seqlens"}
         return replace(self, **moved)
 
 
-def build_row(
-    groups: Sequence[Group], family: RowFamily, indices: Sequence[int] = (), attention: str = "grouped"
-) -> Row:
-    """Lay out `groups` one after the other. `indices` names the groups within their step, for scattering results.
-
-    `attention`: the face that will attend (packing/layout.py).
-    """
+def build_row(groups: Sequence[Group], family: RowFamily, attention: str = "grouped") -> Row:
+    """Lay out `groups` one after the other. `attention`: the face that will attend (packing/layout.py)."""
     ids: list[np.ndarray] = []
     total = sum(len(g.sample.prompt_ids) + sum(map(len, g.responses)) for g in groups)
     positions = np.empty((3, total), np.int64)
     spans: list[tuple[int, int, list[int]]] = []  # (start, P, [R, ...])
     target_rows: list[np.ndarray] = []
     target_ids: list[np.ndarray] = []
-    cu_seqlens, cu_groups, start = [0], [0], 0
+    cu_seqlens, start = [0], 0
     for group in groups:
         prompt = group.sample.prompt_ids
         prompt_positions, following = rope_positions(prompt, group.sample.image_grid_thw, family)
@@ -82,7 +76,6 @@ def build_row(
             cu_seqlens.append(cu_seqlens[-1] + n)
             at += n
         spans.append((start, len(prompt), [len(r) for r in group.responses]))
-        cu_groups.append(cu_groups[-1] + len(group.responses))
         start = at
     flat = np.concatenate(ids)
     prompt_mask = np.concatenate([_prompt_mask(span) for span in spans])
@@ -95,12 +88,10 @@ def build_row(
         target_rows=torch.from_numpy(np.concatenate(target_rows or empty)),
         target_ids=torch.from_numpy(np.concatenate(target_ids or empty)),
         cu_seqlens=torch.tensor(cu_seqlens),
-        cu_groups=torch.tensor(cu_groups),
         # only the prompt's placeholders stand for images: a sampled placeholder id in a response is just a token
         image_positions=torch.from_numpy(np.flatnonzero((flat == family.image_token_id) & prompt_mask)),
         pixel_values=pixels,
         vision=vision,
-        groups=tuple(indices),
     )
 
 

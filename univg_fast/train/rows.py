@@ -42,8 +42,8 @@ class Builder:
         """A row of stage-1 samples."""
         return self.row([sft_group(sample) for sample in samples])
 
-    def row(self, groups: Sequence[Group], indices: Sequence[int] = ()) -> Row:
-        row: Row = self._pinned(build_row(groups, self.family, indices, self.attention))
+    def row(self, groups: Sequence[Group]) -> Row:
+        row: Row = self._pinned(build_row(groups, self.family, self.attention))
         return row
 
     def images(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, VisionInputs]:
@@ -52,12 +52,11 @@ class Builder:
         return stacked
 
     def rows(self, groups: Sequence[Group], plan: Sequence[Sequence[Part]], pool: ThreadPoolExecutor) -> Iterator[Row]:
-        """The planned rows in order, made in the pool's threads from now on; `Row.groups` are indices into `groups`."""
+        """The planned rows in order, made in the pool's threads from now on."""
 
         def make(parts: Sequence[Part]) -> Row:
             held = [(groups[part.group], part.responses) for part in parts]
-            cut = [Group(group.sample, tuple(group.responses[j] for j in responses)) for group, responses in held]
-            return self.row(cut, [part.group for part in parts])
+            return self.row([Group(g.sample, tuple(g.responses[j] for j in responses)) for g, responses in held])
 
         return pool.map(make, plan)
 
