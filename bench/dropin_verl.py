@@ -1,54 +1,65 @@
-"""verl 0.9's head and policy loss, with and without the drop-in: hidden states -> loss -> gradients.
+"""An update of verl 0.9's actor on a small Qwen2-VL: 2 prompts of 3 images, 4 completions each, in one micro-batch.
 
-All of it is verl's: `FusedLinearForPPO` (impl_backend="torch", chunks of 512 rows) scores every token, with prompts,
-as its Qwen-VL forwards do; the responses' log-probabilities and entropies go to `vanilla`, with the entropy bonus. The
-transformer below the head, which a drop-in leaves alone, is not in it. Needs an installed verl (with Ray).
+All of `TrainingWorker.train_mini_batch`, from the wheel, on a CPU (tests/integrations/hosts/verl_worker.py): FSDP2 on
+one rank, verl's fused head ("torch", chunks of 512 rows), `vanilla` with the entropy bonus and KL, metrics, the norm of
+the gradients, and SGD with a rate of 0, so that every step is the first one. Needs a process of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import functools
+import importlib
+import sys
+from contextlib import nullcontext
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .dropin_host import Step
+from univg_fast.integrations import verl
 
-# (sequences, tokens of a prompt, tokens of a response, hidden size, vocabulary)
-SIZES = {"default": (4, 384, 64, 256, 32_000), "tiny": (2, 6, 4, 32, 100)}
+from .dropin_host import ROOT, SIZES, Step, both, make_advantages, make_batch
+from .rollout import PAD, Size, make_model
+
+HOSTS = ROOT / "tests" / "integrations" / "hosts"
 
 
 def problem(size: str) -> tuple[Step, Step]:
-    """(verl's step, the same with the drop-in): each makes new gradients and gives the loss."""
-    from verl.trainer.ppo.core_algos import agg_loss, get_policy_loss_fn
-    from verl.utils.experimental.torch_functional import FusedLinearForPPO
-    from verl.workers.config import FSDPActorConfig
+    """(verl's update, the same with the drop-in)."""
+    sys.path.append(str(HOSTS))
+    importlib.import_module("verl_on_cpu").prepare()
+    host, shape = importlib.import_module("verl_worker"), SIZES[size]
+    with TemporaryDirectory() as folder:
+        make_model(shape, torch.device("cpu"))[1].save_pretrained(folder)
+        worker = host.make_worker(folder, micro_batch=shape.prompts * shape.group, lr=0.0, lr_scheduler_type="constant")
+    data = _data(host, shape, torch.zeros(shape.prompts * shape.group, shape.tokens))
+    data = _data(host, shape, host.log_probs(worker, data))
+    from verl.workers import engine_workers
 
-    from univg_fast.integrations import verl
+    config = host.actor_config("vanilla")
 
-    batch, prompt, response, width, vocab = SIZES[size]
-    g = torch.Generator().manual_seed(0)
-    hidden = torch.randn(batch, prompt + response, width, generator=g).requires_grad_()
-    weight = (0.2 * torch.randn(vocab, width, generator=g)).requires_grad_()
-    labels = torch.randint(vocab, (batch, prompt + response), generator=g)
-    mask = torch.ones(batch, response, dtype=torch.bool)
-    advantages = torch.randn(batch, 1, generator=g).expand(batch, response)
-    noise = 0.2 * torch.randn(batch, response, generator=g)
-    with torch.no_grad():
-        old = FusedLinearForPPO().forward(hidden, weight, labels, 1.0)[0][:, -response - 1 : -1] + noise
-    config: Any = FSDPActorConfig(rollout_n=1, ppo_micro_batch_size_per_gpu=1)
+    def step(drop_in: bool) -> torch.Tensor:
+        with verl.patch() if drop_in else nullcontext():
+            worker.set_loss_fn(functools.partial(engine_workers.ppo_loss, config=config))
+            (loss,) = worker.train_mini_batch(data.clone())["metrics"]["loss"]
+        return torch.tensor(loss)
 
-    def step(drop_in: Callable[[], AbstractContextManager[Any]]) -> Tensor:
-        with drop_in():
-            scored = FusedLinearForPPO().forward(hidden, weight, labels, 1.0)
-            logp, entropy = (x[:, -response - 1 : -1] for x in scored)
-            given = {"old_log_prob": old, "log_prob": logp, "advantages": advantages, "response_mask": mask}
-            loss, _ = get_policy_loss_fn("vanilla")(**given, loss_agg_mode="token-mean", config=config)
-            loss = loss - 0.01 * agg_loss(loss_mat=entropy, loss_mask=mask, loss_agg_mode="token-mean")
-            loss.backward()
-        return loss.detach()
+    return both(step, worker.engine.module)
 
-    host, ours = (Step(lambda way=way: step(way), (hidden, weight)) for way in (nullcontext, verl.patch))
-    return host, ours
+
+def _data(host: Any, shape: Size, logp: torch.Tensor) -> Any:
+    """An update's data; logp [B, tokens] of the policy, around which the old and the reference policy's are."""
+    inputs, counted = make_batch(shape)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    patches = inputs["pixel_values"].split(shape.images * shape.side**2)
+    grids = inputs["image_grid_thw"].split(shape.images)
+    images = [{"pixel_values": p, "image_grid_thw": g} for p, g in zip(patches, grids, strict=True)]
+    noise = torch.randn(2, *counted.shape, generator=torch.Generator().manual_seed(3))
+    columns = {
+        "old_log_probs": logp + 0.2 * noise[0],
+        "ref_log_prob": logp + 0.2 * noise[1],
+        "advantages": make_advantages(shape)[:, None].expand(counted.shape).clone(),
+    }
+    prompt = ids.shape[1] - shape.tokens
+    uids = [f"prompt {i // shape.group}" for i in range(len(ids))]
+    return host.as_verl(ids, mask, prompt, images, uids, columns, len(ids), PAD)

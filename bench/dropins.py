@@ -15,6 +15,9 @@ import argparse
 import ctypes
 import gc
 import importlib
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,9 @@ from typing import Any
 import torch
 
 from .device import Device, find_device
-from .dropin_host import Step
+from .dropin_host import ROOT, Step
 from .harness import measure, stamp, summarise
+from .results import Row, read
 from .run import save
 from .verdict import failure
 
@@ -35,17 +39,17 @@ HOSTS = {  # -> the module with problem(size): (the host's step, the same with t
     "openrlhf": "bench.dropin_openrlhf",
     "easyr1": "bench.dropin_easyr1",
 }
+ALONE = ("verl",)  # patches transformers' classes and makes a process group: has a process of its own
 VARIANTS = ("host", "drop-in")
 TOLERANCE = 1e-5  # relative difference of the losses, fp32
 GRADIENTS = 1e-4  # norm of the difference of all gradients over their norm, fp32
 LEAST_PEAK = 2.0**20  # bytes; a step whose peak hides in what is resident has no ratio
-Row = dict[str, Any]
 
 
 def compare(host: str, size: str, device: Device, rounds: int, seconds: float) -> list[Row]:
     """A row for each of VARIANTS; `times_wall`, `times_cpu`, `times_memory` (None where a peak is below LEAST_PEAK):
     the host's figure over this one's. One row with a status of "absent: …", "wrong: …" or "failed: …" otherwise."""
-    row = {"bench": "dropins", "host": host, "size": size, "dtype": "torch.float32"}
+    row = _row(host, size)
     try:
         steps = _steps(host, size)
         errors = _errors(steps)
@@ -69,6 +73,10 @@ def compare(host: str, size: str, device: Device, rounds: int, seconds: float) -
         | {"samples_s": [round(s.seconds, 4) for s in samples[name]]}
         for name, summary in summaries.items()
     ]
+
+
+def _row(host: str, size: str) -> Row:
+    return {"bench": "dropins", "host": host, "size": size, "dtype": "torch.float32"}
 
 
 def times_memory(host: float, ours: float) -> float | None:
@@ -122,14 +130,28 @@ def main() -> None:
     device, rows = find_device("cpu"), list[Row]()
     origin = stamp(device)
     for host in [options.host] if options.host else HOSTS:
-        found = compare(host, options.size, device, options.rounds, options.budget)
+        if host in ALONE and not options.host:
+            found = in_a_process(host, options)
+        else:
+            found = compare(host, options.size, device, options.rounds, options.budget)
+            print(*map(line, found), sep="\n", flush=True)
         rows += found
-        for row in found:
-            print(line(row), flush=True)
         if options.out:
             save(options.out, rows, origin)
     if any(row["status"].startswith(("wrong", "failed")) for row in rows):
         raise SystemExit(1)
+
+
+def in_a_process(host: str, options: argparse.Namespace) -> list[Row]:
+    """The rows that this command has of `host` alone; it prints them."""
+    words = ["--host", host, "--size", options.size, "--rounds", str(options.rounds), "--budget", str(options.budget)]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "rows.jsonl")
+        command = [sys.executable, "-m", "bench.dropins", *words, "--out", str(out)]
+        code = subprocess.run(command, cwd=ROOT).returncode
+        if out.exists():
+            return read(out)
+    return [_row(host, options.size) | {"variant": "", "status": f"failed: its process ended with {code}"}]
 
 
 def line(row: Row) -> str:

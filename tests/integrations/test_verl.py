@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ import torch
 import univg_kernels as uk
 from ops.peers.problem import make_problem
 
+from bench import dropins
 from univg_fast.integrations import verl
 
 PEERS = Path(sys.prefix) / "peers"
@@ -22,7 +24,7 @@ if missing := [name for name in NEEDED if not (PEERS / name).is_dir()]:
     pytest.skip(f"{', '.join(missing)} not in {PEERS}; `make setup` puts them there", allow_module_level=True)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # half a minute of CPU, for all of the module
 
-HOST = Path(__file__).with_name("hosts") / "verl_worker.py"
+HOST = Path(__file__).with_name("hosts") / "verl_cases.py"
 IOUS = [0.1, 0.9, 0.3, 1.0, 0.5, 0.6, 0.99, 0.8]  # completions i and i + 4 are of one prompt
 PHI = [math.exp(1 - (IOUS[i % 4] + IOUS[i % 4 + 4]) / 2) for i in range(8)]
 INFOS = {
@@ -104,6 +106,13 @@ def test_the_recipe_of_the_docs(tmp_path: Path, python_launcher: Callable[..., A
     assert "patched: True True True True True True" in done.stdout
 
 
+def test_the_bench_measures_a_whole_update() -> None:
+    """In a process of its own, which `python -m bench.dropins` starts for it."""
+    rows = dropins.in_a_process("verl", argparse.Namespace(size="tiny", rounds=3, budget=5.0))
+    assert [(row["variant"], row["status"]) for row in rows] == [("host", "timed"), ("drop-in", "timed")]
+    assert rows[1]["gradient_error"] <= dropins.GRADIENTS and rows[1]["wall_p50_s"] > 0
+
+
 def compare(ours: dict[str, Any], theirs: dict[str, Any], *, only: tuple[str, ...] = ()) -> None:
     """Metrics (all but clocks and memory) and gradients of two updates."""
     clocks = ("mfu", "perf/")
@@ -127,22 +136,6 @@ def test_updates_of_the_actor_are_verls(name: str, results: dict[str, Any]) -> N
 
 def test_everything_is_put_back(results: dict[str, Any]) -> None:
     assert results["restored"] == [True] * 6
-
-
-def test_the_op_of_the_triton_backend() -> None:
-    """verl's needs a GPU: held against log-softmax in fp64. It flattens what it is given."""
-    g = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(*shape, generator=g).requires_grad_() for shape in ((2, 5, 8), (30, 8)))
-    labels = torch.randint(30, (2, 5), generator=g)
-    logp, entropy = verl._linear_cross_entropy(hidden, weight, labels, 0.7, "none")
-    upstream = torch.randn(2, 10, generator=g)
-    grads = torch.autograd.grad((torch.stack([logp, entropy]) * upstream).sum(), (hidden, weight))
-    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    every = (exact[0].flatten(0, 1) @ exact[1].T / 0.7).log_softmax(-1)
-    expected = torch.stack([every.gather(-1, labels.view(-1, 1))[:, 0], -(every.exp() * every).sum(-1)])
-    torch.testing.assert_close(torch.stack([logp, entropy]).double(), expected, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(grads, torch.autograd.grad((expected * upstream).sum(), exact), strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", verl.MODES)
@@ -225,40 +218,3 @@ def test_the_whole_loss_table(loss_type: str, results: dict[str, Any]) -> None:
 def test_phi_that_cannot_be(results: dict[str, Any]) -> None:
     assert "phi='miou' must be a metric" in results["found"]["no such metric"]["error"]
     assert "got 'dppo_tv'" in results["found"]["a loss without phi"]["error"]
-
-
-def pretend(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    info = folder / f"verl-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: verl\nVersion: {version}\n")
-    monkeypatch.syspath_prepend(str(folder))
-
-
-def test_another_verl_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(tmp_path, monkeypatch, "0.7.0")
-    with pytest.raises(ValueError, match=r"verl 0\.7\.0 is installed, .* tested with 0\.9"):
-        verl.patch()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"epsilon_low": 0.1}, "epsilon_low by actor.clip_ratio_low"),
-        ({"lost_type": "cispo"}, "lost_type is no setting"),
-        ({"difficulty": "hard"}, "difficulty must be one of"),
-        ({"loss_type": "gmpo", "importance_sampling_level": "sequence"}, "importance_sampling_level='token'"),
-    ],
-)
-def test_wrong_settings(
-    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(tmp_path, monkeypatch, "0.9.1")
-    with pytest.raises(ValueError, match=message):
-        verl.patch(**settings)
-
-
-def test_a_vocabulary_split_over_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
-    x = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="tensor_model_parallel_size=1"):
-        verl._linear_cross_entropy(x, torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64), dist_process_group="tp")
