@@ -40,6 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "peft_config": LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
         "gradient_checkpointing": True,
     },
+    "masked": {"mask_truncated_completions": True},  # of one rank's completions none ends
     "bf16": {"bf16": True, "max_steps": 1},  # a rounding more takes ratios over the clip
 }
 COMPARED = {"patch": "theirs", "patch_logprobs": "theirs", "phi": "by_hand"}
@@ -96,6 +97,8 @@ def main(folder: Path) -> None:
     for name, settings in MODELS.items():  # before there are ranks: then only the first writes all of it
         trl_problem.write_model(folder / name / os.environ["RANK"], settings.get("model"))
     for model, host in product(MODELS, HOSTS):
+        if (model, host) == ("masked", "fsdp2"):  # where no completion ends at all
+            continue
         compared = COMPARED if model == "plain" else {"phi": "by_hand"}
         runs = {side: run(host, model, side, folder / model) for side in dict.fromkeys((*compared, *compared.values()))}
         errors = {ours: worst(runs[ours], runs[theirs]) for ours, theirs in compared.items()}
