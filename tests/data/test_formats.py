@@ -121,6 +121,15 @@ def test_videos_ask_for_the_third_image(disk):
     assert [path.rsplit("/")[-1] for path in record.images] == ["1.jpg", "3.jpg", "2.jpg"]
 
 
+def test_frames_are_numbered_by_the_number_in_their_names(disk):
+    """As UniVG-R1's script does: 10.jpg after 9.jpg, and nothing counts that is no picture."""
+    (disk.path / "long").mkdir()
+    for name in [*(f"{i}.jpg" for i in range(12)), ".DS_Store", "7.txt"]:
+        (disk.path / "long" / name).write_bytes((disk.path / "a.png").read_bytes())
+    (record,), _ = records_of(disk, ROWS["revos"][0] | {"video_id": "long", "frames": [0, 2, 10]})
+    assert [path.rsplit("/")[-1] for path in record.images] == ["0.jpg", "2.jpg", "10.jpg"]
+
+
 def test_the_report_shows_one_rendered_example(disk):
     _, report = records_of(disk, *ROWS["univg_r1_stage2"])
     (example,) = report.examples.values()

@@ -132,6 +132,14 @@ def test_empty_inverted_and_distant_boxes(box: list[int], backend: Any) -> None:
     assert -1 <= uk.box_iou(a, b, kind="giou", backend=backend).item() <= 0
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_integers_that_fp32_does_not_hold(dtype: torch.dtype, backend: Any) -> None:
+    box = torch.tensor([[2**25, 0, 2**25 + 1, 10]], dtype=dtype)
+    iou = uk.box_iou(box, box, backend=backend)
+    assert iou.tolist() == [1.0] and iou.dtype == torch.float32
+
+
 def test_wrong_offsets() -> None:
     a, b, offsets = ragged(3)
     with pytest.raises(ValueError, match="offsets1 and offsets2 go with mode 'ragged', got mode 'ragged' with neither"):

@@ -15,7 +15,15 @@ from univg_fast.structs import Record, Target
 OBJECTS = Record("u", "f:7", ("0.png",), "q", (Target((0, 0, 100, 100), 0, "a"),), answer_style="bbox_2d")
 
 OWN = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import numpy as np
+
+@dataclass
+class Limits:
+    least: float = 0.0
 
 def shortness(answers):
     return -np.array([len(text) for text in answers.texts]) / 100
@@ -58,7 +66,7 @@ def test_functions_of_the_user_s_own(tmp_path: Path) -> None:
         (f"{tmp_path}/none.py:f", r"rewards\.terms: .*none\.py:f: there is no such file"),
         (
             f"{path}:absent",
-            r"mine\.py:absent: expected a function of the file \(shortness, labels, broken, short, deep",
+            r"mine\.py:absent: expected a function of the file \(dataclass, Limits, shortness, labels, broken, short, deep",
         ),
         (f"{path}:limit", r"mine\.py:limit: expected a function of the file"),
         (

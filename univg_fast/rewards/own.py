@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import traceback
 from functools import cache
 from pathlib import Path
@@ -85,9 +86,11 @@ def _load(path: str, function: str) -> Term:
     if spec is None or spec.loader is None:
         raise ValueError(f"rewards.terms: {path}:{function}: not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass looks for its annotations there
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
+        del sys.modules[spec.name]
         problem = f"importing the file failed: {_told(error, path)}"
         raise ValueError(f"rewards.terms: {path}:{function}: {problem}") from error
     term = getattr(module, function, None)

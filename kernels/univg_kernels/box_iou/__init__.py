@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .._checks import FLOATS, INTS, check_offsets, check_tensor
@@ -65,4 +66,5 @@ def box_iou(
             raise ValueError(f"{op}: offsets2 must have {len(first)} entries like offsets1, got {len(second)}")
         offsets = Offsets(first, second, int(pair_offsets(first, second)[-1]))
     dtype = max(math_dtype(a), math_dtype(b), key=lambda d: d.itemsize)
-    return face(op, a.device, backend).box_iou(a.to(dtype), b.to(dtype), offsets, mode, kind, convention)
+    exact = dtype if a.is_floating_point() and b.is_floating_point() else torch.float64  # integers above 2^24
+    return face(op, a.device, backend).box_iou(a.to(exact), b.to(exact), offsets, mode, kind, convention).to(dtype)

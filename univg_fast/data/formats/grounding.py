@@ -3,11 +3,12 @@
 LISA       {"image_path", "instruction", "boxes": [[x1, y1, x2, y2], ...]}: the first box counts
 LLMSeg     {"image_path", "question", "bbox": numbers in lists}: the first four count
 ReasonVOS  {"image_list", "question", "bbox_list": ["x1, y1, x2, y2", ...]}: the third image's counts
-ReVOS      {"video_id", "frames": [numbers into the folder's sorted files], "question", "bbox_list"}: likewise
+ReVOS      {"video_id", "frames": [numbers into the folder's pictures], "question", "bbox_list"}: likewise
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ VIDEO = (
 )
 THIRD = 2
 NUMBER = re.compile(r"-?\d{1,9}(?:\.\d{1,9})?")
+PICTURES = (".jpg", ".jpeg", ".png")
+DIGITS = re.compile(r"\d{1,18}")
 
 
 def recognise(row: dict[str, Any]) -> str | None:
@@ -112,7 +115,7 @@ def flat(value: Any) -> Iterator[Any]:
 
 
 def _frames(video: str, frames: Any, root: Path) -> tuple[str, ...]:
-    """Paths of a video's frames, numbered in the order of the folder's names."""
+    """Paths of a video's frames, numbered as UniVG-R1's scripts do: pictures by the first number in their names."""
     names = _listing(str(root / video))
     if names is None:
         where = "data.image_root says where relative paths start"
@@ -125,8 +128,14 @@ def _frames(video: str, frames: Any, root: Path) -> tuple[str, ...]:
 @lru_cache(maxsize=1024)
 def _listing(folder: str) -> tuple[str, ...] | None:
     try:
-        return tuple(sorted(os.listdir(folder)))
+        names = [name for name in os.listdir(folder) if name.lower().endswith(PICTURES)]
     except OSError:
         return None
     except ValueError:  # a NUL in the path
         return None
+    return tuple(sorted(names, key=_place))
+
+
+def _place(name: str) -> tuple[float, str]:
+    number = DIGITS.search(name)
+    return (int(number[0]) if number else math.inf, name)
