@@ -197,7 +197,7 @@ def test_a_wrong_configuration(launcher: Launcher, tmp_path: Path, text: str, ar
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     arguments = [f"--config={path}", f"--run.dir={tmp_path / 'run'}", *filter(None, [argument])]
-    done = launcher(*arguments, timeout=60)
+    done = launcher(*arguments, timeout=400)
     assert done.returncode == 2
     assert done.stderr == "error: " + message.format(file=path) + "\n"
     assert done.stdout == ""

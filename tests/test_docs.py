@@ -20,11 +20,12 @@ from PIL import Image
 from univg_fast.config import load_config, recipe_names
 from univg_fast.config.table import LEAVES
 from univg_fast.data.scan import scan
+from univg_fast.train.console import _WORDS
 
 # What is not checked here by itself, and where it is.
 ELSEWHERE = {
-    "pip install scikit-build-core cmake ninja": "names of pyproject.toml's build requirements",
-    "pip install --no-build-isolation .": "tests/ops/test_wheel.py",
+    "pip install torch scikit-build-core cmake ninja": "names of pyproject.toml's build requirements",
+    'pip install --no-build-isolation ".[train]"': "tests/ops/test_wheel.py, without the extra",
     "source .venv/bin/activate": "a part of venv",
     "python -m lmms_eval --include_path univg_fast/evaluate/lmms_eval --tasks mig_bench": "test_lmms_eval.py",
     "python -m univg_kernels.document docs/losses.md": "tests/ops/test_losses_doc.py",
@@ -120,7 +121,7 @@ def check_pytest(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.place)
 def test_a_snippet_runs(block: Block) -> None:
-    done = subprocess.run([sys.executable, "-c", block.text], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", block.text], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert "print(" not in block.text or "num_tokens" in done.stdout
 
@@ -193,6 +194,12 @@ def test_a_named_path_exists(name: str, path: str) -> None:
     path, _, test = path.partition("::")
     assert (ROOT / path).exists(), f"{name} names {path}"
     assert not test or f"def {test}(" in (ROOT / path).read_text()
+
+
+def test_the_words_of_the_console_are_explained() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text().partition("## A line of the console")[2].partition("## ")[0]
+    for metric, short, _ in _WORDS:
+        assert (f"`{short}`" if metric == short else f"`{short}` (`{metric}`)") in page
 
 
 def test_named_recipes_exist() -> None:

@@ -62,7 +62,7 @@ def test_the_commands_of_the_first_hour(desk: Path) -> None:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": paths}
     command = [sys.executable, "-c", RUNNER, json.dumps(modules)]
-    done = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     assert done.stdout.count(">>>") == len(modules) and "dry run: fine; nothing was saved" in done.stdout
     told = ["boxes.png", "runs/demo/again/report.html", "runs/traces.jsonl", "runs/mine/check/check.html"]

@@ -20,7 +20,7 @@ def run(script: str, *options: str) -> str:
     """What `python -m bench.SCRIPT` prints; it must end with 0, so its own proof has held."""
     words = [sys.executable, "-m", f"bench.{script}", *options]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -186,7 +186,7 @@ def test_a_browser_shows_no_overflow_and_requests_nothing(page: str, tmp_path: P
     (tmp_path / "outer.html").write_text(OUTER.replace("WIDTH", str(width)))
     flags = "--headless --no-sandbox --disable-gpu --disable-background-networking --dump-dom --window-size=1400,1000"
     command = [str(BROWSER), *flags.split(), "--virtual-time-budget=5000", f"--user-data-dir={tmp_path}/profile"]
-    run = subprocess.run([*command, (tmp_path / "outer.html").as_uri()], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([*command, (tmp_path / "outer.html").as_uri()], capture_output=True, text=True, timeout=400)
     found = re.search("<title>(.*)</title>", run.stdout)
     assert found, run.stderr[-2000:]
     result = json.loads(html.unescape(found[1]))

@@ -162,9 +162,9 @@ def test_the_best_has_the_highest_iou_then_the_shortest_trace() -> None:
 
 
 def test_hostile_texts_take_linear_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for unit in ("<think>", "(1,2),(3", "[163, 348, ", "163 348 735 ", "Image-", '{"bbox_2d": [', "<"):
         text = unit * (200_000 // len(unit))
         removed_by(Candidate(text), RECORD, SIZES, Thresholds())
         removed_by(Candidate(f"<think>{text.replace('<', '')}</think>{ANSWER}"), RECORD, SIZES, Thresholds())
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

@@ -12,6 +12,7 @@ import pytest
 
 from univg_fast.data.index import Records
 from univg_fast.data.mix import Mix
+from univg_fast.data.prompts import prompt_text
 from univg_fast.data.scan import CHUNK, scan
 from univg_fast.data.windows import places
 
@@ -76,6 +77,18 @@ def test_entries_with_settings_of_their_own(folder, tmp_path_factory):
     assert not report.bad and record.box == BOX and record.answer_style == "bbox_2d"
 
 
+def test_an_entry_asks_for_reasoning_where_its_answers_have_none(folder, tmp_path_factory):
+    """VLM-R1's files hold bare boxes, and its trainer asks for reasoning: stage 2 may; stage 1 cannot learn it there."""
+    said = turns("<image>Where?", '[{"bbox_2d": [0, 0, 30, 10]}]')
+    path = folder.write("vlm_r1.jsonl", json.dumps({"image": "a.png", "conversations": said}))
+    (plain,), _ = scan([str(path)], needs="box")
+    (asked,), report = scan([{"path": str(path), "cot": True}], needs="box")
+    assert not report.bad and asked.box == plain.box == BOX and (plain.cot, asked.cot) == (False, True)
+    assert "<think>" in prompt_text(asked) and "<think>" not in prompt_text(plain)
+    records, report = scan([{"path": str(path), "cot": True}], needs="response")
+    assert len(records) == 0 and "no <think>" in report.bad[0].message
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -84,6 +97,7 @@ def test_entries_with_settings_of_their_own(folder, tmp_path_factory):
         ({"path": "a", "weight": 0}, "weight: expected a number above 0"),
         ({"path": "a", "weight": float("nan")}, "weight: expected a number above 0"),
         ({"path": "a", "coordinates": "polar"}, "coordinates: expected one of norm1, norm1000, pixel, resized"),
+        ({"path": "a", "cot": "yes"}, "cot: expected true or false, got 'yes'"),
         ({"path": "a", "answer_style": "xml"}, "answer_style: expected one of univg_r1, bbox_2d, box_tokens"),
     ],
 )

@@ -25,7 +25,7 @@ from univg_fast.structs import BadRecord
 from .examples import ROWS
 
 NUMBER = int(os.environ.get("UNIVG_FUZZ", "4000"))
-pytestmark = pytest.mark.timeout(max(300, NUMBER // 50))
+pytestmark = pytest.mark.timeout(max(900, NUMBER // 50))
 VALUES = [
     None, True, False, 0, -1, 7, 10**30, -(10**14), 1e308, float("nan"), float("inf"), 0.5, "", "x", "\0", "🐕",
     "\ud7ff", "<image>", "<image>" * 50, "<bbox>", "<ref-object>", "<|image_pad|>", "(0,0),(500,250)", "<answer>",

@@ -51,14 +51,14 @@ def test_closing_does_not_wait_for_a_plan(records, processor, monkeypatch):
         measured.append(record)
         if len(measured) == 2:
             second.set()
-            assert loader.windows.stop.wait(20)
+            assert loader.windows.stop.wait(200)
         return original(record, *rest)
 
     original = module.measure
     monkeypatch.setattr(module, "measure", counting)
     loader = loader_of(records, processor, planning=ROWS)
     plan = loader._planner.submit(loader.windows.plan, 0, 0)
-    assert second.wait(20)
+    assert second.wait(200)
     loader.close()
     assert len(measured) == 2 and isinstance(plan.exception(), CancelledError)
 

@@ -124,5 +124,5 @@ def test_two_processes_unpack_one_parquet_file(parquet, tmp_path):
     read = f"scan([{str(path)!r}], cache_dir={str(tmp_path / 'c')!r})"
     code = f"from univg_fast.data.scan import scan; print(len({read}[0]))"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].strip() for process in both] == ["20", "20"]
+    assert [process.communicate(timeout=400)[0].strip() for process in both] == ["20", "20"]
     assert len(os.listdir(tmp_path / "c")) == 1

@@ -96,7 +96,7 @@ print("RESULT" + json.dumps({k: v for k, v in found["results"]["mig_bench"].item
 def test_in_the_real_package(bench: Path) -> None:
     pytest.importorskip("lmms_eval", reason="of no extra: pip install lmms-eval")
     words = [sys.executable, "-c", RUN, str(FOLDER), "<answer>(100 100) [100, 100, 500, 500]</answer>"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.partition("RESULT")[2].splitlines()[0])
     named = {name.partition(",")[0]: value for name, value in found.items()}

@@ -58,10 +58,10 @@ def address(start: Any, model: Path) -> Iterator[str]:
     port = free_port()
     given = ["--model", model, "--evaluate.max_completion_length=6", "--data.max_pixels=12544"]
     process = start("-m", "univg_fast.predict", *given, "--serve", "--port", port, paths=[BESIDE])
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 200
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 400
     while True:
         try:
-            urllib.request.urlopen(address, timeout=5).read()
+            urllib.request.urlopen(address, timeout=60).read()
             break
         except OSError:
             assert process.poll() is None, "the page's process has ended"

@@ -19,7 +19,7 @@ from tests.conftest import timeless
 from univg_fast.config import PackConfig
 from univg_fast.data.windows import window_steps
 
-pytestmark = pytest.mark.timeout(1200)  # a fixture is two launches with twelve jobs each
+pytestmark = pytest.mark.timeout(2400)  # a fixture is two launches with twelve jobs each
 NUMBERS = ("loss", "grad_norm", "learning_rate", "reward", "kl", "completions/mean_length")
 VARIANTS = ["0", "1", "2", "3", "1 lora", "3 lora"]  # ZeRO stages; what else differs: resume_worker.py
 STEPS, SAVED_AT = 4, 2
@@ -33,7 +33,7 @@ def folder(
     found = tmp_path_factory.mktemp("resume")
     for mode in ("whole", "rest"):
         worker = str(Path(__file__).with_name("resume_worker.py"))
-        done = python_launcher(worker, mode, str(found), ranks=request.param, timeout=550)
+        done = python_launcher(worker, mode, str(found), ranks=request.param, timeout=1100)
         logs = "\n".join(path.read_text()[-1000:] for path in found.glob("*/*.log"))
         assert done.returncode == 0, done.stderr[-4000:] + logs[-4000:]
     return found

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import timeless
 
-pytestmark = pytest.mark.timeout(900)  # two minutes of one core, all of them in the first test
+pytestmark = pytest.mark.timeout(1800)  # two minutes of one core, all of them in the first test
 EPS = torch.finfo(torch.float32).eps
 MEAN, LARGEST = 16 * EPS, 64 * EPS  # of residuals. Measured: up to 1 and 5, and where DeepSpeed makes the norm 6 and 12
 STEPS = 8
@@ -67,7 +67,7 @@ def folders(python_launcher: Callable[..., Any], tmp_path_factory: pytest.TempPa
         names = [name for number, name, *_ in COMPARED if number == ranks]
         names += ["sft", "grpo", "sft other seed", "grpo other seed"] if ranks == 1 else []
         done = python_launcher(
-            str(Path(__file__).with_name("trajectory_worker.py")), str(found[ranks]), *names, ranks=ranks, timeout=800
+            str(Path(__file__).with_name("trajectory_worker.py")), str(found[ranks]), *names, ranks=ranks, timeout=1600
         )
         assert done.returncode == 0, done.stderr[-4000:]
     return found

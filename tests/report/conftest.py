@@ -58,7 +58,7 @@ def lay_out(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         flags += " --virtual-time-budget=5000 --window-size=1400,1000"
         command = [str(BROWSER), *flags.split(), f"--user-data-dir={tmp_path}/profile"]
         run = subprocess.run(
-            [*command, (tmp_path / "outer.html").as_uri()], capture_output=True, text=True, timeout=120
+            [*command, (tmp_path / "outer.html").as_uri()], capture_output=True, text=True, timeout=400
         )
         found = re.search("<title>(.*)</title>", run.stdout)
         assert found, run.stderr[-2000:]

@@ -185,7 +185,7 @@ def test_hash_changes_with_what_decides_the_numbers_only() -> None:
 
 def test_help_lists_every_key_with_its_comment() -> None:
     code = "from univg_fast.config import load_config; load_config(['--help'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     for section in dataclasses.fields(Config()):
         value = getattr(Config(), section.name)

@@ -17,7 +17,7 @@ NAMES = [name for name in recipe_names() if name != "demo"]  # which other tests
 @pytest.fixture(scope="module")
 def runs(launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
-    done = launch("recipes_worker.py", folder, *NAMES, world=0, timeout=280)
+    done = launch("recipes_worker.py", folder, *NAMES, world=0, timeout=600)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     return folder
 

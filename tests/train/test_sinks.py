@@ -57,7 +57,7 @@ def test_a_resumed_run_goes_on_in_the_same_trackio_run(tmp_path: Path) -> None:
     )
     (tmp_path / "mine").mkdir()
     environment = os.environ | {"TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT, env=environment, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT, env=environment, timeout=400)
     with sqlite3.connect(tmp_path / "drill.db") as base:
         found = base.execute("select run_name, step, metrics from metrics order by step").fetchall()
     assert {name for name, _, _ in found} == {f"mine-{sinks.run_id(tmp_path / 'mine')}"}
@@ -117,6 +117,6 @@ def test_wandb_without_an_account_is_told_before_the_run(tmp_path: Path) -> None
     code = "from univg_fast.train.sinks import check, LogConfig; check(LogConfig(wandb='drill'))"
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     environment = kept | {"HOME": str(tmp_path), "WANDB_SILENT": "true"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode != 0
     assert "log.wandb: expected an account, got none; run `wandb login`" in done.stderr
