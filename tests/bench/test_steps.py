@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from bench import step, step_packed
+from bench.rollout import Size
+from bench.step_problem import make_problem
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL comes with the extra [bench]")
@@ -66,3 +71,19 @@ def test_a_whole_step_against_trl(tmp_path: Path) -> None:
         assert row["errors"].keys() >= {"loss", "grad_norm", "loss, head on responses", "reward", "kl"}
         assert max(row["errors"].values()) <= 1e-4
         assert all(0 < seconds < row["wall_p80_s"] for seconds in row["phases_s"].values())
+
+
+def test_in_bfloat16_the_proof_goes_by_what_bfloat16_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deep enough that gradients of a right variant differ by percents; one with other advantages is refused."""
+    size = Size(prompts=2, images=1, side=8, tokens=8, group=4, hidden=64, layers=12, vocab=300)
+    problem = make_problem(size, torch.device("cpu"), torch.bfloat16)
+    assert 0.02 < max(step.prove(problem, ["univg", "loss not fused"]).values()) < 0.3
+    assert problem.plain.dtype == problem.plain_reference.dtype == torch.bfloat16
+    loss = step_packed._loss
+
+    def wrong(p: Any, row: Any, features: Any, advantages: torch.Tensor, *more: Any) -> torch.Tensor:
+        return loss(p, row, features, advantages.flip(0), *more)
+
+    monkeypatch.setattr(step_packed, "_loss", wrong)
+    with pytest.raises(SystemExit, match="univg: loss or a gradient is off by"):
+        step.prove(problem, ["univg"])
