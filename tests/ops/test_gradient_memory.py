@@ -24,15 +24,18 @@ def loss_of(logits: Tensor, inplace: bool = False) -> Tensor:
 @pytest.mark.parametrize("inplace", [True, False])
 def test_extra_memory(inplace: bool, upstream: float) -> None:
     """In place none, else one [N, V]: no gradient of zeros beside it, no copy for the upstream gradient."""
-    logits = torch.zeros(N, V) + torch.zeros((), requires_grad=True)
-
     loss_of(torch.zeros(2, 3, requires_grad=True)).backward()  # what a first call takes
 
-    def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss_of(logits, inplace) * upstream, logits)
+    def extra() -> float:
+        logits = torch.zeros(N, V) + torch.zeros((), requires_grad=True)
 
-    extra = Cpu().sample(run, "fresh").peak_bytes / (4 * N * V)
-    assert extra < (0.1 if inplace else 1.1)
+        def run() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(loss_of(logits, inplace) * upstream, logits)
+
+        return Cpu().sample(run, "fresh").peak_bytes / (4 * N * V)
+
+    # what else the process does in these moments can only add
+    assert min(extra() for _ in range(3)) < (0.1 if inplace else 1.1)
 
 
 @pytest.mark.parametrize("upstream", [1.0, 0.37])
