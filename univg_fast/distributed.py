@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from univg_fast.leaving import exit_now, is_own_check, leave_with, tell_torchrun
+from univg_fast.leaving import exit_now, ignore_lost_console, is_own_check, leave_with, tell_torchrun
 
 T = TypeVar("T")
 _FAILED = "univg_fast/failed"  # key in the rendezvous store: who failed first, and with what
@@ -86,6 +86,12 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this is rank 0, which writes the logs."""
     return rank() == 0
+
+
+def warn(text: str) -> None:
+    """On stderr, from rank 0."""
+    if is_main():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def store() -> dist.Store | None:
@@ -171,8 +177,10 @@ def run(main: Callable[[], None]) -> None:
     """Call `main`. A failure ends this process at once, so that torchrun ends the others.
 
     The culprit is named. A ValueError that this package raises is a user's mistake and is printed without a traceback;
-    so is a failure that follows another rank's. A StopRun is no failure: all ranks leave with its code.
+    so is a failure that follows another rank's. A StopRun is no failure: all ranks leave with its code. A console that
+    is lost under way ends nothing.
     """
+    ignore_lost_console()
     try:
         main()
     except StopRun as stop:

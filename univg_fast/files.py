@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +27,12 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def could_not_write(what: str, error: Exception) -> None:
+    """On stderr: a log that cannot be written does not end a run."""
+    told = str(error) or type(error).__name__
+    print(f"warning: {what} could not be written, the run goes on: {told}", file=sys.stderr, flush=True)
 
 
 def lock(file: IO[Any]) -> bool:

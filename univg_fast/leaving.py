@@ -1,4 +1,4 @@
-"""How a process ends: with which last words, on the console and in torchrun's report, and without hanging."""
+"""How a process ends: not of its console; with which last words, there and in torchrun's report; without hanging."""
 
 from __future__ import annotations
 
@@ -7,9 +7,39 @@ import json
 import os
 import sys
 import time
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn, TextIO
 
-SHOW_CURSOR = b"\x1b[?25h"  # to a terminal: a progress bar that is under way hides it
+SHOW_CURSOR = b"\x1b[?25h"
+
+
+class _Lasting:
+    """A stream that takes what it is given, also where nobody is there any more who could read it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
+def ignore_lost_console() -> None:
+    """From now on nothing ends of a print into a pipe whose reader died, a closed terminal, or a file on a full disk.
+
+    Ctrl-C ends the `tee` behind a run before the run itself has saved.
+    """
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:  # None: closed from the start
+            setattr(sys, name, _Lasting(stream))
 
 
 def is_own_check(error: BaseException) -> bool:
@@ -39,14 +69,20 @@ def tell_torchrun(message: str) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        with open(path, "w") as file:
+        with suppress(OSError), open(path, "w") as file:
             json.dump({"message": {"message": message, "extraInfo": extra}}, file)
 
 
 def exit_now(code: int) -> NoReturn:
     """Leave without the interpreter's own end: gloo's threads can abort there, a broken group can hang."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if os.isatty(1):
-        os.write(1, SHOW_CURSOR)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    show_cursor()
     os._exit(code)
+
+
+def show_cursor() -> None:
+    """A progress bar that is under way hides it."""
+    if os.isatty(1):
+        with suppress(OSError):
+            os.write(1, SHOW_CURSOR)

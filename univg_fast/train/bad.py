@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from univg_fast import distributed
+from univg_fast.files import could_not_write
 from univg_fast.structs import BadRecord
-from univg_fast.train.sinks import warn
 from univg_fast.train.state import StageState
 
 
@@ -37,7 +37,7 @@ class BadRecords:
                 with self.path.open("a", encoding="utf-8") as file:  # in one piece: the other ranks write there too
                     file.write("".join(json.dumps(row) + "\n" for row in rows))
         except OSError as error:
-            warn(str(self.path), error)
+            could_not_write(str(self.path), error)
 
     def count(self, bad: float, seen: float) -> None:
         """Add a step's counts over all ranks. ValueError above the bound (of 100 records at least)."""

@@ -58,7 +58,7 @@ def save(
         if must or config.on_error == "stop":
             raise
         state.saves_failed += 1
-        manifest.warn(
+        distributed.warn(
             f"{error}. The run goes on without this checkpoint (save.on_error=warn) and tries again at its next one"
         )
         return None
@@ -173,7 +173,7 @@ def _prune(root: Path, stage: str, total_limit: int) -> None:
             os.rename(path, root / f".tmp-{path.name}")  # first out of sight: half removed it must not count
             shutil.rmtree(root / f".tmp-{path.name}")
     except OSError as error:
-        manifest.warn(f"cannot remove an old checkpoint: {error}")
+        distributed.warn(f"cannot remove an old checkpoint: {error}")
 
 
 def _zero(engine: Any) -> int:

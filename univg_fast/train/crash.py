@@ -11,10 +11,10 @@ import torch
 
 from univg_fast import distributed
 from univg_fast.config import Config
+from univg_fast.files import could_not_write
 from univg_fast.train.memory import KNOBS
 from univg_fast.train.phases import Phases
 from univg_fast.train.random_state import random_state
-from univg_fast.train.sinks import warn
 from univg_fast.train.state import Outcome, StageState
 
 
@@ -35,7 +35,7 @@ def end_if_stuck(state: StageState, outcome: Outcome, config: Config, stage: str
         try:
             write_crash(state, outcome, config, stage, start, run_dir)
         except (OSError, RuntimeError) as error:  # RuntimeError: torch.save's. The others wait for this rank
-            warn(f"{run_dir}/crash", error)
+            could_not_write(f"{run_dir}/crash", error)
         found = distributed.gather_objects(outcome.suspects)
         told = [f"rank {rank}: {', '.join(uids[:5])}" for rank, uids in enumerate(found) if uids]
         raise distributed.RankError(
@@ -81,6 +81,9 @@ def out_of_memory(error: torch.OutOfMemoryError, phases: Phases, config: Config)
     tokens, patches = phases.row or (0, 0)
     if phases.name in ("gen", "eval"):
         knob = f"rollout.cache_gib={config.rollout.cache_gib:g} bounds what is decoded at once: set it lower"
+        if phases.name == "gen" and config.model.freeze_vision_tower:
+            budget = config.pack.budget_tokens
+            knob += f"; pack.budget_tokens={budget} what the vision tower sees at once before that, in image tokens"
     elif phases.name in ("ref", "update"):
         budget = config.pack.budget_tokens
         knob = f"pack.budget_tokens={budget} bounds a row: set it to {max(tokens // 2, 1)} or lower"

@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import file_digest
@@ -101,12 +100,6 @@ def rank_file(rank: int) -> str:
 
 def num_bytes(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-
-
-def warn(text: str) -> None:
-    """On stderr, from rank 0."""
-    if distributed.is_main():
-        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def sync(paths: Iterable[Path], beat: Callable[[], None] = lambda: None) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from univg_fast import distributed
 from univg_fast.config import LogConfig
-from univg_fast.files import write_whole
+from univg_fast.files import could_not_write, write_whole
 from univg_fast.train.console import Display, console, eval_progress, numbers
-from univg_fast.train.sinks import Sink, open_sinks, warn
+from univg_fast.train.sinks import Sink, open_sinks
 from univg_fast.train.throughput import Throughput, memory, rates
 
 __all__ = ["MetricsLogger", "console", "eval_progress", "trim_metrics"]
@@ -101,7 +101,7 @@ def trim_metrics(path: Path, stage: str, last: int) -> float:
         try:
             write_whole(path, kept)
         except OSError as error:
-            warn(str(path), error)
+            could_not_write(str(path), error)
     mine = [row for row in map(json.loads, reversed(lines)) if row["stage"] == stage]
     return float(mine[0].get("num_tokens", 0.0)) if mine else 0.0
 
@@ -119,4 +119,4 @@ def _note_resume(path: Path, stage: str, step: int) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "event": "resumed", "stage": stage, "step": step}) + "\n")
     except OSError as error:
-        warn(str(path), error)
+        could_not_write(str(path), error)

@@ -16,9 +16,7 @@ import yaml
 from univg_fast import distributed
 from univg_fast.config import Config, to_yaml
 from univg_fast.config.changes import FREE, TOLD, flat, is_one_of
-from univg_fast.files import lock
-from univg_fast.train import manifest
-from univg_fast.train.sinks import warn
+from univg_fast.files import could_not_write, lock
 
 LEFT = (
     *("ckpt", "hf", "eval", "rollouts", "sheets", "tb", "prof", "crash", "logs"),
@@ -44,7 +42,7 @@ def take(run_dir: Path) -> IO[str]:
     try:
         mine = lock(file)
     except OSError as error:  # a file system without locks
-        manifest.warn(f"{file.name} cannot be locked ({error}): see that no other run writes into {run_dir}")
+        distributed.warn(f"{file.name} cannot be locked ({error}): see that no other run writes into {run_dir}")
         return file
     if not mine:
         file.seek(0)
@@ -106,9 +104,9 @@ def note(changes: list[str], run_dir: Path) -> None:
     """Say what this start of a run has otherwise, here and in events.jsonl."""
     if not changes:
         return
-    manifest.warn(f"from here on {'; '.join(changes)}: the numbers are not those of a run with one configuration")
+    distributed.warn(f"from here on {'; '.join(changes)}: the numbers are not those of a run with one configuration")
     try:
         with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), "event": "changed", "keys": changes}) + "\n")
     except OSError as error:
-        warn(f"{run_dir}/events.jsonl", error)
+        could_not_write(f"{run_dir}/events.jsonl", error)

@@ -11,8 +11,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from univg_fast import distributed
 from univg_fast.config.schema import ProfileConfig
+from univg_fast.files import could_not_write
 from univg_fast.train.phases import Phases
-from univg_fast.train.sinks import warn
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def profiler_window(run_dir: Path, stage: str, config: ProfileConfig, phases: Ph
             path.parent.mkdir(parents=True, exist_ok=True)
             opened[0].export_chrome_trace(str(path))
         except OSError as error:
-            warn(str(path), error)
+            could_not_write(str(path), error)
         written.append(path)
 
     phases.watchers.append(watch)

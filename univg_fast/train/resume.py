@@ -82,7 +82,7 @@ def _set_aside(root: Path, stage: str, chosen: Path) -> None:
         old.mkdir()
         for path in later:
             path.rename(old / path.name)
-        manifest.warn(f"{', '.join(p.name for p in later)} moved to {old}: this run goes on from before them")
+        distributed.warn(f"{', '.join(p.name for p in later)} moved to {old}: this run goes on from before them")
 
 
 def find(root: Path, stage: str, choice: str) -> Path | None:
@@ -104,7 +104,7 @@ def find(root: Path, stage: str, choice: str) -> Path | None:
     if followed is not None and followed[0] == stage:
         paths = [path for path in paths if manifest.step_of(path) > followed[1]]
         if paths:
-            manifest.warn(
+            distributed.warn(
                 f"run.resume={choice}: an earlier start went on from there, and this one from what came after it; "
                 f"delete {root / WENT_BACK} to go back once more"
             )
@@ -115,7 +115,7 @@ def find(root: Path, stage: str, choice: str) -> Path | None:
         if problem is None:
             return path
         passed_over.append(f"{path} ({problem})")
-        manifest.warn(f"checkpoint {path} is not complete, passing it over: {problem}")
+        distributed.warn(f"checkpoint {path} is not complete, passing it over: {problem}")
     if passed_over:
         raise ValueError(
             f"run.resume={choice}: expected a complete checkpoint of stage {stage}, got only damaged ones: "
@@ -146,17 +146,17 @@ def load(folder: Path, engine: Any, config_hash: str, beat: Callable[[], None]) 
         )
     for key in ("config_hash", "versions"):
         if then[key] != now[key]:
-            manifest.warn(f"{folder} has other {key}: {then[key]}, now {now[key]}")
+            distributed.warn(f"{folder} has other {key}: {then[key]}, now {now[key]}")
     with keep_config(engine) as changes:
         if then["world_size"] == now["world_size"]:
             load_files(engine, folder)
         else:
-            manifest.warn(
+            distributed.warn(
                 f"{folder} was written by {then['world_size']} ranks and is divided anew for {now['world_size']}"
             )
             load_for_other_ranks(engine, folder, beat)
     for change in changes:
-        manifest.warn(f"{folder} has {change}; the configuration's holds from here on")
+        distributed.warn(f"{folder} has {change}; the configuration's holds from here on")
     rank = distributed.rank()
     mine = torch.load(folder / manifest.rank_file(rank if rank < then["world_size"] else 0), weights_only=False)
     set_random_state(mine["random"])

@@ -17,7 +17,7 @@ from univg_fast.evaluate.run import Stopped as EvaluationStopped
 from univg_fast.evaluate.run import evaluate
 from univg_fast.files import read_json, write_whole
 from univg_fast.report import write_report
-from univg_fast.train import manifest, sinks, stopping
+from univg_fast.train import sinks, stopping
 from univg_fast.train.dry_run import dry_run
 from univg_fast.train.environment import describe
 from univg_fast.train.export_run import export_run
@@ -105,6 +105,6 @@ def summary_at(path: Path) -> dict[str, Any] | None:
     """An evaluation's summary; None if there is none. One that was cut is none, and said to be."""
     summary = read_json(path)
     if not isinstance(summary, dict) and path.is_file():
-        manifest.warn(f"{path} is not a whole summary (cut while it was written?): it does not count")
+        distributed.warn(f"{path} is not a whole summary (cut while it was written?): it does not count")
         return None
     return summary

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from univg_fast.config import LogConfig
-from univg_fast.files import read_json, write_whole
+from univg_fast.files import could_not_write, read_json, write_whole
 
 Row = Mapping[str, Any]  # a line of metrics.jsonl: stage, step, time, and the metrics
 NOT_METRICS = ("stage", "step", "time")
@@ -70,7 +70,7 @@ def guarded(name: str, make: Callable[[], Sink]) -> Sink:
         except Exception as error:  # of a disk, a network, or whatever a tracker's package raises
             errors += 1
             if errors == 1:
-                warn(name, error)
+                could_not_write(name, error)
 
     def log(row: Row) -> None:
         for sink in sinks:
@@ -94,12 +94,6 @@ def run_id(run_dir: Path) -> str:
         told = {"id": secrets.token_hex(4)}
         write_whole(path, json.dumps(told) + "\n")
     return str(told["id"])
-
-
-def warn(what: str, error: Exception) -> None:
-    """A log that cannot be written does not end a run."""
-    told = str(error) or type(error).__name__
-    print(f"warning: {what} could not be written, the run goes on: {told}", file=sys.stderr, flush=True)
 
 
 def _jsonl(path: Path) -> Sink:

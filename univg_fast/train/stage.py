@@ -12,6 +12,7 @@ import torch
 from univg_fast import distributed
 from univg_fast.config import Config, config_hash
 from univg_fast.data.mix import mix_of
+from univg_fast.files import could_not_write
 from univg_fast.model import PackedModel
 from univg_fast.train import stopping
 from univg_fast.train.bad import BadRecords
@@ -29,7 +30,6 @@ from univg_fast.train.saves import Saves
 from univg_fast.train.setup import Inputs
 from univg_fast.train.sft import SftStep
 from univg_fast.train.sheets import sheets
-from univg_fast.train.sinks import warn
 from univg_fast.train.state import Outcome, StageState
 from univg_fast.train.throughput import Throughput
 
@@ -145,4 +145,4 @@ def write_rollouts(run_dir: Path, stage: str, step: int, rows: list[dict[str, An
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for part in parts for row in part))
     except OSError as error:
-        warn(str(path), error)
+        could_not_write(str(path), error)

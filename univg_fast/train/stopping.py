@@ -19,7 +19,7 @@ from threading import Thread
 from typing import Any, NoReturn
 
 from univg_fast import distributed
-from univg_fast.leaving import SHOW_CURSOR
+from univg_fast.leaving import show_cursor
 from univg_fast.train.phases import Phases
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -155,8 +155,7 @@ def _tell_or_hear(store: Any) -> bool:
 
 
 def _leave_now(why: str) -> NoReturn:
-    if os.isatty(1):
-        os.write(1, SHOW_CURSOR)
+    show_cursor()
     _say(f"{signal.Signals(_number).name}: {why}")
     os._exit(128 + _number)
 
