@@ -55,7 +55,7 @@ def step_flops(stage: str, text: dict[str, Any] = TEXT, vision: dict[str, Any] =
     with torch.device("meta"):
         model = CLASSES[1]._from_config(CLASSES[0](text_config=text, vision_config=vision))
     model.tie_weights()
-    freeze_vision(model.model.visual, True)
+    freeze_vision(model)
     packed: Any = SimpleNamespace(model=model, vision_trains=False)
     return StepFlops.of(packed, stage, config_of(stage))
 
@@ -130,7 +130,7 @@ def completions() -> list[Completion]:
 
 def make_step(stage: str, config: Config) -> Any:
     model, _ = make_model(SIZE, torch.device("cpu"))
-    freeze_vision(model.model.model.visual, True)
+    freeze_vision(model.model)
     build, samples = (
         Builder.of(model),
         samples_of(config.sft.per_step_samples if stage == "sft" else config.grpo.prompts_per_step),

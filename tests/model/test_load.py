@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, VOCAB, random_group, tiny_model
 
+from univg_fast.config import ModelConfig
 from univg_fast.data.coordinates import SYSTEMS
 from univg_fast.data.entries import STYLES
 from univg_fast.model import PackedModel
 from univg_fast.model.families import FAMILIES as MODULES
 from univg_fast.model.load import builtin_configs, check_version, load_model
 from univg_fast.packing import build_row
+from univg_fast.train.setup import freeze
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -53,6 +55,30 @@ def test_what_the_data_side_reads_of_a_family(family: str) -> None:
     assert found.coordinates in SYSTEMS and found.answer_style in STYLES
     copied = pickle.loads(pickle.dumps(found))  # workers may be processes
     assert copied.vision_inputs(np.array([[1, 4, 6], [1, 2, 2]])).image_tokens == (6, 1)
+
+
+@each_family
+def test_a_family_names_all_of_its_tower(family: str) -> None:
+    """What of it has weights is its patches, its blocks, or the projector, which is frozen or trained by itself."""
+    model = tiny_model(family)
+    weighted = {
+        name for name, part in model.model.model.visual.named_children() if any(True for _ in part.parameters())
+    }
+    assert weighted - {"patch_embed", "blocks", "pos_embed"} == set(model.family.projector)
+    assert len(model.model.model.visual.blocks) == model.family.tower.depth >= model.family.tower.whole
+
+
+@each_family
+@pytest.mark.parametrize(("tower", "projector"), [(True, False), (False, True), (False, None), (True, None)])
+def test_tower_and_projector_are_frozen_by_themselves(family: str, tower: bool, projector: bool | None) -> None:
+    """null: the projector as the tower. What is frozen gets no gradient, and lets it through to what lies below."""
+    model = tiny_model(family)
+    freeze(model.model, ModelConfig(freeze_vision_tower=tower, freeze_multi_modal_projector=projector))
+    group = random_group(np.random.default_rng(0), [(4, 6)], [3], model.family.patch_size)
+    model.hidden(build_row([group], model.family)).sum().backward()
+    moved = {name for name, p in model.model.model.visual.named_parameters() if p.grad is not None}
+    assert any("blocks" in name for name in moved) == (not tower)
+    assert any("merger" in name for name in moved) == (not (tower if projector is None else projector))
 
 
 def test_an_unknown_family_names_the_choices(tmp_path: Path) -> None:

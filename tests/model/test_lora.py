@@ -30,7 +30,7 @@ CONFIG = GrpoConfig(loss_type="grpo", beta=0.0, temperature=1.0)
 def adapted(family: str = "qwen2_vl", **settings: Any) -> PackedModel:
     """A small model with adapters that matter, its tower frozen."""
     model = tiny_model(family)
-    freeze_vision(model.model.model.visual)
+    freeze_vision(model.model)
     apply_lora(model.model, **{"r": 4, "lora_alpha": 8.0} | settings)
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
@@ -113,7 +113,7 @@ def test_a_packed_row_equals_pefts_model_on_separate_sequences(family: str, save
 @each_family
 def test_only_the_language_model_has_adapters_and_they_begin_as_nothing(family: str) -> None:
     model, plain = tiny_model(family), tiny_model(family)
-    freeze_vision(model.model.model.visual)
+    freeze_vision(model.model)
     line = apply_lora(model.model, r=4, lora_alpha=8.0)
     layers = [name for name, layer in model.named_modules() if is_adapted(layer)]
     assert len(layers) == 7 * model.model.config.get_text_config().num_hidden_layers
@@ -165,7 +165,7 @@ def test_dropout_is_the_updates_alone() -> None:
 @each_family
 def test_the_projector_of_a_frozen_tower_can_train(family: str) -> None:
     whole, model = tiny_model(family), tiny_model(family)
-    freeze_vision(model.model.model.visual, projector=False)
+    freeze_vision(model.model, projector=False)
     assert model.vision_trains
     loss_of(model, row_of(model)).backward()
     loss_of(whole, row_of(whole)).backward()
@@ -210,7 +210,7 @@ def test_a_projector_that_the_configuration_trains_trains_beside_adapters(family
     (line,) = freeze(model.model, how)
     assert "visual.merger" in line and "lm_head" in line
     names = {name for name in trained(model) if ".visual." in name}
-    parts = projector_parts(plain.model.model.visual).values()
+    parts = projector_parts(plain.model).values()
     assert len(names) == sum(len(list(part.parameters())) for part in parts) > 0
     assert all("merger" in name and "modules_to_save" in name for name in names)
     row = row_of(model)

@@ -32,7 +32,7 @@ OPTIM = OptimConfig(learning_rate=1e-2)
 
 def adapted() -> PackedModel:
     model = tiny_model()
-    freeze_vision(model.model.model.visual)
+    freeze_vision(model.model)
     apply_lora(model.model, r=4, lora_alpha=8.0, lora_dropout=0.2, modules_to_save=["lm_head"])
     return model
 

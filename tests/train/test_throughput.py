@@ -60,7 +60,7 @@ CASES = [*((family, trains) for family in FAMILIES for trains in ("all", "langua
 def test_products_of_a_step_are_those_that_torch_counts(family: str, trains: str) -> None:
     model = tiny_model(family).train()
     if trains != "all":
-        freeze_vision(model.model.model.visual)
+        freeze_vision(model.model)
     if trains == "adapters":
         names = ("self_attn.q_proj", "o_proj")
         apply_lora(model.model, r=4, lora_alpha=8.0, lora_dropout=0.0, target_modules=names, modules_to_save=(), seed=0)
@@ -88,7 +88,7 @@ def test_attended_pairs_by_hand() -> None:
     flops = StepFlops.of(model, "sft", Config())
     assert flops.pair == 3 * 4 * text.hidden_size * text.num_hidden_layers
     assert flops.patch_pair == 3 * 4 * seen.embed_dim * seen.depth
-    freeze_vision(model.model.model.visual)
+    freeze_vision(model.model)
     assert StepFlops.of(model, "grpo", Config()).patch_pair == 4 * seen.embed_dim * seen.depth  # looked at once
     group = random_group(np.random.default_rng(0), [(4, 4), (2, 6)], [3, 2])
     assert size_of(group).patch_pairs == 16**2 + 12**2

@@ -68,12 +68,17 @@ class ModelConfig:
     attention: AttentionName = "auto"  # auto: an installed library that passes its trial on the device, else torch
     liger: bool = False  # Liger's RMSNorm, LayerNorm, SwiGLU and RoPE, on CUDA; each seen in use before step 1
     freeze_vision_tower: bool = True  # the language model trains alone (and the projector, if it is not frozen)
-    freeze_multi_modal_projector: bool = True  # beside a frozen tower: the merger, too
+    freeze_multi_modal_projector: bool | None = None  # the tower's merger; null: as the tower
     lora: LoraConfig | None = None  # train adapters only, by peft
     kernels: Literal["auto", "reference"] = "auto"  # of the losses; reference: plain torch, to compare with
     export: str | None = None  # write the stages' newest model to this folder, in transformers' format, and end
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     init_seed: int = num(0, ge=0)  # weights of a built-in config that has no checkpoint
+
+    @property
+    def projector_is_frozen(self) -> bool:
+        given = self.freeze_multi_modal_projector
+        return self.freeze_vision_tower if given is None else given
 
 
 @dataclass(frozen=True)

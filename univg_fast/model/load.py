@@ -13,10 +13,9 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from univg_fast.model.attention import TEXT, VISION
-from univg_fast.model.families import FAMILIES
+from univg_fast.model.families import FAMILIES, family_of
 
 TINY = "_tiny"  # ends the names of the families' small configs
-PROJECTOR = ("merger", "deepstack_merger_list")  # of the families' towers; the second one is Qwen3-VL's
 ADAPTERS = "adapter_config.json"  # peft's: a folder with it holds LoRA adapters for another folder's model
 SUPPORTED = ("5.16", "5.24")
 
@@ -139,22 +138,21 @@ def adapted_model(path: str) -> str:
     return str(base)
 
 
-def freeze_vision(visual: torch.nn.Module, projector: bool = True) -> None:
-    """Nothing of the vision tower trains; `projector` False: but what maps its features to the language model does."""
-    visual.requires_grad_(False)
-    if not projector:
-        for part in projector_parts(visual).values():
-            part.requires_grad_(True)
+def freeze_vision(model: Any, tower: bool = True, projector: bool = True) -> None:
+    """Of a transformers model's vision tower nothing trains; `projector`: of what maps its features to the language
+    model, which is a part of it."""
+    model.model.visual.requires_grad_(not tower)
+    for part in projector_parts(model).values():
+        part.requires_grad_(not projector)
 
 
-def projector_parts(visual: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """What maps the tower's features to the language model, by name; a list, which peft refuses, in parts."""
+def projector_parts(model: Any) -> dict[str, torch.nn.Module]:
+    """What maps the tower's features to the language model, by name within it; a list, which peft refuses, in parts."""
     found: dict[str, torch.nn.Module] = {}
-    for name, part in visual.named_children():
-        if name in PROJECTOR and isinstance(part, torch.nn.ModuleList):
-            found |= {f"{name}.{key}": inner for key, inner in part.named_children()}
-        elif name in PROJECTOR:
-            found[name] = part
+    for name in family_of(model.config).projector:
+        part = model.model.visual.get_submodule(name)
+        parts = part.named_children() if isinstance(part, torch.nn.ModuleList) else (("", part),)
+        found |= {f"{name}.{key}".rstrip("."): inner for key, inner in parts}
     return found
 
 

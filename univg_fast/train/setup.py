@@ -81,7 +81,9 @@ def files_to_read(config: Config, run_dir: Path) -> dict[str, list[Any]]:
     files = data_files(config, run_dir)
     for stage in config.stages:
         if not files[stage]:
-            raise ValueError(f"data.{stage}: expected at least one file for stage {stage}, got none")
+            raise ValueError(
+                f"data.{stage}: expected at least one file for stage {stage}, got none: --data.{stage}=[FILE]"
+            )
     return files
 
 
@@ -183,19 +185,17 @@ def load_policy(
 
 def freeze(model: Any, how: ModelConfig, seed: int = 0) -> list[str]:
     """Decide what of a transformers model trains; returns lines to tell. ValueError where that is not as `how` says."""
-    visual = model.model.visual
-    if how.freeze_vision_tower:
-        freeze_vision(visual, how.freeze_multi_modal_projector)
+    freeze_vision(model, how.freeze_vision_tower, how.projector_is_frozen)
     if how.lora is None:
         return []
     settings = {key: value for key, value in asdict(how.lora).items() if key != "merge_on_export"}
-    if how.freeze_vision_tower and not how.freeze_multi_modal_projector:  # peft freezes whatever it is not told of
+    if how.freeze_vision_tower and not how.projector_is_frozen:  # peft freezes whatever it is not told of
         settings["modules_to_save"] = (
             *how.lora.modules_to_save,
-            *(f"visual.{name}" for name in projector_parts(visual)),
+            *(f"visual.{name}" for name in projector_parts(model)),
         )
     told = apply_lora(model, seed=seed, **settings)
-    if not how.freeze_vision_tower and not any(p.requires_grad for p in visual.parameters()):
+    if not how.freeze_vision_tower and not any(p.requires_grad for p in model.model.visual.parameters()):
         raise ValueError(TOWER_BESIDE_LORA)
     return [told]
 

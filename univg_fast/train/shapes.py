@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from univg_fast.config import ModelConfig
-from univg_fast.model.families import FAMILIES
+from univg_fast.model.families import FAMILIES, family_of
 from univg_fast.model.load import ADAPTERS, adapted_model, builtin_configs, read_config, small_config
 from univg_fast.train.optimizer import parameter_groups
 from univg_fast.train.setup import freeze
@@ -55,8 +55,7 @@ def shape_of(model: ModelConfig, vocab: dict[str, int]) -> Shape:
     freeze(made, model)
     groups = [total(group["params"]) for group in parameter_groups(made, 0.0)]
     head = made.lm_head
-    text, seen = config.get_text_config(), config.vision_config
-    width = getattr(seen, "embed_dim", seen.hidden_size)
+    text, family = config.get_text_config(), family_of(config)
     return Shape(
         language=everything - vision,
         vision=vision,
@@ -64,11 +63,11 @@ def shape_of(model: ModelConfig, vocab: dict[str, int]) -> Shape:
         intermediate=text.intermediate_size,
         layers=text.num_hidden_layers,
         kv=text.num_key_value_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads),
-        vision_depth=seen.depth,
-        vision_width=width,
-        vision_intermediate=getattr(seen, "intermediate_size", None) or int(width * seen.mlp_ratio),
-        patch_values=seen.patch_size**2 * 3,
-        merge=seen.spatial_merge_size,
+        vision_depth=family.tower.depth,
+        vision_width=family.tower.width,
+        vision_intermediate=family.tower.intermediate,
+        patch_values=family.patch_dim,
+        merge=family.merge_size,
         vocab=text.vocab_size,
         trained=sum(groups),
         vision_trained=total(p for p in made.model.visual.parameters() if p.requires_grad),
@@ -76,7 +75,7 @@ def shape_of(model: ModelConfig, vocab: dict[str, int]) -> Shape:
         largest_group=max(groups, default=0),
         head_trains=any(p.requires_grad for p in head.parameters()),
         tied=bool(getattr(text, "tie_word_embeddings", False)),
-        feature_levels=1 + len(getattr(seen, "deepstack_visual_indexes", ())),
+        feature_levels=family.tower.levels,
     )
 
 

@@ -18,7 +18,6 @@ from torch import nn
 from univg_fast import distributed
 from univg_fast.config import Config
 from univg_fast.model import PackedModel
-from univg_fast.model.load import PROJECTOR
 from univg_fast.train.optimizer import elements, shape_of
 
 # TFLOP/s of dense bfloat16 products, from the makers' data sheets, by torch's name of the device up to a word's end.
@@ -78,19 +77,16 @@ class StepFlops:
     @classmethod
     def of(cls, model: PackedModel, stage: str, config: Config) -> StepFlops:
         """Stage 2 reads the group once to sample it, and once for the reference where there is one."""
-        text, seen = model.model.config.get_text_config(), model.model.config.vision_config
+        text, seen, tower = model.model.config.get_text_config(), model.model.config.vision_config, model.family.tower
         visual = model.model.model.visual
         updates = config.grpo.num_iterations if stage == "grpo" else 1
         forwards = updates + (1 + (config.grpo.beta > 0) if stage == "grpo" else 0)
         looks = forwards if stage == "sft" or model.vision_trains else 1  # a frozen tower's features are kept
-        merger = Weights.of(part for name, part in visual.named_children() if name in PROJECTOR)
+        merger = Weights.of(map(visual.get_submodule, model.family.projector))
         pixels, blocks = Weights.of([visual.patch_embed]), Weights.of([visual.blocks])
         below, area = blocks.trained > 0, seen.spatial_merge_size**2
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         attended = text.num_hidden_layers * text.num_attention_heads * head_dim
-        depth, width = seen.depth, getattr(seen, "embed_dim", seen.hidden_size)
-        whole = len(getattr(seen, "fullatt_block_indexes", range(depth)))  # the other blocks attend within windows
-        window = (getattr(seen, "window_size", 0) // seen.patch_size) ** 2
         attending = looks + 2 * updates * below  # the backward pass of an attended pair is two forward ones
         return cls(
             token=Weights.of([model.model.model.language_model]).flops(forwards, updates, True),
@@ -100,8 +96,8 @@ class StepFlops:
             / seen.temporal_patch_size  # the frames of a still image are equal
             + blocks.flops(looks, updates, below)
             + merger.flops(looks, updates, model.vision_trains) / area
-            + 4.0 * width * (depth - whole) * window * attending,
-            patch_pair=4.0 * width * whole * attending,
+            + 4.0 * tower.width * (tower.depth - tower.whole) * tower.window * attending,
+            patch_pair=4.0 * tower.width * tower.whole * attending,
         )
 
     def step(self, metrics: Mapping[str, float]) -> float:

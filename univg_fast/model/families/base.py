@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,17 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 def nothing(model: Any) -> None:
     """No edit of the transformers model."""
+
+
+class Tower(NamedTuple):
+    """Numbers of a vision tower that formulas need."""
+
+    depth: int  # blocks
+    width: int
+    intermediate: int  # of a block's MLP
+    whole: int  # blocks that attend within images; the others do so within windows
+    window: int = 0  # patches of a window
+    levels: int = 1  # vectors that it makes of an image token
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class Family:
     vision_inputs: Callable[
         [np.ndarray], VisionInputs
     ]  # [n, 3] int64 grids, n > 0 -> what the tower needs, on the host
+    tower: Tower
+    projector: tuple[str, ...] = ("merger",)  # the tower's children that map its features to the language model
     prepare: Callable[[Any], None] = nothing  # edits a transformers model once, before rows drive it
     coordinates: str = "norm1000"  # what box numbers in its text mean: "norm1000", or "resized" (pixels)
     answer_style: str = "bbox_2d"  # how it wrote boxes in its own training: a name of data.answer_style

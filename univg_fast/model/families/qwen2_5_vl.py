@@ -14,7 +14,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from univg_fast.model.families.base import Family, common, small
+from univg_fast.model.families.base import Family, Tower, common, small
 from univg_fast.packing.vision import AttentionRuns, VisionInputs, gather_blocks, one_sequence, permutation, runs_of
 
 CLASSES = (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration)
@@ -29,7 +29,14 @@ def family(config: Any) -> Family:
         patch_size=vision.patch_size,
         window_size=vision.window_size,
     )
-    return Family(**common(config), vision_inputs=inputs, prepare=mark_windows, coordinates="resized")
+    tower = Tower(
+        vision.depth,
+        vision.hidden_size,
+        vision.intermediate_size,
+        whole=len(vision.fullatt_block_indexes),
+        window=(vision.window_size // vision.patch_size) ** 2,
+    )
+    return Family(**common(config), vision_inputs=inputs, tower=tower, prepare=mark_windows, coordinates="resized")
 
 
 def mark_windows(model: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.vision_utils import get_vision_position_ids
 
-from univg_fast.model.families.base import Family, common, small
+from univg_fast.model.families.base import Family, Tower, common, small
 from univg_fast.packing.vision import VisionInputs, sorted_by_size
 
 CLASSES = (Qwen2VLConfig, Qwen2VLForConditionalGeneration)
@@ -18,8 +18,10 @@ CLASSES = (Qwen2VLConfig, Qwen2VLForConditionalGeneration)
 
 def family(config: Any) -> Family:
     """The adapter for one model's config."""
-    inputs = partial(vision_inputs, merge_size=config.vision_config.spatial_merge_size)
-    return Family(**common(config), vision_inputs=inputs, answer_style="box_tokens")
+    vision = config.vision_config
+    inputs = partial(vision_inputs, merge_size=vision.spatial_merge_size)
+    tower = Tower(vision.depth, vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio), whole=vision.depth)
+    return Family(**common(config), vision_inputs=inputs, tower=tower, answer_style="box_tokens")
 
 
 def vision_inputs(grids: np.ndarray, merge_size: int) -> VisionInputs:

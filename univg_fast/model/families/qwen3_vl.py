@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
-from univg_fast.model.families.base import Family, common, small
+from univg_fast.model.families.base import Family, Tower, common, small
 from univg_fast.packing.vision import VisionInputs, sorted_by_size
 
 CLASSES = (Qwen3VLConfig, Qwen3VLForConditionalGeneration)
@@ -27,7 +27,22 @@ def family(config: Any) -> Family:
         merge_size=vision.spatial_merge_size,
         side=int(vision.num_position_embeddings**0.5),
     )
-    return Family(**common(config), vision_inputs=inputs, prepare=add_by_index, image_mean=HALF, image_std=HALF)
+    tower = Tower(
+        vision.depth,
+        vision.hidden_size,
+        vision.intermediate_size,
+        whole=vision.depth,
+        levels=1 + len(vision.deepstack_visual_indexes),
+    )
+    return Family(
+        **common(config),
+        vision_inputs=inputs,
+        tower=tower,
+        projector=("merger", "deepstack_merger_list"),
+        prepare=add_by_index,
+        image_mean=HALF,
+        image_std=HALF,
+    )
 
 
 def add_by_index(model: Any) -> None:
