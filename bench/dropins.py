@@ -15,6 +15,7 @@ import argparse
 import ctypes
 import gc
 import importlib
+import math
 import subprocess
 import sys
 import tempfile
@@ -89,7 +90,7 @@ def _steps(host: str, size: str) -> dict[str, Step]:
 
 
 def _errors(steps: dict[str, Step]) -> tuple[float, float]:
-    """Relative difference of the two losses, and of the gradients (norms over all weights)."""
+    """Relative difference of the two losses, and of the gradients (norms of all weights): inf for none."""
     losses, gradients = [], []
     for step in steps.values():
         losses.append(float(_ready(step, steps)()))
@@ -99,7 +100,7 @@ def _errors(steps: dict[str, Step]) -> tuple[float, float]:
         sum(float(x.double().square().sum()) for x in xs) ** 0.5
         for xs in ([a - b for a, b in zip(theirs, ours, strict=True)], theirs)
     )
-    return abs(losses[1] - losses[0]) / max(abs(losses[0]), 1e-3), difference / max(norm, 1e-12)
+    return abs(losses[1] - losses[0]) / max(abs(losses[0]), 1e-3), difference / norm if norm else math.inf
 
 
 def _wrong(loss: float, gradients: float) -> str:

@@ -38,6 +38,11 @@ def test_other_gradients_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "wrong: expected the host's gradients within 1e-04 of their norm" in status_of(steps, monkeypatch)
 
 
+def test_gradients_that_are_not_there_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(lambda: torch.tensor(1.0), (torch.ones(3, requires_grad=True),))
+    assert "wrong: expected the host's gradients" in status_of((step, step), monkeypatch)
+
+
 def test_a_host_that_breaks_is_named_and_the_command_ends_with_1(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
