@@ -66,7 +66,7 @@ def test_functions_of_the_user_s_own(tmp_path: Path) -> None:
         (f"{tmp_path}/none.py:f", r"rewards\.terms: .*none\.py:f: there is no such file"),
         (
             f"{path}:absent",
-            r"mine\.py:absent: expected a function of the file \(dataclass, Limits, shortness, labels, broken, short, deep",
+            r"mine\.py:absent: expected a function of the file \(dataclass, Limits, shortness, labels, broken",
         ),
         (f"{path}:limit", r"mine\.py:limit: expected a function of the file"),
         (
