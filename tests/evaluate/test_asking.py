@@ -10,25 +10,30 @@ from univg_fast.config import ConfigError, load_config, to_yaml
 from univg_fast.data.prompts import INSTRUCTIONS, instruction
 from univg_fast.evaluate.ask import form_of, settings_of
 from univg_fast.evaluate.items import Form, Item, Truth, item_of, record_of
-from univg_fast.evaluate.load import open_model, run_config
+from univg_fast.evaluate.load import open_model, run_config, weights_of
 from univg_fast.structs import Record, Target
 
 
 def test_a_model_of_a_run_is_asked_as_the_run_says(tmp_path: Path) -> None:
     model = tmp_path / "run" / "hf" / "grpo"
     model.mkdir(parents=True)
-    config = load_config(["--data.max_pixels=12544", "--data.prompt_template=short"])
+    config = load_config(["--data.max_pixels=12544", "--data.prompt_template=short", "--evaluate.max_samples=3"])
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     found, source = run_config(str(model), None, ["--evaluate.max_completion_length=9"])
     assert found.data == config.data and found.evaluate.max_completion_length == 9
     assert source == str((tmp_path / "run" / "config.yaml").resolve())
     assert settings_of(found)["max_pixels"] == 12544
+    assert found.evaluate.max_samples is None  # the trainer's glance is no denominator of a benchmark
+    assert run_config(str(model), None, ["--evaluate.max_samples=5"])[0].evaluate.max_samples == 5
+    assert run_config(str(model), source, [])[0].evaluate.max_samples == 3  # asked for by its name
     other, source = run_config(str(tmp_path), None, [])
     assert other == load_config([]) and source == "the defaults"
     with pytest.raises(ConfigError, match="expected --section.key=value, got data"):
         run_config(str(tmp_path), None, ["data"])
     with pytest.raises(ValueError, match="--model: expected a folder with a config.json"):
         open_model(str(model), found, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="--model: expected a folder with a config.json, got 'nowhere'"):
+        weights_of("nowhere")
 
 
 def test_answers_are_asked_for_in_the_form_that_was_taught() -> None:

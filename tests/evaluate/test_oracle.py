@@ -12,6 +12,7 @@ from univg_fast.evaluate.__main__ import main
 from univg_fast.evaluate.items import Item, Truth, item_of, record_of
 from univg_fast.evaluate.oracle import with_oracle_image
 from univg_fast.evaluate.predictions import read_predictions
+from univg_fast.report.evaluation import about
 from univg_fast.structs import Record, Target
 
 BOX = (100, 100, 300, 300)
@@ -47,6 +48,15 @@ def run(small: Path, data: Path, out: Path, *more: str) -> tuple[dict[str, Any],
     assert main([*map(str, given), "--out", str(out), *ASK, *more]) == 0
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     return json.loads((out / "results.json").read_text()), [row["text"] for row in rows]
+
+
+def test_a_part_of_the_entries_is_told_and_not_compared(small: Path, tmp_path: Path, capsys: Any) -> None:
+    result, texts = run(small, small / "data" / "eval.json", tmp_path / "out", "--evaluate.max_samples=3")
+    assert (result["n"], len(texts), result["entries_in_file"], result["published"]) == (3, 3, 8, [])
+    assert "data: scored 3 of 8 entries (evaluate.max_samples)" in capsys.readouterr().out
+    assert "the first 3 entries only" in about(result)
+    whole, _ = run(small, small / "data" / "eval.json", tmp_path / "out", "--evaluate.max_samples=9")
+    assert "entries_in_file" not in whole and "entries only" not in about(whole)
 
 
 def test_the_command_asks_as_if_the_other_images_were_not_in_the_file(small: Path, tmp_path: Path, capsys: Any) -> None:

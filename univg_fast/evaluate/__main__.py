@@ -92,7 +92,7 @@ def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> Non
 
     device = distributed.init(timeout_s=7 * 86400)  # ranks wait for the slowest one at the end
     items, protocol = read_items(given.benchmark, given.data, given.image_root, given.protocol)
-    items = items[: config.evaluate.max_samples]
+    entries, items = len(items), items[: config.evaluate.max_samples]
     if distributed.is_main():
         print(f"{len(items)} entries; the model is asked as {source} says", flush=True)
     oracle = None
@@ -108,6 +108,8 @@ def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> Non
         result, rows = result_of(given.benchmark, protocol, given.parser, items, answers, about)
         if oracle:
             result |= {"oracle_image": oracle, "published": []}  # the published models saw all images
+        if len(items) < entries:
+            result |= {"entries_in_file": entries, "published": []}  # nor were they asked about a part only
         write_result(given.out, result, rows)
         tell(result, given.out)
     distributed.barrier()

@@ -36,10 +36,16 @@ def processor_of(tokenizer: Any, family: Family, data: DataConfig) -> Processor:
     )
 
 
+def model_folder(path: str) -> Path:
+    """ValueError where `path` is no folder of a model."""
+    if not any((Path(path) / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ValueError(f"--model: expected a folder with a config.json, got {path!r}")
+    return Path(path)
+
+
 def open_model(path: str, config: Config, device: torch.device) -> tuple[PackedModel, Processor]:
     """ValueError where `path` is no folder of a model that this package knows."""
-    if not (Path(path) / "config.json").is_file() and not (Path(path) / "adapter_config.json").is_file():
-        raise ValueError(f"--model: expected a folder with a config.json, got {path!r}")
+    model_folder(path)
     logging.disable_progress_bar()  # of reading the weights
     tokenizer = read_tokenizer(path)
     model: Any = load_model(path, DTYPES[config.model.torch_dtype], vocab=tokenizer.get_vocab())
@@ -49,16 +55,17 @@ def open_model(path: str, config: Config, device: torch.device) -> tuple[PackedM
 
 def run_config(model: str, source: str | None, keys: list[str]) -> tuple[Config, str]:
     """The configuration that a model is asked with, and where it is from: --config; else that of the run which the
-    folder lies in (RUN/hf/STAGE); else the defaults. `keys`: --section.key=value. ConfigError."""
-    beside = Path(model).resolve().parent.parent / "config.yaml"
+    folder lies in (RUN/hf/STAGE), but for how many samples the trainer looked at; else the defaults. `keys`:
+    --section.key=value. ConfigError."""
+    beside, own = Path(model).resolve().parent.parent / "config.yaml", list[str]()
     if source is None and Path(model).resolve().parent.name == "hf" and beside.is_file():
-        source = str(beside)
+        source, own = str(beside), ["--evaluate.max_samples=null"]
     if any(not key.startswith("--") for key in keys):
         raise ConfigError(f"expected --section.key=value, got {' '.join(keys)}")
-    return load_config([*(["--config", source] if source else []), *keys]), source or "the defaults"
+    return load_config([*(["--config", source] if source else []), *own, *keys]), source or "the defaults"
 
 
 def weights_of(model: str) -> list[list[Any]]:
-    """Names, sizes and times of a folder's weights: another model in the same place is another one."""
-    files = sorted(path for path in Path(model).iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
+    """Names, sizes and times of a folder's weights: another model in the same place is another one. ValueError."""
+    files = sorted(path for path in model_folder(model).iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]

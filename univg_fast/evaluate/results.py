@@ -85,6 +85,8 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
             out.append(f"{name}: " + ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in odd.items()))
         for task, count in report.get("other_number_than_published", {}).items():
             out.append(f"{name}: {task} has {count} entries of the published set")
+    if in_file := result.get("entries_in_file"):
+        out.append(f"data: scored {result['data']['entries']} of {in_file} entries (evaluate.max_samples)")
     if shown := result.get("oracle_image"):
         unknown = f", {shown['unknown']} with all, as nobody says which holds the target" if shown["unknown"] else ""
         out.append(f"oracle image: {shown['reduced']} entries shown without their other images{unknown}")

@@ -109,7 +109,7 @@ def render(evaluation: Evaluation) -> str:
 def about(result: Mapping[str, Any]) -> str:
     """What was scored, and how, in a line."""
     model = f"model {result['model']}" if result.get("model") else "answers from a file"
-    part = f" · the first {result['max_samples']} entries only" if result.get("max_samples") else ""
+    part = f" · the first {result['max_samples']} entries only" if result.get("entries_in_file") else ""
     oracle = " · oracle image: only images that hold a target were shown" if result.get("oracle_image") else ""
     return f"{model} · protocol {result['protocol']} · parser {result['parser']}{part}{oracle}"
 
