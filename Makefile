@@ -3,6 +3,8 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 PIP := DS_BUILD_OPS=0 .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP := .venv/.ready
+NEW_ENOUGH := 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or later, got $(PYTHON) of " + \
+	sys.version.split()[0] + "; another one: make setup PYTHON=python3.12")'
 
 .PHONY: setup demo test test-faults lint format bench gpu
 
@@ -17,7 +19,7 @@ VERL := tensordict omegaconf codetiming orjson pyvers cloudpickle
 GRADIO := gradio gradio_client hf_gradio fastapi starlette uvicorn python_multipart orjson pandas brotli groovy pydub \
 	pytz safehttpx semantic_version tomlkit
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
-	test -x .venv/bin/pip || { rm -rf .venv; $(PYTHON) -m venv .venv; }
+	test -x .venv/bin/pip || { $(PYTHON) -c $(NEW_ENOUGH) && rm -rf .venv && $(PYTHON) -m venv .venv; }
 	$(PIP) torch numpy setuptools wheel scikit-build-core cmake ninja
 	$(PIP) --no-build-isolation -e ".[train,dev]"
 	$(PIP) --no-deps --upgrade --target .venv/peers trl verl ms-swift openrlhf $(VERL)

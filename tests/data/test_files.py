@@ -78,7 +78,7 @@ def test_entries_with_settings_of_their_own(folder, tmp_path_factory):
 
 
 def test_an_entry_asks_for_reasoning_where_its_answers_have_none(folder, tmp_path_factory):
-    """VLM-R1's files hold bare boxes, and its trainer asks for reasoning: stage 2 may; stage 1 cannot learn it there."""
+    """VLM-R1's files hold bare boxes, its trainer asks for reasoning: stage 2 may; stage 1 cannot learn it."""
     said = turns("<image>Where?", '[{"bbox_2d": [0, 0, 30, 10]}]')
     path = folder.write("vlm_r1.jsonl", json.dumps({"image": "a.png", "conversations": said}))
     (plain,), _ = scan([str(path)], needs="box")

@@ -135,4 +135,4 @@ def override(key: str, text: str, given: dict[str, Given]) -> None:
         inner[name] = yaml.load(text, _Loader)
         given[leaf] = Given(merged, where)
     else:
-        raise ConfigError(f"{where}: {unknown(key)}")
+        raise ConfigError(f"{where}: {unknown(key)}{nearest(key, ('config',))}")

@@ -9,7 +9,7 @@ from typing import Any
 from .coordinates import SYSTEMS
 
 STYLES = ("univg_r1", "bbox_2d", "box_tokens")  # forms of the boxes in an answer
-ENTRY_KEYS = ("path", "weight", "image_root", "coordinates", "answer_style")
+ENTRY_KEYS = ("path", "weight", "image_root", "coordinates", "answer_style", "cot")
 
 
 def check_entry(entry: Any) -> Mapping[str, Any]:
@@ -24,4 +24,6 @@ def check_entry(entry: Any) -> Mapping[str, Any]:
     for key, known in (("coordinates", SYSTEMS), ("answer_style", STYLES)):
         if entry.get(key) is not None and entry[key] not in known:
             raise ValueError(f"{key}: expected one of {', '.join(known)}, got {entry[key]!r}")
+    if not isinstance(entry.get("cot"), (bool, type(None))):
+        raise ValueError(f"cot: expected true or false, got {entry['cot']!r}")
     return entry

@@ -1,8 +1,8 @@
 """Entries of data.sft, data.grpo and data.eval: which files they mean, and how each is read.
 
-An entry is a path or {path, weight, image_root, coordinates, answer_style}. What a file is, its content says: JSONL, a
-JSON list, parquet, or LLaMA-Factory's dataset_info.json, which names further files (`dataset_info.json#name,name` takes
-some of them).
+An entry is a path or {path, weight, image_root, coordinates, answer_style, cot}. What a file is, its content says:
+JSONL, a JSON list, parquet, or LLaMA-Factory's dataset_info.json, which names further files
+(`dataset_info.json#name,name` takes some of them).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class DataFile:
     image_root: Path | None = None
     coordinates: str | None = None
     answer_style: str | None = None
+    cot: bool | None = None
     columns: Columns | None = None
 
     @property
@@ -58,6 +59,7 @@ def _files(entry: Mapping[str, Any], image_root: str | Path | None, cache_dir: s
         "image_root": None if root is None else Path(root),
         "coordinates": entry.get("coordinates"),
         "answer_style": entry.get("answer_style"),
+        "cot": entry.get("cot"),
     }
     info = _info(Path(name))
     if info is None and chosen:

@@ -29,11 +29,12 @@ TEXTS = (*conversations.NAMES, "alpaca")  # formats whose boxes are those of the
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file's entries are understood; `coordinates` and `answer_style` win over what the format says."""
+    """How a file's entries are understood; `coordinates`, `answer_style` and `cot` win over what a row says."""
 
     root: Path  # relative image paths start here
     coordinates: str | None = None
     answer_style: str | None = None
+    cot: bool | None = None  # whether prompts ask for reasoning
     name_images: bool = False  # answers name the image of their box, where it is known (taught.py)
     learned: bool = True  # responses are; else records have none
     exif: str = "ignore"
@@ -91,8 +92,10 @@ def read_record(raw: RawRecord, source: str, default_uid: str, reading: Reading)
     question, told = split_instruction(text.replace(MARK, ""))
     if not question:
         raise Refused("schema", "the question is empty")
-    told = raw.cot if raw.cot is not None else told
+    told = next((said for said in (reading.cot, raw.cot) if said is not None), told)
     cot = (response is None or "<think>" in response) if told is None else told
+    if reading.cot and reading.learned and response is not None and "<think>" not in response:
+        raise Refused("schema", "cot: true, but the response to learn has no <think>")
     uid = default_uid if raw.uid is None else str(raw.uid)
     style = reading.answer_style or raw.answer_style or style_of(response)
     record = Record(

@@ -49,7 +49,8 @@ def scan(
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
         for file in data_files(paths, image_root, cache_dir):
             how = {key: value for key, value in reading.items() if value is not None}
-            told = {"coordinates": file.coordinates, "answer_style": file.answer_style, "learned": needs != "box"}
+            told = {"coordinates": file.coordinates, "answer_style": file.answer_style, "cot": file.cot}
+            told |= {"learned": needs != "box"}
             how |= {key: value for key, value in told.items() if value is not None}
             scanner = _Scanner(file, Reading(root=file.root, headers=headers, **how), needs, problem_of, records, pool)
             reports.append(scanner.run(progress))
@@ -140,7 +141,8 @@ class _Scanner:
             raise refused
         record, form = read_record(raw, source, uid, self.reading)
         if self.needs is not None and getattr(record, self.needs) is None:
-            raise Refused("schema", f"expected a {self.needs}, which this stage needs; the record has none")
+            remedy = "; univg_fast.cot build makes it of boxes" if self.needs == "response" else ""
+            raise Refused("schema", f"expected a {self.needs}, which this stage needs; the record has none{remedy}")
         if problem := self.problem_of(record):
             raise Refused("schema", problem)
         self.rotated += any(isinstance(header, Header) and header.orientation != 1 for header in headers)
