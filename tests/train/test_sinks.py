@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,13 +36,15 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="of the extra [track]")
-    for key, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CACHE_DIR": str(tmp_path)}.items():
+    more = {"WANDB_SILENT": "true", "WANDB_CACHE_DIR": str(tmp_path), "WANDB_X_SERVICE_WAIT": "300"}
+    for key, value in {"WANDB_MODE": "offline", **more}.items():
         monkeypatch.setenv(key, value)
     log = LogConfig(wandb="drill")
     sinks.check(log)
     run(tmp_path, "sft", 0, 3, log)
-    run(tmp_path, "sft", 2, 4, log)
-    run(tmp_path, "grpo", 0, 1, log)
+    for stage, *steps in (("sft", 2, 4), ("grpo", 0, 1)):
+        time.sleep(1.1)  # wandb names its folders by the second
+        run(tmp_path, stage, *steps, log)
     files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 3 and len({path.name for path in files}) == 1, "one id, which a sync makes one run of"
     first, _, last = (path.read_bytes() for path in files)
@@ -76,7 +79,7 @@ def test_tensorboard_on_a_full_disk_does_not_end_the_run(tmp_path: Path) -> None
         "print('done')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr
     for name in (f"{tmp_path}/metrics.jsonl", "log.tensorboard"):
