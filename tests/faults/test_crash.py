@@ -14,11 +14,15 @@ import pytest
 import torch
 
 from tests.tiny import random_group, tiny_model
-from univg_fast.config import Config, PackConfig
+from univg_fast.config import Config, DeepSpeedConfig, PackConfig, load_config
+from univg_fast.data.samples import make_processor
+from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.packing import build_row
-from univg_fast.train import manifest
+from univg_fast.train import manifest, stopping
 from univg_fast.train.crash import out_of_memory
 from univg_fast.train.phases import Phases
+from univg_fast.train.road import held_out
+from univg_fast.train.setup import Inputs
 
 
 def after_a_row() -> Phases:
@@ -50,11 +54,33 @@ def test_out_of_memory_says_which_row_and_what_to_set() -> None:
     assert "one sample alone is longer than pack.budget_tokens=1: set data.max_length" in alone
     phases.name = "gen"
     assert "rollout.cache_gib=8" in str(out_of_memory(error, phases, Config()))
+    phases.name = "eval"
+    assert "evaluate.prompts_per_batch=16" in str(out_of_memory(error, phases, Config()))
+    sharded = replace(Config(), deepspeed=DeepSpeedConfig(zero_stage=3))
+    for phases.name, knob in (("sync", "2 needs no copy"), ("optim", "offload_optimizer")):
+        said = str(out_of_memory(error, phases, sharded))
+        assert knob in said and "higher than" not in said
     phases.name = "data"
     said = str(out_of_memory(error, phases, Config()))
     assert "data.max_pixels" in said and "grpo.dynamic_sampling_max_draws" in said and "zero_stage" not in said
     phases.stage = "sft"
     assert "data.max_pixels or pack.budget_tokens" in str(out_of_memory(error, phases, Config()))
+
+
+def test_out_of_memory_in_an_evaluation_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "_finishing", False)  # as it was, afterwards
+    record = random_group(np.random.default_rng(0), [(4, 4)], [3]).sample.record
+    processor = make_processor(build_tokenizer(["a box"]))
+    config, phases = load_config(["--config", "demo", f"--run.dir={tmp_path}"]), Phases()
+
+    def full(name: str, step: int) -> None:
+        if name == "eval":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    phases.watchers.append(full)
+    inputs = Inputs({"eval": [record]}, processor)
+    with pytest.raises(ValueError, match=r"in phase eval of before .*cache_gib=.*evaluate\.prompts_per_batch="):
+        held_out("before", "qwen2_vl_tiny", config, inputs, tmp_path, torch.device("cpu"), phases)
 
 
 STUCK = """

@@ -49,6 +49,15 @@ def test_what_the_messages_advise_is_accepted(folder: Path) -> None:
     assert all(line.endswith(f"is {numbers[line.split(' was ')[0]]}") for line in told)
 
 
+def test_stages_are_added_and_left_out_at_the_end_only(folder: Path) -> None:
+    """Else GRPO would begin from, and be held to, another model than the one that the run's sft made."""
+    for other in ("[grpo]", "[grpo, sft]"):
+        with pytest.raises(ValueError, match=r"\(stages was \['sft', 'grpo'\], is \['grpo'.*only the last ones may"):
+            settle(given(folder, f"--stages={other}"), folder)
+    (folder / "config.yaml").write_text(to_yaml(given(folder, "--stages=[sft]")))
+    assert settle(given(folder, "--stages=[sft, grpo]"), folder) == []
+
+
 def test_only_what_decides_no_number_is_outside_of_the_hash(folder: Path) -> None:
     free = ("--rollout.cache_gib=1", "--save.steps=9", "--stages=[sft]")
     hashes = {config_hash(given(folder, *arguments)) for arguments in ((), free)}
@@ -68,7 +77,23 @@ def test_never_moves_the_old_run_aside(folder: Path) -> None:
     for number in (1, 2):
         settle(replace(config, run=replace(config.run, resume="never")), folder)
         assert (folder / f"old_{number}" / "hf").is_dir() and not (folder / "hf").exists()
+        assert sorted(path.name for path in folder.iterdir()) == [f"old_{n + 1}" for n in range(number)]
         (folder / "hf").mkdir()
+
+
+def test_never_moves_what_belongs_to_the_old_run_with_it(folder: Path) -> None:
+    """Its configuration, which export, evaluation and report read; a folder with nothing else in it stays as it is."""
+    beside = ["bad_records.jsonl", "config.yaml", "data_report.json", "env.json"]
+    for name in beside:
+        (folder / name).touch()
+    (folder / "mine.txt").touch()
+    never = given(folder, "--run.resume=never")
+    settle(never, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["mine.txt", "old_1"]
+    assert sorted(path.name for path in (folder / "old_1").iterdir()) == [*beside, "hf"]
+    (folder / "config.yaml").touch()
+    settle(never, folder)
+    assert (folder / "config.yaml").exists() and not (folder / "old_2").exists()
 
 
 HOLDER = """

@@ -7,7 +7,7 @@ from typing import Any
 
 from univg_fast.config.schema import OptimConfig
 
-# No number of a run depends on them.
+# No number of a run depends on them; on `stages` only where one is added or left out before others (previous.py).
 FREE = (
     *("stages", "save", "log", "fault"),
     *("run.dir", "run.resume", "run.dry_run", "run.max_steps", "run.hang_timeout_s", "run.max_skipped_steps"),

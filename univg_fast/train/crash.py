@@ -81,6 +81,8 @@ def out_of_memory(error: torch.OutOfMemoryError, phases: Phases, config: Config)
     tokens, patches = phases.row or (0, 0)
     if phases.name in ("gen", "eval"):
         knob = f"rollout.cache_gib={config.rollout.cache_gib:g} bounds what is decoded at once: set it lower"
+        if phases.name == "eval":
+            knob += f", or evaluate.prompts_per_batch={config.evaluate.prompts_per_batch}: their images at once"
         if phases.name == "gen" and config.model.freeze_vision_tower:
             budget = config.pack.budget_tokens
             knob += f"; pack.budget_tokens={budget} what the vision tower sees at once before that, in image tokens"
@@ -93,10 +95,14 @@ def out_of_memory(error: torch.OutOfMemoryError, phases: Phases, config: Config)
             )
         if not config.model.gradient_checkpointing:
             knob += ", or model.gradient_checkpointing=true"
+    elif phases.name == "sync":
+        knob = "deepspeed.zero_stage=3 keeps the whole policy a second time, for the rollout: 2 needs no copy"
     elif phases.name == "data":
         what = "images of the step's prompts" if phases.stage == "grpo" else "images of the fullest row"
         knob = f"{what} are most of what this phase holds: {KNOBS[what]}"
+    elif config.deepspeed.zero_stage < 3:
+        knob = f"deepspeed.zero_stage higher than {config.deepspeed.zero_stage} shares out the optimizer"
     else:
-        knob = "deepspeed.zero_stage higher than " + str(config.deepspeed.zero_stage) + " shares out the optimizer"
+        knob = "more ranks hold less of the optimizer each; offload_optimizer in deepspeed.config holds it on the host"
     row = f"; the last row has {tokens} tokens and {patches} patches" if phases.row else ""
     return ValueError(f"{where}{row}. {knob}. ({str(error).strip().splitlines()[0]})")

@@ -20,8 +20,9 @@ from univg_fast.files import could_not_write, lock
 
 LEFT = (
     *("ckpt", "hf", "eval", "rollouts", "sheets", "tb", "prof", "crash", "logs"),
-    *("metrics.jsonl", "events.jsonl", "track.json", "report.html"),
+    *("metrics.jsonl", "events.jsonl", "track.json", "report.html", "bad_records.jsonl"),
 )
+ABOUT = ("data_report.json", "env.json", "config.yaml")  # of what is left; the last one goes when all else has gone
 
 
 @contextmanager
@@ -65,6 +66,7 @@ def settle(config: Config, run_dir: Path) -> list[str]:
     run_dir.mkdir(parents=True, exist_ok=True)
     there = [run_dir / name for name in LEFT if (run_dir / name).exists()]
     if config.run.resume == "never" and there:
+        there += [run_dir / name for name in ABOUT if (run_dir / name).exists()]
         number = next(n for n in range(1, 10_000) if not (run_dir / f"old_{n}").exists())
         (run_dir / f"old_{number}").mkdir()
         for path in there:
@@ -78,6 +80,11 @@ def settle(config: Config, run_dir: Path) -> list[str]:
     done = tuple(stage for stage in config.stages if (run_dir / "hf" / stage / "config.json").is_file())
     refused = [k for k in changed if not is_one_of(k, TOLD) or is_one_of(k, done)]
     told = {key: f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed}
+    stages = [was.get("stages"), now["stages"]]
+    if any(one != other for one, other in zip(*stages, strict=False)):
+        refused.append("stages")
+        order = "as each begins from the one before it, only the last ones may come or go"
+        told["stages"] = "stages was {}, is {}: {}".format(*stages, order)
     if refused:
         raise ValueError(
             f"{run_dir} holds a run with another configuration ({'; '.join(told[key] for key in refused)}). Give this "

@@ -18,6 +18,7 @@ from univg_fast.evaluate.run import evaluate
 from univg_fast.files import read_json, write_whole
 from univg_fast.report import write_report
 from univg_fast.train import sinks, stopping
+from univg_fast.train.crash import out_of_memory
 from univg_fast.train.dry_run import dry_run
 from univg_fast.train.environment import describe
 from univg_fast.train.export_run import export_run
@@ -87,9 +88,12 @@ def held_out(
     with phases("load"):
         model = load_policy(config, inputs.processor, path, device, adapters=False).eval()
     # an evaluation that was asked to stop wrote nothing; `finishing` then ends the run
-    with stopping.finishing(), suppress(EvaluationStopped), phases("eval"), eval_progress(name) as progress:
-        asked = stopping.asker(phases)
-        evaluate(model, inputs.processor, records, config.evaluate, config.rollout, out, progress, asked)
+    try:
+        with stopping.finishing(), suppress(EvaluationStopped), phases("eval"), eval_progress(name) as progress:
+            asked = stopping.asker(phases)
+            evaluate(model, inputs.processor, records, config.evaluate, config.rollout, out, progress, asked)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, phases, config) from error
 
 
 def finish(config: Config, run_dir: Path) -> None:
