@@ -168,7 +168,7 @@ def cpu_seconds(stage: str, rounds: int) -> tuple[list[float], dict[str, float]]
                 bad.tell(outcome.bad)
                 bad.count(metrics["bad_records"], 1)
                 if stage == "grpo":
-                    write_rollouts(folder, stage, number, outcome.rollouts)
+                    write_rollouts(folder, stage, number, outcome.rollouts())
                 logger.log(number, metrics, step.phases.take())
                 found.append(time.process_time() - began)
     return found[1:], metrics

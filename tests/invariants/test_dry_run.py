@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from univg_fast.train.dry_run import right_answers
+
 LINE = r"dry run, stage {}: {} samples in (\d+) rows of (\d+) tokens; loss ([^,]+), grad_norm ([^;]+);(.*)"
 
 
@@ -34,7 +36,7 @@ def test_one_step_of_each_stage_and_nothing_left(trainer: Callable[..., Any], tm
     assert 3 < loss < 10 and norm > 0 and "update" in rest
     loss, norm, rest = told(dry, "grpo", 6)
     assert abs(loss) < 1e-3 and norm > 0  # on policy the advantages cancel, but not their gradients
-    assert "completions of 64 tokens, 16 of them sampled; the right answer's reward 2" in rest
+    assert "completions of 64 tokens, 16 of them sampled; the right answers' reward 2" in rest
     assert "not tried: 3 evaluations of 6 held-out records, with answers of up to 64 tokens" in dry.output
     assert "if all were as slow" not in rest, "a step without its sampling says nothing of hours"
     assert not folder.exists()
@@ -44,6 +46,12 @@ def test_one_step_of_each_stage_and_nothing_left(trainer: Callable[..., Any], tm
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     trainer(folder, run__dry_run="true", **settings, stages="[sft]")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_right_answer_that_earns_less_is_named() -> None:
+    assert right_answers({"a": 2.0, "b": 2.0}) == "the right answers' reward 2"
+    assert right_answers({"a": 2.0, "b": 0.5, "c": 2.0}) == "the right answers' rewards 0.5 (b) to 2, 1.5 in the mean"
+    assert "rank 0" in right_answers({})
 
 
 def test_what_a_run_would_refuse(trainer: Callable[..., Any], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -15,6 +16,8 @@ from bench.packing import DRAWS, Draw, flattest, samples
 from univg_fast.config import PackConfig
 from univg_fast.packing.plan import (
     LOOK_AHEAD,
+    PATCH,
+    SEEN,
     GroupSize,
     Part,
     best_fit,
@@ -182,6 +185,22 @@ def test_ranks_of_a_usual_step_wait_little() -> None:
             assert len({len(share) for share in shares}) == 1
             loads = [sum(groups[i].cost for row in share for i in row) for share in shares]
             assert max(loads) <= bound * sum(loads) / ranks
+
+
+@pytest.mark.parametrize("patch", [SEEN, 0.0])
+def test_texts_beside_images_are_dealt_by_what_a_frozen_tower_costs(patch: float) -> None:
+    """A third has no images: with a trained tower's cost of a patch ranks wait more than twice as long."""
+    rng, waits = np.random.default_rng(1), {patch: 0.0, PATCH: 0.0}
+    for _ in range(20):
+        images = [int(n) * 391 for n in rng.integers(2, 7, 16)] + [0] * 8
+        texts = [*rng.integers(80, 400, 16).tolist(), *rng.integers(500, 3000, 8).tolist()]
+        groups = [GroupSize(n + text, (200,), 4 * n, patch=patch) for n, text in zip(images, texts, strict=True)]
+        rows = pack([group.tokens for group in groups], 16384)
+        for planned in waits:
+            shares = spread(rows, [replace(group, patch=planned) for group in groups], 4, 16384)
+            loads = [sum(groups[i].cost for row in share for i in row) for share in shares]
+            waits[planned] += max(loads) / (sum(loads) / 4) - 1
+    assert waits[patch] < waits[PATCH] / 2 and waits[patch] / 20 < 0.03
 
 
 @settings(deadline=None)

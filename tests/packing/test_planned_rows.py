@@ -20,6 +20,7 @@ from univg_fast.packing import Row
 from univg_fast.packing.plan import Part, plan_rows
 from univg_fast.packing.report import figures, tally
 from univg_fast.structs import Group
+from univg_fast.train.draws import encode
 from univg_fast.train.rows import Builder, OverBudget, pinned, size_of
 
 GRIDS = [[(4, 6), (8, 8)], [(4, 4)], [], [(6, 6), (4, 4), (2, 8)], [(8, 4)]]
@@ -127,6 +128,22 @@ def tensors(item: Any) -> list[torch.Tensor]:
         return [x for field in fields(item) for x in tensors(getattr(item, field.name))]
     parts = item.values() if isinstance(item, dict) else item if isinstance(item, tuple) else ()
     return [x for part in parts for x in tensors(part)]
+
+
+def test_the_tower_sees_a_step_s_images_in_passes_of_a_budget() -> None:
+    """Each prompt's features are what they are when all are seen at once; a prompt with more has a pass of its own."""
+    model, rng = tiny_model(), np.random.default_rng(0)
+    samples = [random_group(rng, grids, [1]).sample for grids in ([(4, 4)], [], [(8, 8), (4, 4)], [(4, 6)], [(4, 4)])]
+    builder, tokens = Builder.of(model), [sum(h * w // 4 for _, h, w in s.image_grid_thw.tolist()) for s in samples]
+    assert tokens == [4, 0, 20, 6, 4]
+    (whole,), parts = builder.images(samples, 34), builder.images(samples, 10)
+    assert [look.samples for look in parts] == [2, 1, 2] and whole.samples == 5
+    assert [len(look.pixels) for look in parts] == [16, 80, 40]
+    found, want = encode(model, samples, parts), encode(model, samples, (whole,))
+    assert [len(f.pooled) for f in found] == [len(f.pooled) for f in want] == tokens
+    for ours, theirs in zip(found, want, strict=True):
+        torch.testing.assert_close(ours.pooled, theirs.pooled, rtol=1e-5, atol=1e-5)
+    assert builder.images([], 10) == () and encode(model, [], ()) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory is CUDA's")

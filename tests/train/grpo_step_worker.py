@@ -25,7 +25,6 @@ from univg_fast.structs import Completion, Record
 from univg_fast.train import choice, stopping
 from univg_fast.train.draws import Drawn, Draws
 from univg_fast.train.minibatch import make_minibatches
-from univg_fast.train.rows import size_of
 from univg_fast.train.setup import Inputs, prepare
 from univg_fast.train.state import StageState
 
@@ -41,7 +40,7 @@ def dynamic(inputs: Inputs) -> list[dict[str, Any]]:
     for _ in range(3):
         outcome = stage.step(state)
         assert outcome is not None and finite(outcome.metrics)
-        mine = [row["uid"] for row in outcome.rollouts if not row["group"]["dropped"]]
+        mine = [row["uid"] for row in outcome.rollouts() if not row["group"]["dropped"]]
         trained = sorted(uid for uids in distributed.gather_objects(mine) for uid in uids)
         names = ("loss", "grad_norm", "sampling/draws", "sampling/kept", "sampling/wasted", "frac_reward_zero_std")
         numbers = {name: outcome.metrics[name] for name in names} | {"bad_records": outcome.metrics["bad_records"]}
@@ -72,7 +71,7 @@ def moving(inputs: Inputs, **given: Any) -> list[dict[str, Any]]:
         with mock.patch.object(choice, "even_out", even_out):
             outcome = stage.step(StageState())
         assert outcome is not None
-        rows = [row for rows in distributed.gather_objects(outcome.rollouts) for row in rows]
+        rows = [row for rows in distributed.gather_objects(outcome.rollouts()) for row in rows]
         found.append({name: outcome.metrics[name] for name in ("loss", "grad_norm", "kl", "num_samples")})
         found[-1] |= {"imbalance": outcome.metrics["pack/imbalance"], "rows": outcome.metrics["pack/rows"]}
         found[-1]["trained"] = sorted(row["uid"] for row in rows if not row["group"]["dropped"])
@@ -137,7 +136,7 @@ def waiting(inputs: Inputs) -> dict[str, float]:
     drawn, outcome = stage.step.draws(0), stage.step(StageState())
     assert drawn is not None and outcome is not None
     everyone = range(config.grpo.num_generations)
-    mine = [sum(size_of(drawn.scored.group(k, everyone)).cost for k in of.groups) for of in drawn.choice.shares]
+    mine = [sum(drawn.scored.size(k, everyone, config).cost for k in of.groups) for of in drawn.choice.shares]
     costs = np.array(distributed.gather_objects(mine))
     stage.close()
     assert set(stage.phases.take()) == {"sync", "data", "gen", "score", "ref", "update", "optim"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,17 @@ def test_help_lists_every_key_with_its_comment() -> None:
         for item in dataclasses.fields(value) if dataclasses.is_dataclass(value) else ():
             assert f"--{section.name}.{item.name}" in done.stdout
     assert "responses of one prompt" in done.stdout  # a comment of schema.py
+
+
+def test_images_are_decoded_by_a_rank_s_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stated in the resolved configuration; no number of a run hangs on it."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    alone = load_config([])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    shared, given = load_config([]), load_config(["--data.num_workers=0"])
+    assert [config.data.num_workers for config in (alone, shared, given)] == [8, 3, 0]
+    assert "num_workers: 3\n" in to_yaml(shared) and config_hash(alone) == config_hash(shared)
 
 
 def test_dropout_must_not_be_in_the_ratios_of_later_optimizer_steps() -> None:

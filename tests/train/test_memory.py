@@ -80,6 +80,8 @@ def test_memory_by_hand() -> None:
     assert found["loss of the longest row"] == pytest.approx(head / GIB)
     # two prompts of a rank: of the draw, and in the rows
     assert found["images of the step's prompts"] == pytest.approx(2 * 2 * 2000 * 3584 * 2 / GIB)
+    seen = found.pop("images of a pass before the rollout")  # nor is this: both prompts' images, less than a full row
+    assert seen == pytest.approx(2 * 2000 * 4 * (1176 * 4 + (8 * 1280 + 2 * 5120) * 2) / GIB)
     tokens = 2 * (2000 + 8 * 256)
     cache = found.pop("rollout's keys and values")  # not there during the update, which takes more
     assert cache == pytest.approx(2 * 28 * 512 * 2 * tokens / GIB)
@@ -102,6 +104,18 @@ def test_memory_follows_the_configuration() -> None:
     kept = replace(CONFIG, model=replace(CONFIG.model, gradient_checkpointing=False))
     assert table(kept)["activations of the longest row"] > 5 * table(CONFIG)["activations of the longest row"]
     assert "rollout's keys and values" not in table(CONFIG, "sft")
+
+
+def test_a_frozen_tower_sees_no_more_at_once_than_a_row_holds() -> None:
+    """However many prompts a rank has; one that trains sees a row's images in its update."""
+    seen, full = "images of a pass before the rollout", Load.full(CONFIG)
+    many = replace(CONFIG, grpo=replace(CONFIG.grpo, prompts_per_step=64))
+    assert table(many, gpus=1, load=full)[seen] == table(CONFIG, gpus=1, load=full)[seen] > 0
+    half = replace(many, pack=replace(many.pack, budget_tokens=many.pack.budget_tokens // 2))
+    assert table(half, gpus=1, load=full)[seen] == table(many, gpus=1, load=full)[seen] / 2
+    assert "images of the fullest row" not in table(many) and "images of the fullest row" in table(CONFIG, "sft")
+    shape = replace(SHAPE, vision_trained=SHAPE.vision)
+    assert "images of the fullest row" in {line.name for line in memory("grpo", CONFIG, shape, LOAD, 8)}
 
 
 def test_a_reference_in_host_memory() -> None:

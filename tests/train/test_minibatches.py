@@ -13,12 +13,13 @@ import torch
 from tiny import WORDS, random_sample, tiny_model
 from univg_kernels import policy_loss
 
-from univg_fast.config import Config, GrpoStageConfig, PackConfig
+from univg_fast.config import Config, GrpoStageConfig, ModelConfig, PackConfig
 from univg_fast.config.losses import loss_config
 from univg_fast.loss import grpo_head
 from univg_fast.loss.grpo import denominator
-from univg_fast.model import PackedModel
+from univg_fast.model import ImageFeatures, PackedModel
 from univg_fast.packing import build_row
+from univg_fast.packing.plan import PATCH, SEEN
 from univg_fast.structs import Completion, Group, Sample
 from univg_fast.train.choice import choose, enough
 from univg_fast.train.draws import Drawn
@@ -77,6 +78,16 @@ def config_of(kind: dict[str, Any], budget: int = 10_000) -> Config:
 def scored_by(config: Config, numbers: Sequence[int]) -> Scored:
     chosen = [prompts()[k] for k in numbers]
     return score_draw(Sampled([s for s, _ in chosen], [c for _, c in chosen], None), [], config, "norm1000")
+
+
+def test_an_update_costs_patches_only_where_the_tower_sees_them_again() -> None:
+    config = config_of({})
+    scored, trains = scored_by(config, [0]), replace(config, model=ModelConfig(freeze_vision_tower=False))
+    kept = replace(scored, features=[ImageFeatures(torch.zeros(6, 8))])  # of 24 patches
+    without = kept.size(0, [0, 1], config).cost
+    assert without == kept.size(0, [0, 1], trains).cost
+    assert scored.size(0, [0, 1], config).cost - without == pytest.approx(24 * SEEN)
+    assert scored.size(0, [0, 1], trains).cost - without == pytest.approx(24 * PATCH)
 
 
 def rank_of(config: Config, held: list[list[int]], rank: int, wanted: int | None = None) -> list[MiniBatch]:

@@ -14,6 +14,7 @@ import pytest
 from univg_fast.config import LogConfig
 from univg_fast.train import sinks
 from univg_fast.train.metrics import MetricsLogger
+from univg_fast.train.sheets import sheets
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = {"loss": 0.9123, "learning_rate": 1e-3, "group_tokens": 4000.0, "dense_tokens": 9000.0}
@@ -123,3 +124,14 @@ def test_wandb_without_an_account_is_told_before_the_run(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode != 0
     assert "log.wandb: expected an account, got none; run `wandb login`" in done.stderr
+
+
+def test_lines_of_rollouts_are_made_only_for_a_sheet(tmp_path: Path) -> None:
+    """A step's texts, boxes and rounded numbers cost as much as the rest of its host work."""
+    made: list[int] = []
+    with sheets(tmp_path, "grpo", 5) as write:
+        for step in range(1, 7):
+            write(step, lambda step=step: made.append(step) or [])
+    with sheets(tmp_path, "grpo", 0) as write:
+        write(5, lambda: made.append(0) or [])
+    assert made == [5]

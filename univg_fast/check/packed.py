@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from univg_fast.check.look import Counts
 from univg_fast.data.mix import Mix
 from univg_fast.data.windows import Planning, share_out, window_steps
-from univg_fast.packing.plan import GroupSize, plan_rows
+from univg_fast.packing.plan import PATCH, GroupSize, plan_rows
 from univg_fast.packing.report import figures, tally
 
 MERGED = 4  # patches of an image token, in every family so far
@@ -62,11 +62,13 @@ def pack_epoch(
     window: int = 0,
     generations: int = 1,
     response_tokens: int | None = None,
+    patch: float = PATCH,
 ) -> Packing:
     """Plan every step of the first epoch in the loader's order.
 
     `batch`: records of a step over all ranks. `response_tokens`: None for each record's own (stage 1, planned in
-    windows of `window` records). Records of 0 prompt tokens turned out bad and are left out.
+    windows of `window` records). `patch`: what one costs (packing/plan.py). Records of 0 prompt tokens turned out bad
+    and are left out.
     """
     sums: Counter[str] = Counter()
     over: dict[int, int] = {}
@@ -77,7 +79,7 @@ def pack_epoch(
     for number, first in enumerate(range(0, len(order), span)):
         indices = order[first : first + span]
         good = [i for i in indices.tolist() if counts.prompt[i]]
-        sizes = [_size(counts, i, generations, response_tokens) for i in good]
+        sizes = [replace(_size(counts, i, generations, response_tokens), patch=patch) for i in good]
         here = -(-len(indices) // batch)
         planned = _steps(sizes, here, ranks, budget, window, [seed, number], response_tokens is None)
         for by_rank in planned:
@@ -136,7 +138,7 @@ def _steps(
     rank packs its groups.
     """
     rule = Planning(budget, window) if known else Planning()
-    prompts = sizes if known else [GroupSize(size.prompt, (), size.patches) for size in sizes]
+    prompts = sizes if known else [replace(size, responses=()) for size in sizes]
     for by_rank in share_out(prompts, steps, ranks, rule, seed):
         found = []
         for rows in by_rank:

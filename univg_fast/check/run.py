@@ -19,6 +19,7 @@ from univg_fast.structs import Record
 from univg_fast.train.console import Display
 from univg_fast.train.making import batch_size
 from univg_fast.train.memory import memory
+from univg_fast.train.rows import patch_cost
 from univg_fast.train.setup import files_to_read, make_run_processor, scan_use, tell
 from univg_fast.train.shapes import shape_of
 
@@ -109,6 +110,7 @@ def _packed(
         window=config.pack.window,
         generations=config.grpo.num_generations if grpo else 1,
         response_tokens=(response_tokens or config.grpo.max_completion_length) if grpo else None,
+        patch=patch_cost(config.model),
     )
 
 

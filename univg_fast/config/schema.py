@@ -7,6 +7,7 @@ they have one.
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,6 +39,15 @@ def filled(default: dict[str, Any]) -> Any:
 def of_recipe() -> Any:
     """A field that rewards.recipe says, or univg_r1's where there is none; None only until then."""
     return field(default=None)
+
+
+def cores() -> Any:
+    """A number of threads: this rank's share of the machine's cores, at most 8."""
+
+    def usable() -> int:
+        return max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+    return field(default_factory=usable, metadata={"bounds": (None, 0, None)})
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class DataConfig:
     min_pixels: int = num(3136, gt=0)  # of one image after resizing
     max_pixels: int = num(401408, gt=0)  # of one image after resizing
     max_bad_fraction: float = num(0.01, ge=0, le=1)  # more bad records than this stop the run
-    num_workers: int = num(0, ge=0)  # threads that decode images ahead of the step; 0: one
+    num_workers: int = cores()  # threads that decode images ahead of the step, of each rank; 0: one
     prompt_template: Literal["qwen2_vl", "short"] = "qwen2_vl"  # short: no system turn, no format instruction
     answer_style: Literal["univg_r1", "bbox_2d", "box_tokens"] | None = None  # of answers; null: as each file's targets
     exif: Literal["ignore", "apply"] = (

@@ -16,7 +16,7 @@ from zlib import crc32
 
 import numpy as np
 
-from univg_fast.packing.plan import GroupSize, deal, plan_window, spread
+from univg_fast.packing.plan import PATCH, GroupSize, deal, plan_window, spread
 from univg_fast.structs import BadRecord, Record
 
 from .errors import SampleError, unexpected
@@ -36,6 +36,7 @@ class Planning:
     budget: int | None = None
     window: int = 0  # records planned together; fewer than a step's: each step by itself
     parts: int = 1  # of a list, in the order of `turn`: ranks get like shares of each (mini-batches of stage 2)
+    patch: float = PATCH  # what a patch costs (packing/plan.py)
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Windows:
 
     def _size(self, index: int) -> GroupSize:
         prompt, response, patches = self._known[index].tolist()
-        return GroupSize(prompt, (response,) if self.with_response else (), patches)
+        return GroupSize(prompt, (response,) if self.with_response else (), patches, patch=self.planning.patch)
 
     def _until_stopped(self, items: Iterable[T]) -> Iterator[T]:
         for item in items:

@@ -7,7 +7,7 @@ holds not on the number of ranks. A prompt's tokens are charged once to the row 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import NamedTuple
@@ -17,7 +17,8 @@ import numpy as np
 # What an attended pair and a patch cost, in tokens: fixed, so that a resumed run plans the same. A token of Qwen2-VL-7B
 # takes 13 GFLOP in the layers' products, a pair 4 x 3584 x 28 = 0.4 MFLOP, a patch 1.6 GFLOP in the tower.
 PAIR = 1 / 32768
-PATCH = 1 / 8
+PATCH = 1 / 8  # where the tower trains
+SEEN = PATCH / 3  # where it is frozen: forward only, beside a token's forward and backward passes
 LOOK_AHEAD = 64  # groups of which a row takes those that fill it best
 UNEVEN = 1 / 3  # how far a step's samples may be from their mean number, for rows of a whole window
 
@@ -32,6 +33,7 @@ class GroupSize:
     patch_pairs: int = field(
         default=0, compare=False
     )  # patches of an image that attend to each other; for figures only
+    patch: float = field(default=PATCH, compare=False)  # what one costs: PATCH, SEEN, or 0 where features stand in
 
     @property
     def tokens(self) -> int:
@@ -46,7 +48,7 @@ class GroupSize:
     @property
     def cost(self) -> float:
         """In tokens."""
-        return self.tokens + PAIR * self.pairs + PATCH * self.patches
+        return self.tokens + PAIR * self.pairs + self.patch * self.patches
 
 
 class Part(NamedTuple):
@@ -126,10 +128,7 @@ def split(group: int, size: GroupSize, budget: int) -> list[Part]:
     if room < longest:
         room = max(longest, max(budget, size.prompt) // 4)
     parts = pack(size.responses, room)
-    return [
-        Part(group, tuple(part), GroupSize(size.prompt, tuple(size.responses[j] for j in part), size.patches))
-        for part in parts
-    ]
+    return [Part(group, tuple(part), replace(size, responses=tuple(size.responses[j] for j in part))) for part in parts]
 
 
 def plan_rows(sizes: Sequence[GroupSize], budget: int) -> list[list[Part]]:

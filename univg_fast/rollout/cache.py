@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from univg_fast.model.attention import shared_prefix_attention
+from univg_fast.model.packed import PackedModel
 from univg_fast.rollout.sampling import Sampling
 
 FIRST = 128  # own positions that a static step looks at in the beginning; doubled when they are full
@@ -134,13 +135,17 @@ class Footprint:
     rows: int  # of all the prompt's rows: own keys and values, logits and what sampling makes of them
 
     @classmethod
-    def of(cls, model: Any, group: int, sampling: Sampling) -> Footprint:
-        """`model`: of transformers."""
+    def of(cls, packed: PackedModel, group: int, sampling: Sampling, looks: bool) -> Footprint:
+        """`looks`: the vision tower sees the prompts' images in the prefill; a prompt's tokens may all be theirs."""
+        model, family = packed.model, packed.family
         text = model.config.get_text_config()
         dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         kept = 2 * text.num_hidden_layers * text.num_key_value_heads * dim * model.dtype.itemsize
         # a layer of the language model at its widest: the residual, its norm, and four of the MLP's width
         passing = (2 * text.hidden_size + 4 * text.intermediate_size) * model.dtype.itemsize
+        if looks:  # a block of the tower, of the patches of a token; before that layer
+            block = (8 * family.tower.width + 2 * family.tower.intermediate) * model.dtype.itemsize
+            passing = max(passing, family.merge_size**2 * (family.patch_dim * 4 + block))
         return cls(kept, passing, group * (sampling.max_new_tokens * kept + text.vocab_size * sampling.bytes_per_logit))
 
     def bytes(self, prompt: int) -> int:

@@ -83,7 +83,7 @@ class LocalEngine:
         repeats = times_before(uids) if repeats is None else repeats
         uniform = uniforms(sampling.seed, uids, repeats, num_generations, sampling.max_new_tokens)
         uniform = uniform.view(len(samples), num_generations, -1)
-        footprint = Footprint.of(self.model.model, num_generations, sampling)
+        footprint = Footprint.of(self.model, num_generations, sampling, looks=features is None)
         batches = plan_batches([len(s.prompt_ids) for s in samples], footprint, self.cache_bytes)
         parts = None
         if features is not None and len(batches) > 1:

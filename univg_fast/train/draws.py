@@ -14,16 +14,16 @@ from univg_fast.config import Config
 from univg_fast.data.loader import Batch, SampleLoader
 from univg_fast.data.mix import turn
 from univg_fast.model import ImageFeatures, PackedModel
-from univg_fast.packing.vision import VisionInputs
 from univg_fast.rollout import RolloutEngine, Sampling
 from univg_fast.structs import BadRecord, Sample
 from univg_fast.train import stopping
 from univg_fast.train.choice import Choice, Facts, choose, enough
 from univg_fast.train.moving import move
 from univg_fast.train.phases import Phases
+from univg_fast.train.rows import Look
 from univg_fast.train.scoring import Place, Sampled, Scored, concatenated, score_draw, settled
 
-Images = tuple[torch.Tensor, VisionInputs]  # patches of several samples' images, and how the tower reads them
+Images = tuple[Look, ...]  # of a rank's prompts, in passes that fit the memory
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Draws:
         )
         features = None
         if self.plain is not None:
-            features = encode(self.plain, samples, next((row.built for row in batch.rows), None))
+            features = encode(self.plain, samples, next((row.built for row in batch.rows if row.built is not None), ()))
         together = ImageFeatures.cat(features) if features else None
         completions = self.rollout.generate(samples, config.num_generations, sampling, together, batch.repeats)
         return Sampled(samples, completions, features)
@@ -122,12 +122,14 @@ class Draws:
         return facts
 
 
-def encode(model: PackedModel, samples: Sequence[Sample], images: Images | None) -> list[ImageFeatures]:
+def encode(model: PackedModel, samples: Sequence[Sample], images: Images) -> list[ImageFeatures]:
     """Each sample's image features, made once for rollout, reference and update."""
-    if not samples or images is None:
-        return []
-    pixels, vision = images
-    with torch.no_grad():
-        features = model.encode_images(pixels.to(model.device, non_blocking=True), vision.to(model.device))
-    tokens = iter(vision.image_tokens)
-    return features.split([sum(next(tokens) for _ in s.image_grid_thw) for s in samples])
+    tokens = iter([n for look in images for n in look.vision.image_tokens])
+    counts = iter([sum(next(tokens) for _ in sample.image_grid_thw) for sample in samples])
+    found: list[ImageFeatures] = []
+    for look in images:
+        with torch.no_grad():
+            pixels = look.pixels.to(model.device, non_blocking=True)
+            features = model.encode_images(pixels, look.vision.to(model.device))
+        found += features.split([next(counts) for _ in range(look.samples)])
+    return found

@@ -141,6 +141,17 @@ def not_tried(config: Config, held_out: int) -> str:
     )
 
 
+def right_answers(rewards: Mapping[str, float]) -> str:
+    """What these prompts' right answers earn, by uid: all should earn the same."""
+    if not rewards:
+        return "none of rank 0's prompts can be used"
+    least, most = min(rewards, key=rewards.__getitem__), max(rewards.values())
+    if rewards[least] == most:
+        return f"the right answers' reward {most:g}"
+    mean = sum(rewards.values()) / len(rewards)
+    return f"the right answers' rewards {rewards[least]:g} ({least}) to {most:g}, {mean:g} in the mean"
+
+
 def told(
     stage: str, config: Config, inputs: Inputs, outcome: Outcome, seconds: Mapping[str, float], peak: float | None
 ) -> str:
@@ -152,8 +163,7 @@ def told(
     ]
     if stage == "grpo":
         words.append(f"completions of {config.grpo.max_completion_length} tokens, {SAMPLED} of them sampled")
-        rewards = [c["reward"] for row in outcome.rollouts for c in row["completions"]]
-        words.append(f"the right answer's reward {max(rewards, default=0.0):g}")
+        words.append(right_answers({row["uid"]: row["completions"][0]["reward"] for row in outcome.rollouts()}))
     parts = " ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05 and name != "step")
     words.append(f"{parts} = {seconds['step']:.1f} s")
     if stage == "sft":

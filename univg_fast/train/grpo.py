@@ -7,6 +7,7 @@ prompts give the same loss on any number of ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class GrpoStep:
         self.draws = Draws(config, self.loss, loader, rollout, tower, phases)
         stop = np.array([loader.processor.end_token_id], np.int64)
         self.spare = self.build.row([Group(spare, (stop,))]).to(self.model.device)
-        encoded = [] if tower is None else encode(tower, [spare], self.build.images([spare]))
+        encoded = [] if tower is None else encode(tower, [spare], self.build.images([spare], config.pack.budget_tokens))
         self.spare_features = encoded[0] if encoded else None
 
     def check(self, sample: Sample) -> str:
@@ -112,7 +113,7 @@ class GrpoStep:
         metrics = reduce_metrics(drawn, sums, held_rows, updates, self.config)
         metrics["learning_rate"] = updates[-1].result.learning_rate if updates else self.engine.get_lr()[0]
         uids = [sample.record.uid for sample in drawn.trained.samples]
-        rollouts = rollout_rows(drawn, state.step + 1, self.config)
+        rollouts = partial(rollout_rows, drawn, state.step + 1, self.config)
         return Outcome(metrics, rollouts, drawn.scored.bad, drawn.cursor, uids, sorted(set(named)))
 
     def _score(self, minibatch: MiniBatch, after_an_update: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from univg_fast.train.memory import tell_memory
 from univg_fast.train.phases import Phases
 from univg_fast.train.random_state import reseed
 from univg_fast.train.reference import make_reference
-from univg_fast.train.rows import Builder
+from univg_fast.train.rows import Builder, patch_cost
 from univg_fast.train.setup import Inputs, first_sample, load_policy
 from univg_fast.train.sft import SftStep
 from univg_fast.train.zero import declare_head, plain_copy
@@ -47,6 +48,7 @@ def make_policy(
 def make_loader(stage: str, config: Config, inputs: Inputs, model: PackedModel) -> SampleLoader[Any]:
     """This rank's part of each step, with all that can be made before the step: rows, or a frozen tower's images."""
     build = Builder.of(model)
+    images = partial(build.images, budget=config.pack.budget_tokens)
     records = inputs.records[stage]
     return SampleLoader(
         records,
@@ -55,7 +57,7 @@ def make_loader(stage: str, config: Config, inputs: Inputs, model: PackedModel) 
         seed=config.run.seed,
         with_response=stage == "sft",
         planning=planning(stage, config),
-        build=build.sft_row if stage == "sft" else None if model.vision_trains else build.images,
+        build=build.sft_row if stage == "sft" else None if model.vision_trains else images,
         num_steps=num_batches(stage, config, mix_of(records).epoch),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -80,10 +82,11 @@ def planning(stage: str, config: Config) -> Planning:
     With dynamic sampling only the rewards tell which prompts a mini-batch has: each few of the order are dealt evenly.
     """
     if stage == "sft":
-        return Planning(config.pack.budget_tokens, config.pack.window)
+        return Planning(config.pack.budget_tokens, config.pack.window, patch=patch_cost(config.model))
     grpo = config.grpo
     anew = grpo.dynamic_sampling_max_draws > 1
-    return Planning(parts=grpo.prompts_per_step // distributed.world_size() if anew else grpo.steps_per_generation)
+    parts = grpo.prompts_per_step // distributed.world_size() if anew else grpo.steps_per_generation
+    return Planning(parts=parts, patch=patch_cost(config.model))
 
 
 def make_step(

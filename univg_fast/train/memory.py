@@ -31,6 +31,7 @@ KNOBS = {
     "activations of the longest row": "model.gradient_checkpointing=true, or a smaller pack.budget_tokens",
     "images of the step's prompts": "smaller data.max_pixels, grpo.prompts_per_step or grpo.dynamic_sampling_max_draws",
     "images of the fullest row": "smaller data.max_pixels or pack.budget_tokens",
+    "images of a pass before the rollout": "a smaller pack.budget_tokens, or data.max_pixels",
     "loss of the longest row": "a smaller pack.budget_tokens",
     "rollout's keys and values": "a smaller rollout.cache_gib",
 }
@@ -66,7 +67,8 @@ def memory(stage: str, config: Config, shape: Shape, load: Load, gpus: int) -> l
     lines = [*_held(stage, config, shape, load, gpus), *_update(stage, config, shape, load, gpus)]
     if stage == "grpo":
         lines.append(_rollout(config, shape, load, gpus))
-    parts = {when: sum(line.value for line in lines if line.when == when) for when in ("", "update", "rollout", "ref")}
+    moments = ("", "update", "rollout", "ref", "tower")
+    parts = {when: sum(line.value for line in lines if line.when == when) for when in moments}
     held = parts.pop("")
     fullest = max(parts, key=lambda when: parts[when])
     total = held + parts[fullest]
@@ -155,7 +157,7 @@ def _update(stage: str, config: Config, shape: Shape, load: Load, gpus: int) -> 
         formula = f"{tokens:,} tokens x {shape.layers} layers x {each:,} numbers x {width} bytes"
     formula += " (hidden x 6 + kv x 2 + intermediate x 4)" + (", if a row is full" if load.assumed else "")
     lines.append(Line("activations of the longest row", value, formula, "update"))
-    lines.append(_images(config, shape, load, width))
+    lines.append(_images(stage, config, shape, load, gpus))
     rows = min(tokens, LOGIT_ROWS)
     head = shape.vocab * shape.hidden * 4 if shape.head_trains else 0
     value = 2 * tokens * shape.hidden * width + rows * shape.vocab * width + head
@@ -176,14 +178,19 @@ def _largest_step(config: Config, shape: Shape, gpus: int) -> Line | None:
     return Line("gradients of one group", value, formula, "update")
 
 
-def _images(config: Config, shape: Shape, load: Load, width: int) -> Line:
-    patches = load.image_tokens * shape.merge**2
+def _images(stage: str, config: Config, shape: Shape, load: Load, gpus: int) -> Line:
+    """In the update; a frozen tower sees all of stage 2's prompts before the rollout, in passes of a row's length."""
+    name, when, tokens, width = "images of the fullest row", "update", float(load.image_tokens), _width(config)
+    if stage == "grpo" and not shape.vision_trained:
+        name, when = "images of a pass before the rollout", "tower"
+        tokens = min(-(-config.grpo.prompts_per_step // gpus) * load.prompt_tokens, config.pack.budget_tokens)
+    patches = int(tokens) * shape.merge**2
     each = 8 * shape.vision_width + 2 * shape.vision_intermediate
     kept = shape.vision_trained and not config.model.freeze_vision_tower and not config.model.gradient_checkpointing
     depth = shape.vision_depth if kept else 1
     value = patches * (shape.patch_values * 4 + depth * each * width)
     formula = f"{patches:,} patches x ({shape.patch_values} x 4 bytes + {depth} layers x {each:,} x {width} bytes)"
-    return Line("images of the fullest row", value, formula, "update")
+    return Line(name, value, formula, when)
 
 
 def _rollout(config: Config, shape: Shape, load: Load, gpus: int) -> Line:

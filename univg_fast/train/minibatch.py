@@ -22,7 +22,7 @@ from univg_fast.packing.report import tally
 from univg_fast.structs import Group
 from univg_fast.train.choice import Share
 from univg_fast.train.draws import Drawn
-from univg_fast.train.rows import Builder, OverBudget, reduce_step, size_of
+from univg_fast.train.rows import Builder, OverBudget, reduce_step
 from univg_fast.train.scoring import Scored
 
 
@@ -72,7 +72,7 @@ def make_minibatches(
     scored, budget, loss = drawn.trained, config.pack.budget_tokens, loss_config(config.grpo)
     units = [units_of(share, scored, config) for share in drawn.choice.shares]
     groups = [[scored.group(*unit) for unit in of] for of in units]
-    sizes = [[size_of(group) for group in of] for of in groups]
+    sizes = [[scored.size(*unit, config) for unit in of] for of in units]
     plans = [plan_rows(of, budget) for of in sizes]
     for of, plan in zip(groups, plans, strict=True):
         _tell(over_budget, of, plan)

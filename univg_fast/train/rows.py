@@ -6,24 +6,39 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from univg_fast import distributed
+from univg_fast.config import ModelConfig
 from univg_fast.model import Family, PackedModel
 from univg_fast.packing import Row, build_row
-from univg_fast.packing.plan import GroupSize, Part
+from univg_fast.packing.plan import PATCH, SEEN, GroupSize, Part
 from univg_fast.packing.vision import VisionInputs, stack_images
 from univg_fast.structs import BadRecord, Group, Record, Sample
 
 
-def size_of(group: Group) -> GroupSize:
-    """What planning needs to know of a group."""
+def patch_cost(model: ModelConfig) -> float:
+    """Of a patch that the tower sees in a pass of its row, for `GroupSize.patch`."""
+    return SEEN if model.freeze_vision_tower else PATCH
+
+
+def size_of(group: Group, patch: float = PATCH) -> GroupSize:
+    """What planning needs to know of a group; `patch`: what one costs."""
     sample = group.sample
     images = sample.image_grid_thw.prod(-1)
     lengths = tuple(len(r) for r in group.responses)
-    return GroupSize(len(sample.prompt_ids), lengths, int(images.sum()), int((images**2).sum()))
+    return GroupSize(len(sample.prompt_ids), lengths, int(images.sum()), int((images**2).sum()), patch)
+
+
+class Look(NamedTuple):
+    """What the vision tower sees in one pass."""
+
+    samples: int  # whose images these are
+    pixels: torch.Tensor  # patches of all of them
+    vision: VisionInputs  # how the tower reads them
 
 
 @dataclass(frozen=True)
@@ -46,10 +61,16 @@ class Builder:
         row: Row = self._pinned(build_row(groups, self.family, self.attention))
         return row
 
-    def images(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, VisionInputs]:
-        """(patches of all images, how the tower reads them)."""
-        stacked: tuple[torch.Tensor, VisionInputs] = self._pinned(stack_images(samples, self.family))
-        return stacked
+    def images(self, samples: Sequence[Sample], budget: int) -> tuple[Look, ...]:
+        """All images, in order, in passes of at most `budget` image tokens; one sample's stay together."""
+        patches = np.cumsum([0, *(int(sample.image_grid_thw.prod(-1).sum()) for sample in samples)])
+        first, room, made = 0, budget * self.family.merge_size**2, []
+        while first < len(samples):
+            last = max(first + 1, int(np.searchsorted(patches, patches[first] + room, side="right")) - 1)
+            made.append(Look(last - first, *stack_images(samples[first:last], self.family)))
+            first = last
+        looks: tuple[Look, ...] = self._pinned(tuple(made))
+        return looks
 
     def rows(self, groups: Sequence[Group], plan: Sequence[Sequence[Part]], pool: ThreadPoolExecutor) -> Iterator[Row]:
         """The planned rows in order, made in the pool's threads from now on."""

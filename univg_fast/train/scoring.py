@@ -14,11 +14,12 @@ from univg_fast.config import Config
 from univg_fast.config.losses import loss_config
 from univg_fast.data.coordinates import extents
 from univg_fast.model import ImageFeatures
+from univg_fast.packing import GroupSize
 from univg_fast.packing.vision import without_pixels
 from univg_fast.rewards import Scores, Settings, score
 from univg_fast.structs import BadRecord, Completion, Group, Sample
 from univg_fast.train.choice import Choice, Facts
-from univg_fast.train.rows import size_of
+from univg_fast.train.rows import patch_cost, size_of
 
 
 class Place(NamedTuple):
@@ -59,6 +60,11 @@ class Scored:
             (sample,) = without_pixels([sample])
         return Group(sample, tuple(completions[j].token_ids for j in responses))
 
+    def size(self, number: int, responses: Sequence[int], config: Config) -> GroupSize:
+        """Of some of a prompt's responses, as an update costs it: where features stand in, no patch is looked at."""
+        patch = 0.0 if self.features is not None else patch_cost(config.model)
+        return size_of(self.group(number, responses), patch)
+
     def varied(self, number: int) -> bool:
         """Whether a prompt's rewards differ: where not, its advantages are 0."""
         return float(self.reward_std[number]) != 0.0
@@ -78,7 +84,7 @@ class Scored:
             tokens=sum(len(group[j].token_ids) for j in counting),
             rewards=tuple(self.scores.total[first : first + len(group)].tolist()),
             phi=float(self.phi[first]),
-            cost=size_of(self.group(number, counting)).cost if counting else 0.0,
+            cost=self.size(number, counting, config).cost if counting else 0.0,
         )
 
 

@@ -16,7 +16,7 @@ from univg_fast.packing.report import figures, tally
 from univg_fast.structs import Sample
 from univg_fast.train.engine import train_step
 from univg_fast.train.phases import Phases
-from univg_fast.train.rows import Builder, OverBudget, reduce_step, sft_group, size_of
+from univg_fast.train.rows import Builder, OverBudget, patch_cost, reduce_step, sft_group, size_of
 from univg_fast.train.state import Outcome, StageState
 from univg_fast.train.suspects import suspects
 
@@ -38,7 +38,8 @@ class SftStep:
             loaded = [row for row in batch.rows if row.built is not None]
             rows = [row.built for row in loaded if row.built is not None]
             passes = max(1, batch.passes if self.config.deepspeed.zero_stage >= 2 else len(rows))
-            sizes = [[size_of(sft_group(sample)) for sample in row.samples] for row in loaded]
+            patch = patch_cost(self.config.model)
+            sizes = [[size_of(sft_group(sample), patch) for sample in row.samples] for row in loaded]
             for sample, size in zip(batch.samples, (size for row in sizes for size in row), strict=True):
                 self.over_budget.tell(sample.record, size.tokens)
             spare_tokens = (passes - len(rows)) * self.spare.num_tokens
@@ -58,7 +59,7 @@ class SftStep:
         metrics |= figures(total, total["dearest"], distributed.world_size())
         uids = [[sample.record.uid for sample in row.samples] for row in loaded]
         named = [] if result.applied else suspects(result.losses, uids)
-        return Outcome(metrics, [], batch.bad, state.cursor + 1, [uid for names in uids for uid in names], named)
+        return Outcome(metrics, list, batch.bad, state.cursor + 1, [uid for names in uids for uid in names], named)
 
     def _losses(self, rows: Sequence[Row], passes: int, num_tokens: float) -> Iterator[torch.Tensor]:
         """A row goes to the device when its turn comes: the copy is queued behind the row before, without waiting.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +16,17 @@ Rows = Sequence[dict[str, Any]]  # lines of rollouts/
 
 
 class WriteSheet(Protocol):
-    def __call__(self, step: int, rows: Rows) -> None: ...
+    def __call__(self, step: int, lines: Callable[[], Rows]) -> None: ...
 
 
 @contextmanager
 def sheets(run_dir: Path, stage: str, every: int) -> Iterator[WriteSheet]:
-    """`write(step, rows)` makes sheets/STAGE_STEP.html of this rank's rows every so many steps; 0: never. Rank 0 only.
+    """`write(step, lines)` makes sheets/STAGE_STEP.html of this rank's rows every so many steps; 0: never. Rank 0 only.
 
     A thread does it, beside the next step. A sheet that fails is told and ends nothing.
     """
     if not every or not distributed.is_main():
-        yield lambda step, rows: None
+        yield lambda step, lines: None
         return
 
     def make(step: int, rows: Rows) -> None:
@@ -41,8 +41,8 @@ def sheets(run_dir: Path, stage: str, every: int) -> Iterator[WriteSheet]:
 
     with ThreadPoolExecutor(1, thread_name_prefix="sheets") as pool:
 
-        def write(step: int, rows: Rows) -> None:
-            if rows and step % every == 0:
+        def write(step: int, lines: Callable[[], Rows]) -> None:
+            if step % every == 0 and (rows := lines()):
                 pool.submit(make, step, rows)
 
         yield write

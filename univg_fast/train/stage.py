@@ -83,7 +83,7 @@ def run_stage(
                 bad.tell(outcome.bad)
                 bad.count(outcome.metrics["bad_records"], loader.batch_size * drawn)
                 if stage == "grpo" and is_rollout_step(state.step, last, config.log.rollout_steps):
-                    write_rollouts(run_dir, stage, state.step, outcome.rollouts)
+                    write_rollouts(run_dir, stage, state.step, outcome.rollouts())
                 write_sheet(state.step, outcome.rollouts)
                 logger.log(state.step, outcome.metrics, phases.take())
                 end_if_stuck(state, outcome, config, stage, start, run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,7 @@ class Outcome:
     """What a step did."""
 
     metrics: dict[str, float]  # equal on all ranks
-    rollouts: list[dict[str, Any]]  # this rank's lines of rollouts/
+    rollouts: Callable[[], list[dict[str, Any]]]  # makes this rank's lines of rollouts/, where somebody reads them
     bad: list[BadRecord]  # this rank's records that could not be used
     cursor: int  # the loader's batch to draw next
     uids: list[str] = field(default_factory=list)  # this rank's samples, also those that other ranks drew
