@@ -8,11 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from tiny import VOCAB, tiny_model
 
 from univg_fast.config import Config, DataConfig, DeepSpeedConfig, GrpoStageConfig, ModelConfig
 from univg_fast.config.schema import LoraConfig
+from univg_fast.train.crash import out_of_memory
 from univg_fast.train.memory import GIB, RESERVE, Load, memory, told
+from univg_fast.train.phases import Phases
 from univg_fast.train.shapes import Shape, shape_of
 
 CASES = [f"float32-{stage}" for stage in range(4)] + [f"bfloat16-{stage}" for stage in (1, 2, 3)]
@@ -116,6 +119,15 @@ def test_a_frozen_tower_sees_no_more_at_once_than_a_row_holds() -> None:
     assert "images of the fullest row" not in table(many) and "images of the fullest row" in table(CONFIG, "sft")
     shape = replace(SHAPE, vision_trained=SHAPE.vision)
     assert "images of the fullest row" in {line.name for line in memory("grpo", CONFIG, shape, LOAD, 8)}
+
+
+def test_out_of_memory_before_or_in_the_rollout_says_what_bounds_either() -> None:
+    phases = Phases()
+    phases.stage, phases.step, phases.name = "grpo", 1, "gen"
+    trains = replace(CONFIG, model=replace(CONFIG.model, freeze_vision_tower=False))
+    frozen, training = (str(out_of_memory(torch.OutOfMemoryError("full"), phases, c)) for c in (CONFIG, trains))
+    assert "rollout.cache_gib=8 bounds" in frozen and "rollout.cache_gib=8 bounds" in training
+    assert "pack.budget_tokens=16384 what the vision tower sees" in frozen and "budget_tokens" not in training
 
 
 def test_a_reference_in_host_memory() -> None:
