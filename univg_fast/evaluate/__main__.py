@@ -21,13 +21,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m univg_fast.evaluate", description=__doc__, allow_abbrev=False)
     add = top.add_argument
     add("--benchmark", required=True, help=BENCHMARKS)
-    add("--data", required=True, type=Path, help="the benchmark's file (JSON or JSONL)")
+    add("--data", required=True, type=Path, help="the benchmark's file (JSON or JSONL; of records also parquet)")
     add("--image-root", type=Path, help="relative image paths start here (default: at the data file's folder)")
     add("--protocol", help="of mig_bench: original or revised (default: what its numbers are of)")
     add("--parser", default="answer_tag", choices=PARSERS, help="how a box is read from an answer (default answer_tag)")
     add("--predictions", type=Path, help="answers to score (JSONL)")
     add("--model", help="or: the folder of a model that answers first; --section.key=value as in training")
-    add("--config", help="what the model is asked with (default: the config.yaml of the run that it lies in)")
+    add("--config", help="what the model is asked with, records are read by (default: the config.yaml of its run)")
     add("--oracle-image", action="store_true", help="show the model only the images that hold a target")
     add("--out", required=True, type=Path, help="folder of results.json, rows.jsonl and the model's answers")
     return top
@@ -41,24 +41,32 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("expected either --predictions or --model")
         if given.model:
             return ask_model(given, keys)
-        alone = [*keys, *(["--config"] if given.config else []), *(["--oracle-image"] if given.oracle_image else [])]
+        from univg_fast.evaluate.benchmarks import benchmark_of
+        from univg_fast.evaluate.readers import records
+
+        trainers = benchmark_of(given.benchmark).read is records  # its section data says how they are read
+        alone = [key for key in keys if not (trainers and key.startswith("--data."))]
+        alone += ["--config"] if given.config and not trainers else []
+        alone += ["--oracle-image"] if given.oracle_image else []
         if alone:
             raise ValueError(f"expected --model with {' '.join(alone)}")
-        score_file(given)
+        score_file(given, keys)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def score_file(given: argparse.Namespace) -> None:
-    from univg_fast.evaluate.benchmarks import read_items
+def score_file(given: argparse.Namespace, keys: list[str]) -> None:
+    from univg_fast.config import load_config
+    from univg_fast.evaluate.benchmarks import read_items, source_files
     from univg_fast.evaluate.predictions import read_predictions
-    from univg_fast.evaluate.results import digest, result_of, write_result
+    from univg_fast.evaluate.results import digest, facts_of, result_of, write_result
 
-    items, protocol = read_items(given.benchmark, given.data, given.image_root, given.protocol)
+    data = load_config([*(["--config", given.config] if given.config else []), *keys]).data
+    items, protocol = read_items(given.benchmark, given.data, given.image_root, given.protocol, data)
     predictions, report = read_predictions(given.predictions, items)
-    files = {"data": str(given.data), "data_digest": digest(given.data)}
+    files = facts_of(given.data, source_files(given.benchmark, given.data, given.image_root, data))
     files |= {"predictions": str(given.predictions), "predictions_digest": digest(given.predictions)}
     about = {"model": None, "generation": None, "files": files, "predictions": report}
     result, rows = result_of(given.benchmark, protocol, given.parser, items, predictions, about)
@@ -86,21 +94,21 @@ def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> Non
     """Collective."""
     from univg_fast import distributed
     from univg_fast.evaluate.ask import ask
-    from univg_fast.evaluate.benchmarks import read_items
+    from univg_fast.evaluate.benchmarks import read_items, source_files
     from univg_fast.evaluate.oracle import with_oracle_image
-    from univg_fast.evaluate.results import digest, result_of, write_result
+    from univg_fast.evaluate.results import facts_of, result_of, write_result
 
     device = distributed.init(timeout_s=7 * 86400)  # ranks wait for the slowest one at the end
-    items, protocol = read_items(given.benchmark, given.data, given.image_root, given.protocol)
+    items, protocol = read_items(given.benchmark, given.data, given.image_root, given.protocol, config.data)
+    files = facts_of(given.data, source_files(given.benchmark, given.data, given.image_root, config.data))
     entries, items = len(items), items[: config.evaluate.max_samples]
     if distributed.is_main():
         print(f"{len(items)} entries; the model is asked as {source} says", flush=True)
     oracle = None
     if given.oracle_image:
         items, oracle = with_oracle_image(items)
-    answers, generation = ask(given.model, config, items, given.data, given.out, device, given.oracle_image)
+    answers, generation = ask(given.model, config, items, files["data_digest"], given.out, device, given.oracle_image)
     if distributed.is_main():
-        files = {"data": str(given.data), "data_digest": digest(given.data)}
         report = {"errors": sum(said.error is not None for said in answers.values())}
         report["empty"] = sum(said.empty for said in answers.values())
         about = {"model": given.model, "generation": generation, "max_samples": config.evaluate.max_samples,

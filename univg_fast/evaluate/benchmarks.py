@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from univg_fast.config.schema import DataConfig
+from univg_fast.data.entries import check_entry
+from univg_fast.data.files import DataFile, data_files
 from univg_fast.data.images import Headers
+from univg_fast.data.records import Reading
 
 from .items import UNKNOWN, Item, Protocol, entries
 from .readers import Read, mig_bench, records, refcoco, zero_shot
@@ -30,57 +35,96 @@ MIG_COUNTS = {
 ORIGINAL, REVISED = Protocol("original", "fractions"), Protocol("revised", "thousandths")
 ZERO_SHOT = Protocol("zero_shot", "fractions", 1e-6)
 LMMS_EVAL = Protocol("lmms_eval", "fractions")
+AS_STORED = DataConfig()
 RECORDS = Protocol("records", "thousandths")
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """`tasks`: task of the file -> its published name. `counts`: entries by protocol and task, where somebody says.
-    `named`: the entries name their tasks; else the benchmark is one."""
+    `named`: the entries name their tasks; else the benchmark is one. `pixels`: boxes are pixels of images as stored."""
 
     read: Read
     protocols: tuple[Protocol, ...]
     tasks: dict[str, str] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     named: bool = False
+    pixels: bool = False
 
 
 BENCHMARKS = {
     "mig_bench": Benchmark(mig_bench, (ORIGINAL, REVISED), MIG_TASKS, MIG_COUNTS, named=True),
-    "lisa_val": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"lisa_val": 200}}),
-    "lisa_test": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"lisa_test": 779}}),
-    "llmseg": Benchmark(zero_shot, (ZERO_SHOT,)),
-    "reasonvos": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"reasonvos": 458}}),
-    "revos": Benchmark(zero_shot, (ZERO_SHOT,)),
-    "refcoco": Benchmark(refcoco, (LMMS_EVAL,)),
-    "refcoco+": Benchmark(refcoco, (LMMS_EVAL,)),
-    "refcocog": Benchmark(refcoco, (LMMS_EVAL,)),
+    "lisa_val": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"lisa_val": 200}}, pixels=True),
+    "lisa_test": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"lisa_test": 779}}, pixels=True),
+    "llmseg": Benchmark(zero_shot, (ZERO_SHOT,), pixels=True),
+    "reasonvos": Benchmark(zero_shot, (ZERO_SHOT,), counts={"zero_shot": {"reasonvos": 458}}, pixels=True),
+    "revos": Benchmark(zero_shot, (ZERO_SHOT,), pixels=True),
+    "refcoco": Benchmark(refcoco, (LMMS_EVAL,), pixels=True),
+    "refcoco+": Benchmark(refcoco, (LMMS_EVAL,), pixels=True),
+    "refcocog": Benchmark(refcoco, (LMMS_EVAL,), pixels=True),
     "multi_target": Benchmark(records, (RECORDS,), named=True),
     "records": Benchmark(records, (RECORDS,), named=True),
 }
 
 
+def source_files(name: str, path: Path, root: Path | None = None, data: DataConfig = AS_STORED) -> list[DataFile]:
+    """The files that hold a benchmark's entries. Those of the trainer's own data are found, and read, as the trainer
+    does: as the entry of data.eval that names `path` says, where there is one. `root` wins. ValueError for no file."""
+    if benchmark_of(name).read is not records:
+        return [DataFile(str(path), path, image_root=root)]
+    entry = next((e for e in map(check_entry, data.eval) if _same(e["path"], path)), {"path": str(path)})
+    return data_files([{**entry, **({"image_root": str(root)} if root else {})}], data.image_root, data.cache_dir)
+
+
 def read_items(
-    name: str, path: Path, root: Path | None = None, protocol: str | None = None
+    name: str, path: Path, root: Path | None = None, protocol: str | None = None, data: DataConfig = AS_STORED
 ) -> tuple[list[Item], Protocol]:
     """Every entry of a benchmark's file, and the protocol: the one asked for, or the one that the numbers are of.
 
     An entry without an id is known by its number, from 0; of several with one id the later ones get "@2", "@3".
-    ValueError for an unknown name or protocol, a file that is none, and MIG-Bench in the other protocol's numbers.
+    `data`: the section that says how images and the trainer's own files are read.
+    ValueError for an unknown name or protocol, a file that is none, MIG-Bench in the other protocol's numbers, and
+    images turned by EXIF where boxes are pixels of what is stored.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"--benchmark: expected one of {', '.join(BENCHMARKS)}, got {name!r}")
-    benchmark, headers = BENCHMARKS[name], Headers()
+    benchmark = benchmark_of(name)
+    if benchmark.pixels and data.exif != "ignore":
+        raise ValueError(
+            f"data.exif: the boxes of {name} are pixels of its images as stored; expected --data.exif=ignore, "
+            f"got {data.exif}"
+        )
     items: list[Item] = []
-    for number, (place, entry, wrong) in enumerate(entries(path)):
-        found = [Item("", place, UNKNOWN, problem=wrong)] if entry is None else benchmark.read(
-            entry, place, (root or path.parent).absolute(), headers)  # fmt: skip
+    for number, found in enumerate(_entries(benchmark, source_files(name, path, root, data), data)):
         default = [str(number) if len(found) == 1 else f"{number}.{k}" for k in range(len(found))]
         if not benchmark.named:
             found = [replace(item, task=name) for item in found]
         items += [item if item.uid else replace(item, uid=uid) for item, uid in zip(found, default, strict=True)]
     chosen = _protocol(benchmark, protocol, items)
     return _distinct(items), chosen
+
+
+def benchmark_of(name: str) -> Benchmark:
+    """ValueError for a name that is none."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"--benchmark: expected one of {', '.join(BENCHMARKS)}, got {name!r}")
+    return BENCHMARKS[name]
+
+
+def _entries(benchmark: Benchmark, files: Sequence[DataFile], data: DataConfig) -> Iterator[list[Item]]:
+    """The items of each entry, without default ids."""
+    headers = Headers()
+    for file in files:
+        style = file.answer_style or data.answer_style
+        reading = Reading(file.root, file.coordinates, style, file.cot, learned=False, exif=data.exif,
+                          min_pixels=data.min_pixels, max_pixels=data.max_pixels, headers=headers)  # fmt: skip
+        for place, entry, wrong in entries(file.path, Path(file.name).name):
+            if entry is None:
+                yield [Item("", place, UNKNOWN, problem=wrong)]
+            else:
+                yield benchmark.read(file.columns.apply(entry) if file.columns else entry, place, reading)
+
+
+def _same(entry: str, path: Path) -> bool:
+    return Path(entry).resolve() == path.resolve()
 
 
 def _protocol(benchmark: Benchmark, asked: str | None, items: list[Item]) -> Protocol:

@@ -66,7 +66,7 @@ def item_of(record: Record) -> Item:
 
 
 class Form(NamedTuple):
-    """How answers are asked for, where an item does not say: docs/data.md has the styles."""
+    """How answers are asked for, where an item's record does not say: docs/data.md has the styles."""
 
     answer_style: str | None = None
     names_images: bool = False
@@ -79,29 +79,31 @@ def record_of(item: Item, form: Form = AS_TOLD) -> Record:
     """What the model is asked. A box that is made here says only which image an answer's box belongs to."""
     if item.record is not None:
         record = replace(item.record, uid=item.uid)
+        style = record.answer_style
     else:
         question, _ = split_instruction(item.question.replace(MARK, ""))
         targets = tuple(Target((0, 0, 1000, 1000), truth.image) for truth in item.truths)
         record = Record(item.uid, item.source, item.images, question, targets, task=item.task, cot=item.cot)
-    style, names = form.answer_style or record.answer_style, form.names_images or record.names_images
-    return replace(record, answer_style=style, names_images=names)
+        style = form.answer_style or record.answer_style
+    return replace(record, answer_style=style, names_images=form.names_images or record.names_images)
 
 
-def entries(path: Path) -> Iterator[tuple[str, Any, str | None]]:
-    """(place, decoded entry or None, what is wrong with it) of every entry of a JSON list or JSONL file.
+def entries(path: Path, name: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
+    """(place, decoded entry or None, what is wrong with it) of every entry of a JSON list or JSONL file. `name`: what
+    places call it, instead of its own.
 
     ValueError for no file, an empty one, and a list that is cut short: nobody knows how many entries it had.
     """
-    empty = True
+    empty, name = True, name or path.name
     for number, row in enumerate(read_rows(path)):
         empty = False
         if isinstance(row, Row):
             wrong = None if isinstance(row.value, dict) else f"expected an object, got {str(row.value)[:80]}"
-            yield f"{path.name}:{row.place}", row.value if wrong is None else None, wrong
+            yield f"{name}:{row.place}", row.value if wrong is None else None, wrong
         elif "the list is cut" in row.message:
             raise ValueError(f"{row.message}; after {number} entries the size of the benchmark is not known")
         else:
-            yield row.source, None, row.message.removeprefix(f"{row.source}: ")
+            yield f"{name}:{row.source.rpartition(':')[2]}", None, row.message.removeprefix(f"{row.source}: ")
     if empty:
         raise ValueError(f"--data: {path} holds no entries")
 

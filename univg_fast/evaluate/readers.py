@@ -16,11 +16,11 @@ from univg_fast.data.records import Reading, read_record, usable
 
 from .items import UNKNOWN, Item, Truth, box_of, item_of
 
-Read = Callable[[dict[str, Any], str, Path, Headers], list[Item]]  # (entry, place, where its images are, headers)
+Read = Callable[[dict[str, Any], str, Reading], list[Item]]  # (entry, place, how it is understood)
 REFERRED = "Output the bounding box in the image corresponding to the instruction: {}."
 
 
-def mig_bench(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> list[Item]:
+def mig_bench(entry: dict[str, Any], place: str, reading: Reading) -> list[Item]:
     """The answer counts as it is written, also where the rest of the entry is damaged."""
     task, question = entry.get("task"), entry.get("question")
     images = entry.get("images", entry.get("image"))
@@ -38,7 +38,7 @@ def mig_bench(entry: dict[str, Any], place: str, root: Path, headers: Headers) -
             uid=_uid(entry),
             source=place,
             task=task if isinstance(task, str) else UNKNOWN,
-            images=_absolute(paths, root),
+            images=_absolute(paths, reading.root),
             question=question,
             truths=(Truth(box, where),) if box else (),
             problem=problem,
@@ -46,25 +46,25 @@ def mig_bench(entry: dict[str, Any], place: str, root: Path, headers: Headers) -
     ]
 
 
-def zero_shot(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> list[Item]:
+def zero_shot(entry: dict[str, Any], place: str, reading: Reading) -> list[Item]:
     """LISA, LLMSeg, ReVOS, ReasonVOS: pixels of the file over the size of the target's image."""
     name = grounding.recognise(entry)
     try:
         if name is None:
             raise Refused("schema", f"expected the keys of one of {', '.join(grounding.KEYS)}")
-        (raw,) = grounding.read(entry, root)
+        (raw,) = grounding.read(entry, reading.root)
     except Refused as error:
         return [Item(_uid(entry), place, UNKNOWN, problem=error.problem)]
-    target, images = raw.targets[0], _absolute(raw.images, root)
+    target, images = raw.targets[0], _absolute(raw.images, reading.root)
     if box_of(target.box) is None:
         return [Item(_uid(entry), place, UNKNOWN, images, raw.question, problem=f"its box is {list(target.box)}"[:200])]
     pixels = tuple(map(int, target.box)) if name in ("reasonvos", "revos") else target.box  # as the scripts do
-    size, problem = _size(entry, images[target.image or 0], headers)
+    size, problem = _size(entry, images[target.image or 0], reading.headers)
     truths = (Truth(_over(pixels, size), target.image),) if size else ()
     return [Item(_uid(entry), place, UNKNOWN, images, raw.question, truths, problem=problem)]
 
 
-def refcoco(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> list[Item]:
+def refcoco(entry: dict[str, Any], place: str, reading: Reading) -> list[Item]:
     """{"image", "bbox": [x, y, width, height] px, "answer": an expression or several}: an item for each of them."""
     image, box, said = entry.get("image", entry.get("file_name")), box_of(entry.get("bbox")), entry.get("answer")
     texts = said if isinstance(said, list) and said and all(isinstance(text, str) for text in said) else [said]
@@ -74,8 +74,8 @@ def refcoco(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> 
     if not isinstance(image, str) or box is None or not isinstance(texts[0], str):
         problem = "expected image (a path), bbox [x, y, width, height] and answer (a text, or several)"
     else:
-        images = _absolute([image], root)
-        size, problem = _size(entry, images[0], headers)
+        images = _absolute([image], reading.root)
+        size, problem = _size(entry, images[0], reading.headers)
         if size:
             x, y, width, height = box
             truths = (Truth(_over((x, y, x + width, y + height), size), 0),)
@@ -95,12 +95,12 @@ def refcoco(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> 
     ]
 
 
-def records(entry: dict[str, Any], place: str, root: Path, headers: Headers) -> list[Item]:
-    """Any format of docs/data.md, several targets of a record included."""
-    reading, items = Reading(root, headers=headers), []
+def records(entry: dict[str, Any], place: str, reading: Reading) -> list[Item]:
+    """Any format of docs/data.md, several targets of a record included; the record is the trainer's own."""
+    items: list[Item] = []
     file, _, line = place.rpartition(":")
     try:
-        for raw in usable(read_row(entry, root)):
+        for raw in usable(read_row(entry, reading.root)):
             items.append(item_of(read_record(raw, place, f"{Path(file).stem}:{line}", reading)[0]))
     except Refused as error:
         task = entry.get("task", entry.get("type"))

@@ -13,6 +13,8 @@ from typing import Any
 
 from rich.table import Table
 
+from univg_fast.data.files import DataFile
+
 from .benchmarks import BENCHMARKS
 from .items import Item, Protocol, truth_problem
 from .metrics import percent, summarize
@@ -59,6 +61,14 @@ def digest(path: Path) -> str:
     """Of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def facts_of(data: Path, files: Sequence[DataFile]) -> dict[str, Any]:
+    """What `files` of results.json says of the benchmark's: what they hold, and how their boxes are counted where
+    that is not what the rows say."""
+    told: dict[str, Any] = {"data": str(data), "data_digest": " ".join(digest(Path(file.name)) for file in files)}
+    systems = {file.coordinates for file in files if file.coordinates}
+    return told | ({"coordinates": ", ".join(sorted(systems))} if systems else {})
 
 
 def write_result(folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
