@@ -11,7 +11,8 @@ CHIPS = {80: ("A100", 108, 40), 90: ("H100, H200", 132, 50), 100: ("B200", 148, 
 TEXT = """## How often the fused kernel reads a logit
 
 `grpo_loss` in Triton takes a row from its logits to its gradient in one launch: a sweep for the log-sum-exp and the
-entropy, the loss of the row, a sweep that overwrites the logits with their gradient. Counted, not timed:
+entropy, the loss of the row, a sweep that overwrites the logits with their gradient. Counted, not timed, by
+`python -m bench.report` as it makes this page:
 
 **In the compiled code** (PTX for V = {vocab}, bf16; `bench/loads.py` reads it). Each sweep has {before} wide loads of
 16 bytes in front of its loop and {inside} in it: a tile of {tile} KiB each time, {threads} threads, one tile ahead of

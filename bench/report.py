@@ -27,14 +27,15 @@ Made by `python -m bench.report` from the newest files in [bench/results](../ben
 
 ```bash
 make bench                              # everything on this page on your CPU, in ten minutes: checks first, then times
-make gpu                                # the same on an NVIDIA GPU, in eight
+make gpu                                # the same on an NVIDIA GPU, in eight; what is cut short keeps its finished rows
 make bench ARGS="--base HEAD~1"         # this checkout against another commit, in turns; fails where it is slower
 python -m bench.scale --gpus 8 1024     # past one machine: predicted from rates that you give; assumptions printed
 python -m bench.report                  # this page and its pictures from bench/results
 ```
 
 One table, one command: [suite.py](../bench/suite.py) lists them with their shares of the time, and each stands at its
-table below.
+table below. Where `make` cannot fetch packages: `PYTHONPATH=kernels python3 -m bench.suite --device cuda` with those
+that are there (torch, triton, transformers); what is missing is named and left out.
 
 Every variant is proved before it is timed, at the same vocabulary: loss and gradients against fp64, within twice the
 error of eager torch in the same dtype + 1e-6 (fp32) or 1e-4 (bf16); packages of others within ten times that. What
@@ -62,10 +63,15 @@ COMMANDS = {"cpu": "bench", "cuda": "gpu"}
 def document(found: dict[str, tuple[Path, list[Row]]], *more: str) -> str:
     """`more`: the sections behind those of the ops."""
     devices = [
-        _device(kind, *found[kind]) if kind in found else NONE.format(kind=kind.upper(), command=command)
+        _device(kind, *found[kind]) if _timed(found, kind) else NONE.format(kind=kind.upper(), command=command)
         for kind, command in COMMANDS.items()
     ]
     return "\n".join([HEAD, *devices, *more])
+
+
+def _timed(found: dict[str, tuple[Path, list[Row]]], kind: str) -> bool:
+    """A run that was cut before its first case was timed has nothing to show."""
+    return any(row["status"] == "timed" for row in found.get(kind, (None, []))[1])
 
 
 def _device(kind: str, path: Path, rows: list[Row]) -> str:
@@ -132,6 +138,8 @@ def main() -> None:
     found = newest(options.results)
     options.docs.mkdir(exist_ok=True)
     for kind, (_, rows) in found.items():
+        if not _timed(found, kind):
+            continue
         draw(rows, options.docs / f"bench_{kind}.png")
         draw_roofline(rows, options.docs / f"roofline_{kind}.png")
     (options.docs / "benchmarks.md").write_text(page(options.results), encoding="utf-8")

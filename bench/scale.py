@@ -95,7 +95,7 @@ def estimate(model: str, gpus: int, zero: int, load: Load, rates: Rates, links: 
 def given_rates(options: argparse.Namespace, folder: Path = FOLDER) -> tuple[Rates, str]:
     """(rates of a GPU, where they are from): what was asked for, else a measured GPU's, else SHEET."""
     measured, source = {}, "parameters; nothing of it is measured"
-    if "cuda" in (found := newest(folder)):
+    if "cuda" in (found := newest(folder)) and any(row["status"] == "timed" for row in found["cuda"][1]):
         path, rows = found["cuda"]
         timed = [row for row in rows if row["status"] == "timed" and row["dtype"] == "bf16"]
         linear = [r["gemm_share"] for r in timed if r["op"] == "linear_grpo_loss" and r["own"]]

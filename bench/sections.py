@@ -64,10 +64,16 @@ batches. Nothing of it depends on the machine but the plan's time.
 SCALE = """## Predictions, and how good they are here
 
 `python -m bench.scale` predicts a step's time and memory for 2B, 7B and 72B on 8 to 1024 GPUs from rates given as
-parameters, and prints its assumptions. No table of it stands here: none of its GPU figures is measured. What can be
-measured is the formula: `python -m bench.scale --check` times the single operations on one CPU thread (products,
-attention, head, AdamW, …), predicts a step of the trainer from them ({prompts} prompts, {images} images, {group}
-completions of {tokens} tokens, hidden {hidden}, {layers} layers), and takes that step. CPU seconds:
+parameters, and prints its assumptions. No table of it stands here: none of its GPU figures is measured. What it counts
+is what the code does: the bytes that DeepSpeed's optimizer step moves at each ZeRO stage, beside AdamW's 28 a parameter
+(sums flattened, copied, normed, clipped, cast, zeroed), and those of a layer's small operations
+([scale_counts.py](../bench/scale_counts.py)); a test counts both in steps that are made.
+
+What can be measured is the formula: `python -m bench.scale --check` times the single operations on one CPU thread
+(products, attention, head, copies, clipping, AdamW, …), predicts a step of the trainer from them ({prompts} prompts,
+{images} images, {group} completions of {tokens} tokens, hidden {hidden}, {layers} layers), and takes that step. On a
+machine that others use, operations and step see other caches and clocks, and parts move by a third from run to run.
+CPU seconds:
 
 {origin}
 

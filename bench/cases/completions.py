@@ -11,8 +11,6 @@ import numpy as np
 import torch
 import univg_kernels as uk
 
-from univg_fast.config.reward_recipes import RECIPES
-from univg_fast.rewards import TERMS, Settings, score
 from univg_fast.structs import Record, Target
 
 from ..device import Device
@@ -42,6 +40,10 @@ def cases(shapes: Shapes) -> list[Case]:
 
 
 def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
+    # late: the trainer's configuration wants jsonargparse, and no other op does
+    from univg_fast.config.reward_recipes import RECIPES
+    from univg_fast.rewards import TERMS, score
+
     texts, records = answers(shape, "")
 
     def loop() -> Outcome:
@@ -86,6 +88,8 @@ def answers(shape: Shape, image: str, talk: str = SENTENCE * 9) -> tuple[list[st
 def _scored(
     texts: list[str], records: list[Record], terms: dict[str, float], parser: str, ends: Ends | None = None
 ) -> Variant:
+    from univg_fast.rewards import Settings, score
+
     settings, lengths = Settings(parser), [200 + i % 100 for i in range(len(texts))]
 
     def alone() -> Outcome:
