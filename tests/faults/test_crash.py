@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +156,15 @@ def test_a_large_file_that_grows_or_is_read_is_no_hang(tmp_path: Path, phase: st
 def test_bringing_a_file_to_the_disk_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "PIECE_BYTES", 2**16)
     (tmp_path / "large").write_bytes(bytes(10 * 2**16 + 1))
-    beats: list[None] = []
-    (entry,) = manifest.sync_share(tmp_path, manifest.names(tmp_path), lambda: beats.append(None)).values()
-    assert entry["size"] == 10 * 2**16 + 1
-    assert len(beats) >= 11
+    beats: list[bool] = []
+    hashing, hash_of = Event(), manifest._size_and_hash
+
+    def told(path: Path) -> dict[str, Any]:
+        hashing.set()
+        return hash_of(path)
+
+    monkeypatch.setattr(manifest, "_size_and_hash", told)
+    names = manifest.names(tmp_path)
+    (entry,) = manifest.sync_share(tmp_path, names, lambda: beats.append(hashing.wait(10))).values()
+    assert entry == {"size": 10 * 2**16 + 1, "sha256": sha256(bytes(10 * 2**16 + 1)).hexdigest()}
+    assert len(beats) >= 11 and all(beats), "it is hashed while it is brought to the disk, not after it"

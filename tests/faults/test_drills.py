@@ -56,6 +56,17 @@ def test_an_export_that_fails_costs_no_step(drill: Callable[..., Run], tmp_path:
     assert (folder / "hf" / "sft" / "model.safetensors").is_file()
 
 
+def test_a_step_without_a_good_record_moves_nothing(trainer: Callable[..., Run], tmp_path: Path) -> None:
+    """Nor by momentum or weight decay, nor does the schedule; with one record a step, which is cut in the second."""
+    settings = {"fault__kind": "bad_image", "fault__step": "2", "data__max_bad_fraction": "0.5", "stages": "[sft]"}
+    settings |= {"sft__max_steps": "3", "sft__per_step_samples": "1", "evaluate__max_samples": "1"}
+    settings |= {"sft__lr_scheduler_type": "linear", "sft__warmup_ratio": "0"}
+    rows = trainer(tmp_path / "run", ranks=1, **settings).metrics("sft")
+    assert [(row["bad_records"], row["scored_tokens"] > 0) for row in rows] == [(0, True), (1, False), (0, True)]
+    assert rows[1]["loss"] == rows[1]["grad_norm"] == rows[1]["skipped"] == 0
+    assert rows[0]["learning_rate"] != rows[1]["learning_rate"] == rows[2]["learning_rate"]
+
+
 def test_a_bad_image_is_one_bad_record(drill: Callable[..., Run], tmp_path: Path) -> None:
     settings = {"fault__kind": "bad_image", "fault__step": "2", "fault__rank": "1"}
     run = drill(tmp_path / "run", stages="[sft]", data__max_bad_fraction="0.5", **settings)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,7 +105,7 @@ def test_the_report_by_hand() -> None:
     assert all(value == 0 for value in nothing.values())
 
 
-def test_what_no_split_helps_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_split_helps_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     group = random_group(np.random.default_rng(0), [(4, 4)], [30, 5])
     told = OverBudget(budget=25)
     for _ in range(2):
@@ -118,7 +120,12 @@ def test_what_no_split_helps_is_told_once(capsys: pytest.CaptureFixture[str]) ->
         told.tell(replace(group.sample.record, source=f"tests:{2 + number}"), 26)
     said = capsys.readouterr().err
     assert said.count("\n") == OverBudget.TOLD - 1 and "tests:20 (u)" in said
-    assert said.endswith("further ones are counted in pack/over_budget only\n")
+    assert said.endswith("further ones are in over_budget.jsonl only\n")
+    for _ in range(2):  # each record's id, none of them dropped, and none twice
+        told.note(tmp_path / "over.jsonl", stage="sft", step=3)
+    rows = [json.loads(line) for line in (tmp_path / "over.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in rows] == [f"tests:{1 + number}" for number in range(101)]
+    assert rows[0] | {"rank": 0, "stage": "sft", "step": 3, "budget": 25, "tokens": tokens, "copies": 2} == rows[0]
 
 
 def tensors(item: Any) -> list[torch.Tensor]:

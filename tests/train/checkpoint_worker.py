@@ -21,9 +21,13 @@ import torch
 from engine_problem import OPTIM, TinyLM, batch
 
 from univg_fast import distributed
-from univg_fast.config import DeepSpeedConfig, SaveConfig
-from univg_fast.train import checkpoint, engine
+from univg_fast.config import Config, DeepSpeedConfig, SaveConfig
+from univg_fast.train import checkpoint, engine, manifest
+from univg_fast.train.faults import Faults
+from univg_fast.train.phases import Phases
+from univg_fast.train.reshape import frozen_sum
 from univg_fast.train.resume import resume as resume_from
+from univg_fast.train.saves import Saves
 from univg_fast.train.state import StageState
 
 STEPS, SAVED_AT = 5, 2
@@ -108,6 +112,21 @@ def fail(zero_stage: int) -> Any:
     }
 
 
+def sums(zero_stage: int) -> Any:
+    """What several saves of a stage say of the weights that do not train, of which one is changed meanwhile."""
+    ds, state, phases = start(zero_stage, seed=1), StageState(), Phases()
+    given = replace(Config(), save=SaveConfig(total_limit=2, on_error="stop"))
+    saves = Saves("sft", given, ROOT, state, ds, phases, Faults(given.fault, phases, ROOT), STEPS, STEPS)
+    before, after = frozen_sum(ds.module), 0
+    for state.step in (1, 2):
+        saves.write(must=True)
+        for parameter in (p for p in ds.module.parameters() if not p.requires_grad):
+            parameter.data.add_(1.0)
+        after = after or frozen_sum(ds.module)
+    found = [manifest.read(folder)["frozen"] for folder in manifest.of_stage(ROOT / "ckpt", "sft")]
+    return {"before": before, "after": after, "found": found}
+
+
 def loop(zero_stage: int) -> Any:
     """Save until killed."""
     ds = start(zero_stage, seed=1)
@@ -125,7 +144,7 @@ def open_newest(zero_stage: int, choice: str = "auto") -> Any:
 
 def main() -> None:
     distributed.init(timeout_s=300)
-    modes: dict[str, Callable[..., Any]] = {f.__name__: f for f in (train, resume, fail, loop, open_newest)}
+    modes: dict[str, Callable[..., Any]] = {f.__name__: f for f in (train, resume, fail, sums, loop, open_newest)}
     global ROOT, DTYPE
     mode, stages, folder, *more = sys.argv[1:]
     result: Any = []

@@ -61,6 +61,12 @@ def test_a_rank_that_cannot_write_makes_all_give_up_and_go_on(launch: Any, tmp_p
     assert report["after"] == ["sft_000003"], "the next save works and prunes to its limit"
 
 
+def test_what_does_not_train_is_read_once_a_stage(launch: Any, tmp_path: Path) -> None:
+    """With LoRA it is the whole model; a change that no stage makes shows that later saves do not read it again."""
+    report = result(launch("checkpoint_worker.py", "sums", 1, tmp_path, world=0))
+    assert report["after"] != report["before"] and report["found"] == [report["before"]] * 2
+
+
 def kill_while_saving(start: Any, zero_stage: int, folder: Path, delay: float) -> None:
     """Start a process that saves without pause; SIGKILL it `delay` s into some save after the third."""
     process = start("checkpoint_worker.py", "loop", zero_stage, folder)

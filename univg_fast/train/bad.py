@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from univg_fast import distributed
-from univg_fast.files import could_not_write
+from univg_fast.files import append_rows
 from univg_fast.structs import BadRecord
 from univg_fast.train.state import StageState
 
@@ -32,12 +31,7 @@ class BadRecords:
         ]
         for row in rows:
             print(f"rank {row['rank']}: skipped {row['message']}", file=sys.stderr, flush=True)
-        try:
-            if rows:
-                with self.path.open("a", encoding="utf-8") as file:  # in one piece: the other ranks write there too
-                    file.write("".join(json.dumps(row) + "\n" for row in rows))
-        except OSError as error:
-            could_not_write(str(self.path), error)
+        append_rows(self.path, rows)
 
     def count(self, bad: float, seen: float) -> None:
         """Add a step's counts over all ranks. ValueError above the bound (of 100 records at least)."""

@@ -36,6 +36,7 @@ def save(
     config_hash: str,
     config: SaveConfig,
     *,
+    frozen: int | None = None,
     must: bool = False,
     on_write: Callable[[], None] = lambda: None,
     beat: Callable[[], None] = lambda: None,
@@ -44,14 +45,15 @@ def save(
 
     If a rank fails, nothing new appears, the temporary folder is removed, and every rank raises RankError with culprit
     and cause; unless save.on_error=warn and not `must`: then it is said and counted, and the result is None.
-    `on_write` is called before each large file; what it raises counts as the disk's error (an injected fault).
+    `frozen`: of `frozen_sum`, where it is known. `on_write` is called before each large file; what it raises counts as
+    the disk's error (an injected fault).
     `beat` is called while files are brought to the disk.
     """
     target = root / f"{stage}_{state.step:06d}"
     if distributed.broadcast_object(target.exists()) and manifest.defect(target) is None:
         return target  # the run went on from it, and has done no step since
     described = manifest.describe(stage, state.step, _zero(engine), config_hash)
-    described["frozen"] = frozen_sum(engine.module)
+    described["frozen"] = frozen_sum(engine.module) if frozen is None else frozen
     try:
         _write(target, engine, described, state, on_write, beat)
     except distributed.RankError as error:

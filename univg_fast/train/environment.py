@@ -61,16 +61,14 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """The source tree's commit, with "+" where it has changes; None outside a git checkout."""
-    here = Path(__file__).parent
+    """The source tree's commit, with "+" where it has changes; None outside a git checkout of this code."""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # installed inside of another project's checkout?
+        return _git("describe", "--always", "--dirty=+", "--abbrev=12")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+
+
+def _git(*words: str) -> str:
+    here = Path(__file__).parent
+    return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()

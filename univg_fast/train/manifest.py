@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from univg_fast import distributed
 MANIFEST = "manifest.json"
 ENGINE = "engine"  # DeepSpeed's own files lie below this name
 PACKAGES = ("torch", "deepspeed", "transformers")
+HASHERS = 4  # files at once, while they are brought to the disk
 PIECE_BYTES = 2**28  # of a file that is brought to the disk
 _WRITE_AND_WAIT = 7  # sync_file_range's flags: wait before, write, wait after
 
@@ -58,8 +60,10 @@ def sync_share(
     `files`: the names that any rank sees, the same on all ranks. OSError where one is missing here.
     """
     mine = [folder / name for name in _share(sorted(set(files)))]
-    sync([*mine, *{p.parent for p in mine}], beat)
-    return {path.relative_to(folder).as_posix(): _size_and_hash(path) for path in mine}
+    with ThreadPoolExecutor(HASHERS, thread_name_prefix="hash") as pool:  # what is on its way is still in memory
+        entries = [pool.submit(_size_and_hash, path) for path in mine]
+        sync([*mine, *{p.parent for p in mine}], beat)
+        return {path.relative_to(folder).as_posix(): made.result() for path, made in zip(mine, entries, strict=True)}
 
 
 def defect(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from univg_fast import distributed
 from univg_fast.config import LogConfig
-from univg_fast.files import could_not_write, write_whole
+from univg_fast.files import append_rows, could_not_write, write_whole
 from univg_fast.train.console import Display, console, eval_progress, numbers
 from univg_fast.train.sinks import Sink, open_sinks
 from univg_fast.train.throughput import Throughput, memory, rates
@@ -44,7 +44,8 @@ class MetricsLogger:
         if distributed.is_main():
             self._num_tokens = trim_metrics(run_dir / "metrics.jsonl", stage, first)
             if first:
-                _note_resume(run_dir / "events.jsonl", stage, first)
+                event = {"time": time.time(), "event": "resumed", "stage": stage, "step": first}
+                append_rows(run_dir / "events.jsonl", [event])
             self._sinks = open_sinks(run_dir, stage, first, log, settings or {})
         self.start()
 
@@ -112,11 +113,3 @@ def _keeps(line: str, stage: str, last: int) -> bool:
     except json.JSONDecodeError:
         return False
     return line.endswith("\n") and (row["stage"] != stage or row["step"] <= last)
-
-
-def _note_resume(path: Path, stage: str, step: int) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), "event": "resumed", "stage": stage, "step": step}) + "\n")
-    except OSError as error:
-        could_not_write(str(path), error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -16,11 +15,11 @@ import yaml
 from univg_fast import distributed
 from univg_fast.config import Config, to_yaml
 from univg_fast.config.changes import FREE, TOLD, flat, is_one_of
-from univg_fast.files import could_not_write, lock
+from univg_fast.files import append_rows, lock
 
 LEFT = (
     *("ckpt", "hf", "eval", "rollouts", "sheets", "tb", "prof", "crash", "logs"),
-    *("metrics.jsonl", "events.jsonl", "track.json", "report.html", "bad_records.jsonl"),
+    *("metrics.jsonl", "events.jsonl", "track.json", "report.html", "bad_records.jsonl", "over_budget.jsonl"),
 )
 ABOUT = ("data_report.json", "env.json", "config.yaml")  # of what is left; the last one goes when all else has gone
 
@@ -112,8 +111,4 @@ def note(changes: list[str], run_dir: Path) -> None:
     if not changes:
         return
     distributed.warn(f"from here on {'; '.join(changes)}: the numbers are not those of a run with one configuration")
-    try:
-        with (run_dir / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), "event": "changed", "keys": changes}) + "\n")
-    except OSError as error:
-        could_not_write(f"{run_dir}/events.jsonl", error)
+    append_rows(run_dir / "events.jsonl", [{"time": time.time(), "event": "changed", "keys": changes}])

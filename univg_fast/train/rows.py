@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from univg_fast import distributed
 from univg_fast.config import ModelConfig
+from univg_fast.files import append_rows
 from univg_fast.model import Family, PackedModel
 from univg_fast.packing import Row, build_row
 from univg_fast.packing.plan import PATCH, SEEN, GroupSize, Part
@@ -136,21 +138,28 @@ def _refused_by_some(refused: Sequence[BadRecord]) -> str:
 
 
 class OverBudget:
-    """Tells of rows that no split brings under the budget, of the first TOLD records once. They run all the same."""
+    """Tells of rows that no split brings under the budget, each record once. They run all the same.
+
+    The first TOLD of this rank on the console, all of them in the file that `note` adds to.
+    """
 
     TOLD = 20
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._told: set[str] = set()
+        self._fresh: list[dict[str, Any]] = []
 
     def tell(self, record: Record, tokens: int, copies: int = 1) -> None:
         """`tokens` of a row with a part of the record's group, of which there are `copies`, each with the prompt."""
-        if tokens <= self.budget or record.source in self._told or len(self._told) == self.TOLD:
+        if tokens <= self.budget or record.source in self._told:
             return
         self._told.add(record.source)
+        self._fresh.append({"source": record.source, "uid": record.uid, "tokens": tokens, "copies": copies})
+        if len(self._told) > self.TOLD:
+            return
         again = f", its prompt computed {copies} times" if copies > 1 else ""
-        last = "; further ones are counted in pack/over_budget only" if len(self._told) == self.TOLD else ""
+        last = "; further ones are in over_budget.jsonl only" if len(self._told) == self.TOLD else ""
         print(
             f"rank {distributed.rank()}: {record.source} ({record.uid}): a row of its own of {tokens} tokens{again}, "
             f"as prompt and longest response are more than pack.budget_tokens={self.budget}. "
@@ -158,3 +167,8 @@ class OverBudget:
             file=sys.stderr,
             flush=True,
         )
+
+    def note(self, path: Path, **where: Any) -> None:
+        """Add those that were new since the last call, with `where`."""
+        append_rows(path, [where | {"rank": distributed.rank(), "budget": self.budget} | row for row in self._fresh])
+        self._fresh.clear()

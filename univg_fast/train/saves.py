@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from univg_fast.config import Config, config_hash
 from univg_fast.train import checkpoint
 from univg_fast.train.faults import Faults
 from univg_fast.train.phases import Phases
+from univg_fast.train.reshape import frozen_sum
 from univg_fast.train.state import StageState
 
 
@@ -37,6 +39,11 @@ class Saves:
         self.safe = state.step  # the step that a checkpoint holds; where the stage begins there is nothing to lose
         self._due = False
 
+    @cached_property
+    def _frozen(self) -> int:
+        """Once a stage: all weights that do not train are read for it."""
+        return frozen_sum(self.engine.module)
+
     def write(self, must: bool) -> None:
         """Not `must`: one of many, which may fail where save.on_error=warn."""
         with self.phases("save"):
@@ -47,6 +54,7 @@ class Saves:
                 self.engine,
                 self.config_id,
                 self.how,
+                frozen=self._frozen,
                 must=must,
                 on_write=self.faults.on_write,
                 beat=self.phases.beat,

@@ -14,7 +14,7 @@ from univg_fast.loss import sft_head
 from univg_fast.packing import Row
 from univg_fast.packing.report import figures, tally
 from univg_fast.structs import Sample
-from univg_fast.train.engine import train_step
+from univg_fast.train.engine import StepResult, train_step
 from univg_fast.train.phases import Phases
 from univg_fast.train.rows import Builder, OverBudget, patch_cost, reduce_step, sft_group, size_of
 from univg_fast.train.state import Outcome, StageState
@@ -46,8 +46,11 @@ class SftStep:
             mine = tally([size for row in sizes for size in row], sizes, budget, spare_tokens)
             mine |= {"scored_tokens": sum(len(r.target_ids) for r in rows), "bad_records": len(batch.bad)}
             total = reduce_step(mine, batch.digest, {"dearest": mine["cost"]}, batch.refused)
-        losses = self._losses(rows, passes, max(total["scored_tokens"], 1.0))
-        result = train_step(self.engine, losses, self.phases("optim")).read()
+        if total["scored_tokens"]:
+            losses = self._losses(rows, passes, total["scored_tokens"])
+            result = train_step(self.engine, losses, self.phases("optim")).read()
+        else:  # on all ranks: nothing moves, nor by momentum or weight decay
+            result = StepResult(0.0, 0.0, True, self.engine.get_lr()[0], torch.zeros(0))
         metrics = {
             "loss": distributed.reduce_floats({"loss": result.loss})["loss"],
             "grad_norm": result.grad_norm,

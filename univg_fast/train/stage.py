@@ -81,6 +81,7 @@ def run_stage(
             while state.step < last:
                 outcome, drawn = next_step(step, state, phases, config, saves)
                 bad.tell(outcome.bad)
+                step.over_budget.note(run_dir / "over_budget.jsonl", stage=stage, step=state.step)
                 bad.count(outcome.metrics["bad_records"], loader.batch_size * drawn)
                 if stage == "grpo" and is_rollout_step(state.step, last, config.log.rollout_steps):
                     write_rollouts(run_dir, stage, state.step, outcome.rollouts())
