@@ -19,7 +19,7 @@ from univg_kernels.metrics import METRICS
 from univg_fast.config import Config, load_config
 from univg_fast.data.loader import Batch, LoadedRow
 from univg_fast.model import ImageFeatures, PackedModel
-from univg_fast.model.families.qwen2_vl import CLASSES
+from univg_fast.model.families.qwen2_vl import CLASSES, family
 from univg_fast.model.load import freeze_vision
 from univg_fast.packing.plan import plan_rows
 from univg_fast.structs import Completion, Sample, Target
@@ -56,7 +56,7 @@ def step_flops(stage: str, text: dict[str, Any] = TEXT, vision: dict[str, Any] =
         model = CLASSES[1]._from_config(CLASSES[0](text_config=text, vision_config=vision))
     model.tie_weights()
     freeze_vision(model)
-    packed: Any = SimpleNamespace(model=model, vision_trains=False)
+    packed: Any = SimpleNamespace(model=model, family=family(model.config), vision_trains=False)
     return StepFlops.of(packed, stage, config_of(stage))
 
 
@@ -141,7 +141,9 @@ def make_step(stage: str, config: Config) -> Any:
         parts = [[samples[part.group] for part in row] for row in plan]
     else:
         parts = [samples]
-    rows = [LoadedRow(of, [0] * len(of), build.sft_row(of) if stage == "sft" else build.images(of), []) for of in parts]
+    budget = config.pack.budget_tokens
+    made = [build.sft_row(of) if stage == "sft" else build.images(of, budget) for of in parts]
+    rows = [LoadedRow(of, [0] * len(of), built, []) for of, built in zip(parts, made, strict=True)]
     loader: Any = Loaded(
         Batch(rows, [], len(rows), 0, []), len(samples), SimpleNamespace(end_token_id=PAD, coordinates="norm1000")
     )

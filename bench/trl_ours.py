@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Ours:
             size.prompts,
             seed=0,
             with_response=False,
-            build=Builder.of(policy).images,
+            build=partial(Builder.of(policy).images, budget=self.config.pack.budget_tokens),
             prefetch=0,
             cache_bytes=0,
         )
