@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from PIL import Image
 
 from univg_fast.data.errors import named
+from univg_fast.data.images import ORIENTATION
 from univg_fast.data.prompts import COT_SUFFIX, DIRECT_PREFIX
 from univg_fast.data.records import read_records
 
@@ -238,6 +240,18 @@ def test_what_was_rounded_is_no_contradiction(folder):
     row = {"images": ["a.png"], "question": "Where?", "targets": [{"box": [0, 0, 500, 250]}]}
     (record,), bad = read_records(folder.jsonl(row | {"response": "(0,0.4),(499.5,250)"}))
     assert not bad and record.response == "(0,0),(500,250)"
+
+
+def test_options_are_those_of_an_entry_and_of_the_scan(folder):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new("RGB", (400, 200)).save(folder.path / "turned.jpg", exif=exif)
+    row = {"images": ["turned.jpg"], "question": "Where?", "targets": [{"box": [0, 0, 100, 400]}]}
+    (record,), bad = read_records(folder.jsonl(row), coordinates="pixel", exif="apply")
+    assert not bad and record.targets[0].box == (0, 0, 500, 1000)  # of 200 x 400
+    assert read_records(folder.jsonl(row), coordinates="pixel")[1]
+    with pytest.raises(ValueError, match="coordinates: expected one of"):
+        read_records(folder.jsonl(row), coordinates="pixels")
 
 
 def test_no_such_file(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import univg_fast
 from univg_fast.config import load_config
 from univg_fast.files import read_json, write_whole
 from univg_fast.train.road import finish, summary_at
@@ -28,6 +29,13 @@ def test_a_disk_that_is_full_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True)
     assert "File too large" in done.stderr
     assert read_json(path) == SUMMARY
+
+
+def test_files_are_written_whole_in_one_place() -> None:
+    root = Path(univg_fast.__file__).parent
+    own = {"cot/journal.py", "train/export.py", "train/export_run.py"}  # what grows by lines, and whole folders
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if "os.replace(" in path.read_text()}
+    assert found == own | {"files.py"}
 
 
 @pytest.mark.parametrize("text", ["", '{"name": "bef', "3"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from univg_fast.check.packed import Packing
 from univg_fast.data.index import Records
 from univg_fast.data.prompts import prompt_text, target_text
 from univg_fast.data.scan import Report
+from univg_fast.files import write_whole
 from univg_fast.report.overlays import Album, Picture, to_pixels
 from univg_fast.report.page import UNPRINTABLE
 from univg_fast.structs import Record
@@ -119,12 +119,11 @@ def _example(record: Record, formats: dict[str, int], template: str, album: Albu
 
 def write(folder: Path, name: str, uses: Sequence[Use], machine: Machine, shape: Shape | None, bound: float) -> Path:
     """Write FOLDER/data_report.json and FOLDER/check.html, each in one piece; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
     may_start = not any(use.problem for use in uses)
     content: dict[str, Any] = {use.name: use.content() for use in uses}
     content |= {"may_start": may_start, "max_bad_fraction": bound, "machine": asdict(machine)}
     content["model"] = None if shape is None else asdict(shape)
-    _replace(folder / "data_report.json", json.dumps(content, indent=1) + "\n")
+    write_whole(folder / "data_report.json", json.dumps(content, indent=1) + "\n")
     environment = Environment(
         loader=PackageLoader("univg_fast", "check"),
         autoescape=True,
@@ -136,14 +135,8 @@ def write(folder: Path, name: str, uses: Sequence[Use], machine: Machine, shape:
     page = environment.get_template("page.html.j2").render(
         name=name, uses=uses, machine=machine, shape=shape, bound=bound, may_start=may_start
     )
-    _replace(folder / "check.html", UNPRINTABLE.sub("\ufffd", page))
+    write_whole(folder / "check.html", UNPRINTABLE.sub("\ufffd", page))
     return folder / "check.html"
-
-
-def _replace(path: Path, text: str) -> None:
-    half = path.with_name(path.name + ".tmp")
-    half.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(half, path)
 
 
 def duration(hours: float) -> str:

@@ -16,6 +16,7 @@ from univg_fast.structs import BadRecord, Record, Target
 from .answers import only_boxes, style_of
 from .boxtext import TextBox, in_tokens, placed, rewrite
 from .coordinates import Size, rescaled, smart_resize, to_norm1000
+from .entries import ENTRY_KEYS
 from .errors import Refused
 from .formats import RawRecord, RawTarget, conversations, read_row
 from .formats.ms_swift import BBOX, REF
@@ -50,11 +51,13 @@ def read_records(
     """Read one file into memory. Relative image paths start at `image_root`, or at the file's folder.
 
     Every image is opened far enough to read its header; a damaged body shows when it is decoded. Each BadRecord's
-    message begins with "path:line". `options` as in Reading. ValueError only if there is no such file.
+    message begins with "path:line". `options`: those of a data entry (coordinates, answer_style, cot) and of
+    `scan` (exif, min_pixels …). ValueError if there is no such file, or for an entry's value that is none.
     """
     from .scan import scan  # scan builds on this module
 
-    records, report = scan([{"path": str(path)} | options], image_root)
+    entry = {key: options.pop(key) for key in ENTRY_KEYS if key in options}
+    records, report = scan([{"path": str(path)} | entry], image_root, **options)
     return list(records), list(report.bad)
 
 

@@ -132,7 +132,8 @@ def _patches(images: list[Any], image_processor: Any) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class _Frame:
-    """How a record's texts become the model's: its processor, and the sizes of the images, as stored and as resized."""
+    """How a record's texts become the model's: its processor, and the sizes of the images, as shown (turned, where EXIF
+    is applied) and as resized."""
 
     processor: Processor
     sizes: list[Size]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from univg_fast.data.files import DataFile
+from univg_fast.files import write_whole
 
 from .benchmarks import BENCHMARKS
 from .items import Item, Protocol, truth_problem
@@ -73,16 +73,9 @@ def facts_of(data: Path, files: Sequence[DataFile]) -> dict[str, Any]:
 
 def write_result(folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """FOLDER/rows.jsonl and, when that is whole, FOLDER/results.json."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    _replace(folder / "rows.jsonl", lines)
-    _replace(folder / "results.json", json.dumps(result, allow_nan=False, indent=1) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    half = path.with_name(path.name + ".tmp")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
+    write_whole(folder / "rows.jsonl", lines)
+    write_whole(folder / "results.json", json.dumps(result, allow_nan=False, indent=1) + "\n")
 
 
 def lines_of(result: Mapping[str, Any]) -> list[str]:

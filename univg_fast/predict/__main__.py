@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
+        if given.out and (given.out.is_dir() or not given.out.parent.is_dir()):
+            raise ValueError(f"--out: expected a file in a folder that exists, got {given.out}")
         if given.serve:
             from univg_fast.predict.serve import serve
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from univg_fast.evaluate.metrics import percent
+from univg_fast.files import write_whole
 from univg_fast.report.overlays import PREDICTION_COLOUR, TRUTH_COLOUR, to_pixels
 
 # An untrained byte-level model says these too: HTML forbids the first, UTF-8 cannot hold the second.
@@ -24,10 +24,7 @@ def render(template: str, **values: Any) -> str:
 
 def write(path: Path, page: str) -> Path:
     """Write the page; one that is there already is replaced in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(".html.tmp")
-    half.write_text(page, encoding="utf-8")
-    os.replace(half, path)
+    write_whole(path, page)
     return path
 
 
