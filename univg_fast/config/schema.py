@@ -45,7 +45,8 @@ def cores() -> Any:
     """A number of threads: this rank's share of the machine's cores, at most 8."""
 
     def usable() -> int:
-        return max(1, min(8, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+        return max(1, min(8, ours // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
     return field(default_factory=usable, metadata={"bounds": (None, 0, None)})
 
