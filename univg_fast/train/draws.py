@@ -86,13 +86,13 @@ class Draws:
         with self.phases("data"):
             trained = move(scored, choice, None if self.plain is None else self.plain.device)
         return Drawn(
-            scored,
-            trained,
-            choice,
-            cursor + len(parts),
-            len(parts),
-            crc32(repr([batch.digest for batch in batches]).encode()),
-            [entry for batch in batches for entry in batch.refused],
+            scored=scored,
+            trained=trained,
+            choice=choice,
+            cursor=cursor + len(parts),
+            draws=len(parts),
+            digest=crc32(repr([batch.digest for batch in batches]).encode()),
+            refused=[entry for batch in batches for entry in batch.refused],
         )
 
     def _sample(self, batch: Batch[Images], number: int) -> Sampled:

@@ -35,15 +35,15 @@ def _only(scored: Scored, number: int) -> Scored:
     its = slice(first, first + count)
     scores = scored.scores
     part = Scored(
-        scored.samples[one],
-        scored.completions[one],
-        None if scored.features is None else scored.features[one],
-        Scores(scores.total[its], {name: of[its] for name, of in scores.parts.items()}, scores.boxes[its]),
-        scored.advantages[its].clone(),
-        scored.phi[its].clone(),
-        scored.miou[one].clone(),
-        scored.reward_std[one].clone(),
-        [],
+        samples=scored.samples[one],
+        completions=scored.completions[one],
+        features=None if scored.features is None else scored.features[one],
+        scores=Scores(scores.total[its], {name: of[its] for name, of in scores.parts.items()}, scores.boxes[its]),
+        advantages=scored.advantages[its].clone(),
+        phi=scored.phi[its].clone(),
+        miou=scored.miou[one].clone(),
+        reward_std=scored.reward_std[one].clone(),
+        bad=[],
     )
     return _on(part, torch.device("cpu"), copy=True)
 

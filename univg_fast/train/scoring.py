@@ -104,10 +104,10 @@ def concatenated(parts: Sequence[Scored]) -> Scored:
         name: torch.cat([getattr(p, name) for p in parts]) for name in ("advantages", "phi", "miou", "reward_std")
     }
     return Scored(
-        [sample for part in parts for sample in part.samples],
-        [group for part in parts for group in part.completions],
-        features,
-        both,
+        samples=[sample for part in parts for sample in part.samples],
+        completions=[group for part in parts for group in part.completions],
+        features=features,
+        scores=both,
         bad=[entry for part in parts for entry in part.bad],
         **tensors,
     )
@@ -152,5 +152,14 @@ def score_draw(sampled: Sampled, bad: list[BadRecord], config: Config, coordinat
         accuracy=torch.from_numpy(scores.parts[config.rewards.difficulty_from]),
         config=alone,
     )
-    worth = (stats.advantages, stats.phi, stats.accuracy_mean, stats.std)
-    return Scored(samples, completions, sampled.features, scores, *worth, bad)
+    return Scored(
+        samples=samples,
+        completions=completions,
+        features=sampled.features,
+        scores=scores,
+        advantages=stats.advantages,
+        phi=stats.phi,
+        miou=stats.accuracy_mean,
+        reward_std=stats.std,
+        bad=bad,
+    )
