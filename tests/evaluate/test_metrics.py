@@ -79,6 +79,18 @@ def test_bootstrap_interval_agrees_with_the_normal_one_and_repeats():
     assert bootstrap_interval(values, seed=1) != (low, high)
 
 
+def test_targets_of_one_answer_are_drawn_together():
+    """Four equal targets of an answer say no more than one."""
+    rows = [row(str(i), GT if i % 3 else None) for i in range(100)]
+    many = [one | {"uid": f"{one['uid']}#{k}", "sample": one["uid"]} for one in rows for k in range(4)]
+    before = [row(str(i), GT if i % 5 else None) for i in range(100)]
+    twice = [one | {"uid": f"{one['uid']}#{k}", "sample": one["uid"]} for one in before for k in range(4)]
+    for part in (lambda result: result, lambda result: result["macro"], lambda result: result["tasks"]["region"]):
+        alone, together = part(summarize(rows)), part(summarize(many))
+        assert together["acc@0.5_ci95"] == alone["acc@0.5_ci95"] and together["miou_ci95"] == alone["miou_ci95"]
+    assert paired_difference(many, twice)["ci95"] == paired_difference(rows, before)["ci95"]
+
+
 def test_paired_difference_looks_only_at_shared_samples_and_is_narrower_than_unpaired():
     before = [row(str(i), GT if i % 2 else None) for i in range(200)]
     after = [row(str(i), GT if i % 2 or i % 10 == 0 else None) for i in range(20, 200)]

@@ -74,3 +74,20 @@ def test_answers_of_other_settings_are_not_mixed_and_nobody_else_writes(tmp_path
     assert Journal(tmp_path, {"max_new_tokens": 12}).answers == first.answers
     with pytest.raises(ValueError, match=r"answers\.0\.jsonl.*other settings \(max_new_tokens was 12\)"):
         Journal(tmp_path, {"max_new_tokens": 9})
+
+
+def test_what_could_not_be_asked_is_asked_again(tmp_path: Path) -> None:
+    """As after a wrong --image-root; but answers about other images are not mixed in."""
+    gone, seen = Prediction(error="a.png: no such file"), Prediction("x", None, 2)
+    wrong = Journal(tmp_path, {"image_root": "/wrong"})
+    wrong.open(0)
+    wrong.add([(Item("a", "f:1", "t"), gone)])
+    wrong.close()
+    right = Journal(tmp_path, {"image_root": "/right"})
+    assert right.answers == {}
+    right.open(0)
+    right.add([(Item("a", "f:1", "t"), seen), (Item("b", "f:2", "t"), gone)])
+    right.close()
+    assert Journal(tmp_path, {"image_root": "/right"}).answers == {"a": seen}
+    with pytest.raises(ValueError, match="image_root was '/right'"):
+        Journal(tmp_path, {"image_root": "/wrong"})

@@ -63,7 +63,7 @@ def test_every_odd_prediction_is_counted_and_scores_nothing(tmp_path: Path) -> N
     assert [row["iou"] > 0 for row in result["rows"]] == [True, False, False, True, *[False] * 6]
 
 
-def test_damaged_entries_stay_in_the_denominator_of_their_task(tmp_path: Path) -> None:
+def test_damaged_entries_stay_in_the_denominator_of_the_task_that_they_name(tmp_path: Path, capsys: Any) -> None:
     entries = [
         entry("a"),
         entry("b", answer=[100, 100, 100, 300]),  # without area
@@ -72,17 +72,21 @@ def test_damaged_entries_stay_in_the_denominator_of_their_task(tmp_path: Path) -
         entry("a"),  # the id of another one
         entry("e", images="nothing"),
         entry("f", task=7),
-        '{"id": "g", "task": "diff',
+        '{"id": "g", "task": "diff',  # nobody knows whether that is all of it
+        '{"id": "h", "task": "diff", "ima',
         [1, 2],
     ]
     lines = [{"id": uid, "text": GOOD} for uid in "abcdefg"]
     result = run(tmp_path, entries, lines, "--protocol", "revised")
-    assert result["n"] == 9 and result["tasks"]["diff"]["n"] == 6 and result["tasks"]["unknown"]["n"] == 3
-    assert result["tasks"]["diff"]["acc@0.5"] == 3 / 6  # both of "a", and the one whose images nobody finds
-    assert result["macro"] | {"tasks": 1} == result["macro"] and result["macro"]["acc@0.5"] == 3 / 6
+    assert result["n"] == 10 and result["tasks"]["diff"]["n"] == 7 and result["tasks"]["unknown"]["n"] == 3
+    assert result["tasks"]["diff"]["acc@0.5"] == 3 / 7  # both of "a", and the one whose images nobody finds
+    assert result["macro"] | {"tasks": 1} == result["macro"] and result["macro"]["acc@0.5"] == 3 / 7
+    assert result["outside_the_mean"] == 3
+    told = capsys.readouterr().out
+    assert "3 entries are of no task of the benchmark" in told and "mean of 1 of 10 tasks" in told
     data = result["data"]
-    assert (data["entries"], data["bad_entries"], data["duplicate_ids"]) == (9, 5, 1)
-    assert data["other_number_than_published"]["diff"] == "6 of 528"
+    assert (data["entries"], data["bad_entries"], data["duplicate_ids"]) == (10, 6, 1)
+    assert data["other_number_than_published"]["diff"] == "7 of 528"
     assert any("data.jsonl:8" in text for text in data["examples"]["bad_entries"])
 
 

@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 
+from univg_fast.data.prompts import target_text
 from univg_fast.evaluate.__main__ import main
+from univg_fast.evaluate.benchmarks import RECORDS
+from univg_fast.evaluate.items import Form, Item, Truth, item_of
+from univg_fast.evaluate.parsers import PARSERS
+from univg_fast.evaluate.predictions import Prediction
+from univg_fast.evaluate.score import score
+from univg_fast.structs import Record, Target
 
 
 def run(folder: Path, benchmark: str, entries: list[Any], texts: dict[str, str], *more: str) -> dict[str, Any]:
@@ -107,7 +114,61 @@ def test_several_targets_are_matched_within_their_images(tmp_path: Path) -> None
     assert (sets["samples"], sets["targets"], sets["boxes"]) == (2, 4, 5)
     assert sets["precision@0.5"] == 3 / 5 and sets["recall@0.5"] == 3 / 4 and sets["f1@0.5"] == 6 / 9
     assert sets["count_acc"] == 0.5 and sets["all_right@0.5"] == 0.5
-    assert result["images"]["oracle_image_acc@0.5"] == 3 / 4 and result["images"]["acc@0.5"] == 2 / 4
+    told = result["images"]  # of the sample of one target
+    assert (told["n"], told["acc"], told["acc@0.5"], told["oracle_image_acc@0.5"]) == (1, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "faults"),
+    [
+        ("Image-2: (0,0),(100,100)\nImage-1: (200,200),(300,300)", ["unmatched", "unmatched"]),  # images swapped
+        ("Image-1: (100,100),(0,0)\nImage-2: (200,200),(300,300)", ["inverted_box", None]),
+        ("Image-1: (600,600),(700,700)", ["unmatched", "unmatched"]),
+        ("nowhere", ["no_box", "no_box"]),
+    ],
+)
+def test_a_target_without_a_box_says_why(tmp_path: Path, said: str, faults: list[str | None]) -> None:
+    targets = [{"box": [0, 0, 100, 100], "image": 0}, {"box": [200, 200, 300, 300], "image": 1}]
+    entry = {"id": "m", "images": ["a.png", "b.png"], "question": "Both.", "targets": targets}
+    result = run(tmp_path, "multi_target", [entry], {"m": f"<answer>{said}</answer>"})
+    assert [row["fault"] for row in result["rows"].values()] == faults and "images" not in result
+    want = {kind: faults.count(kind) for kind in ("no_box", "inverted_box", "unmatched")}
+    assert want.items() <= result["counts"].items() and want.items() <= result["tasks"]["unknown"]["counts"].items()
+
+
+def test_boxes_without_a_text_may_be_several_and_name_images(tmp_path: Path) -> None:
+    targets = [{"box": [0, 0, 100, 100], "image": 0}, {"box": [200, 200, 300, 300], "image": 1}]
+    entry = {"images": ["a.png", "b.png"], "question": "Both.", "targets": targets}
+    boxes = [[200, 200, 300, 300], [0, 0, 100, 100]]
+    lines = [{"box": boxes, "image": [1, 0]}, {"box": boxes, "image": 1}, {"box": boxes}, {"box": [[1, 2], 3]}]
+    (tmp_path / "data.json").write_text(json.dumps([entry | {"id": str(i)} for i in range(5)]))
+    said = "".join(json.dumps({"id": str(i)} | line) + "\n" for i, line in enumerate(lines))
+    journal = json.dumps({"settings": {}}) + "\n" + json.dumps({"uid": "4", "text": ""}) + "\n"  # of --model
+    (tmp_path / "said.jsonl").write_text(journal + said)
+    given = {"--data": tmp_path / "data.json", "--predictions": tmp_path / "said.jsonl", "--out": tmp_path / "out"}
+    assert main(["--benchmark", "multi_target", *[str(word) for pair in given.items() for word in pair]]) == 0
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    assert [row["iou"] for row in rows] == [1, 1, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert [row["format"] for row in rows] == [None] * 8 + [0.0] * 2 and result["format"] == 0.0
+    assert result["counts"]["bad_box"] == 1 and result["predictions"]["without_id"] == 0
+    assert result["predictions"]["lines"] == 5
+
+
+@pytest.mark.parametrize("style", ["univg_r1", "bbox_2d", "box_tokens"])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_target_itself_has_the_form_that_was_asked_for(style: Any, several: bool) -> None:
+    targets = (Target((1, 2, 300, 400), 0), Target((5, 6, 700, 800), 1))[: 1 + several]
+    record = Record("a", "f:1", ("a.png", "b.png"), "Where?", targets, answer_style=style, names_images=True)
+    right, wrong = Prediction(target_text(record, "so")), Prediction("(1,2),(300,400)")
+    for said, form in ((right, 1.0), (wrong, 0.0)):
+        rows = score([item_of(record)], {"a": said}, RECORDS, PARSERS["answer_tag"])
+        assert {row["format"] for row in rows} == {form}
+    assert {row["iou"] for row in score([item_of(record)], {"a": right}, RECORDS, PARSERS["answer_tag"])} == {1.0}
+    asked = Item("a", "f:1", "t", ("a.png", "b.png"), "Where?", (Truth((1, 2, 300, 400), 0),))
+    if not several:  # an entry of a benchmark is asked as the run's configuration says
+        (row,) = score([asked], {"a": right}, RECORDS, PARSERS["answer_tag"], Form(style, True))
+        assert row["format"] == 1.0
 
 
 def test_the_matching_of_many_is_the_best_one(tmp_path: Path) -> None:

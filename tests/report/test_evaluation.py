@@ -82,13 +82,16 @@ def interval(pair: list[float]) -> str:
 def test_figures_by_task_are_those_of_the_result(page: str, folders: list[Path]) -> None:
     result, table = result_of(folders[1]), dict(cells(page, "Results by task"))
     lines = {NAMES[task]: figures for task, figures in result["tasks"].items()}
-    lines |= {"mean of 2 tasks": result["macro"], "all samples": result}
-    assert list(table)[1:] == ["Refer", "GG", "mean of 2 tasks", "all samples"]
+    lines |= {"mean of 2 of 10 tasks": result["macro"], "all samples": result}
+    assert list(table)[1:] == ["Refer", "GG", "mean of 2 of 10 tasks", "all samples"]
     for label, figures in lines.items():
         accuracy = [percent(figures["acc@0.5"]), interval(figures["acc@0.5_ci95"])]
         others = [percent(figures[f"acc@{t}"]) for t in (0.3, 0.7, 0.9)]
         iou = [percent(figures["miou"]), interval(figures["miou_ci95"])]
-        assert table[label] == [str(figures.get("n", "")), *accuracy, *others, *iou]
+        kinds = ("no_box", "bad_box", "inverted_box")
+        unread = percent(sum(figures["counts"][k] for k in kinds) / figures["n"]) if "n" in figures else "-"
+        assert table[label] == [str(figures.get("n", "")), *accuracy, *others, *iou, unread]
+    assert sum(figures["counts"]["no_box"] for figures in result["tasks"].values()) == result["counts"]["no_box"] > 0
 
 
 def test_published_figures_stand_beside_with_their_sources(page: str, folders: list[Path]) -> None:
@@ -102,6 +105,7 @@ def test_published_figures_stand_beside_with_their_sources(page: str, folders: l
         source = content["sources"][row["source"]]
         assert any(name.startswith(row["model"]) and name.endswith(source) for name in table)
     (ours,) = [line for name, line in table.items() if name.startswith("this evaluation")]
+    assert [name for name in table if name.startswith("this evaluation, the mean of 2 of 10 tasks")]
     mean, by_task = result["macro"], result["tasks"]
     assert ours[0] == f"{100 * mean['acc@0.5']:.2f} {interval(mean['acc@0.5_ci95'])}"
     assert ours[1:] == [f"{100 * by_task[task]['acc@0.5']:.2f}" for task in ("refer_grounding", "group_grounding")]
@@ -115,7 +119,8 @@ def test_slices_and_what_was_odd_are_those_of_the_result(page: str, folders: lis
     for values in result["slices"].values():
         for figures in values.values():
             metrics = ("acc@0.5", "acc@0.3", "acc@0.7", "acc@0.9", "miou")
-            assert [str(figures["n"]), *(percent(figures[m]) for m in metrics)] in lines
+            unread = percent(figures["counts"]["no_box"] / figures["n"])
+            assert [str(figures["n"]), *(percent(figures[m]) for m in metrics), unread] in lines
     assert dict(table)["name the right one"] == [percent(result["images"]["acc"])]
     assert result["counts"]["no_box"] > 5
     assert odd["answers without a readable box"][0] == str(result["counts"]["no_box"])

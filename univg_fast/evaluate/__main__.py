@@ -93,7 +93,7 @@ def ask_model(given: argparse.Namespace, keys: list[str]) -> int:
 def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> None:
     """Collective."""
     from univg_fast import distributed
-    from univg_fast.evaluate.ask import ask
+    from univg_fast.evaluate.ask import ask, form_of
     from univg_fast.evaluate.benchmarks import read_items, source_files
     from univg_fast.evaluate.oracle import with_oracle_image
     from univg_fast.evaluate.results import facts_of, result_of, write_result
@@ -107,13 +107,14 @@ def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> Non
     oracle = None
     if given.oracle_image:
         items, oracle = with_oracle_image(items)
-    answers, generation = ask(given.model, config, items, files["data_digest"], given.out, device, given.oracle_image)
+    data = {"data": files["data_digest"], "image_root": files.get("image_root")}
+    answers, generation = ask(given.model, config, items, data, given.out, device, given.oracle_image)
     if distributed.is_main():
         report = {"errors": sum(said.error is not None for said in answers.values())}
         report["empty"] = sum(said.empty for said in answers.values())
         about = {"model": given.model, "generation": generation, "max_samples": config.evaluate.max_samples,
                  "files": files, "predictions": report}  # fmt: skip
-        result, rows = result_of(given.benchmark, protocol, given.parser, items, answers, about)
+        result, rows = result_of(given.benchmark, protocol, given.parser, items, answers, about, form_of(config))
         if oracle:
             result |= {"oracle_image": oracle, "published": []}  # the published models saw all images
         if len(items) < entries:

@@ -27,19 +27,19 @@ def ask(
     model: str,
     config: Config,
     items: Sequence[Item],
-    data: str,
+    data: dict[str, Any],
     out: Path,
     device: torch.device,
     oracle_image: bool = False,
 ) -> tuple[dict[str, Prediction], dict[str, Any]]:
     """Answers by uid, on every rank, and what they depend on. Collective.
 
-    An answer that lies in `out` from before is not asked for again. `data`: the digest of the items' file.
-    `oracle_image`: the items are those of oracle.py.
+    An answer that lies in `out` from before is not asked for again. `data`: what tells the
+    items' file and images from others. `oracle_image`: the items are those of oracle.py.
     ValueError where the answers in `out` are of other settings.
     """
     generation = settings_of(config) | ({"oracle_image": True} if oracle_image else {})
-    journal = Journal(out, {"model": model, "weights": weights_of(model), "data": data, **generation})
+    journal = Journal(out, {"model": model, "weights": weights_of(model), **data, **generation})
     distributed.barrier()  # all have read before any file is cut or grows
     left = [item for item in items if item.uid not in journal.answers]
     share = left[distributed.rank() :: distributed.world_size()]

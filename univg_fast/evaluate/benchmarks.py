@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from univg_fast.config.schema import DataConfig
@@ -118,9 +120,20 @@ def _entries(benchmark: Benchmark, files: Sequence[DataFile], data: DataConfig) 
                           min_pixels=data.min_pixels, max_pixels=data.max_pixels, headers=headers)  # fmt: skip
         for place, entry, wrong in entries(file.path, Path(file.name).name):
             if entry is None:
-                yield [Item("", place, UNKNOWN, problem=wrong)]
+                yield [Item("", place, _task_in(file.path, place, benchmark), problem=wrong)]
             else:
                 yield benchmark.read(file.columns.apply(entry) if file.columns else entry, place, reading)
+
+
+def _task_in(path: Path, place: str, benchmark: Benchmark) -> str:
+    """The task that a damaged line still tells, where it is one of the benchmark's."""
+    number = place.rpartition(":")[2]
+    if not benchmark.tasks or not number.isdigit():
+        return UNKNOWN
+    with path.open("rb") as file:
+        line = next(islice(file, int(number) - 1, None), b"").decode(errors="replace")
+    found = re.search(r'"task"\s*:\s*"([^"]*)"', line)
+    return found[1] if found and found[1] in benchmark.tasks else UNKNOWN
 
 
 def _same(entry: str, path: Path) -> bool:

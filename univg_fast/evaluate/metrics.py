@@ -17,6 +17,7 @@ from univg_fast.evaluate.overlap import Numbers, box_fault, iou
 from univg_fast.evaluate.slices import images_named, sets, slices
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+FAULTS = ("no_box", "bad_box", "inverted_box", "bad_iou", "unmatched")  # why a sample, or a target, scores 0
 METRICS = ("acc@0.3", "acc@0.5", "acc@0.7", "miou")  # of tables
 TITLES = {"acc@0.3": "Acc@0.3", "acc@0.5": "Acc@0.5", "acc@0.7": "Acc@0.7", "miou": "mIoU"}
 BOX_RANGE = (0, 1000)  # norm1000, see univg_fast/structs.py
@@ -33,19 +34,27 @@ def ious(boxes: Sequence[Numbers | None], gts: Sequence[Numbers]) -> list[float]
 
 
 def bootstrap_interval(
-    *parts: Sequence[float] | np.ndarray, seed: int = 0, num_resamples: int = 1000
+    *parts: Sequence[float] | np.ndarray,
+    samples: Sequence[Sequence[str]] | None = None,
+    seed: int = 0,
+    num_resamples: int = 1000,
 ) -> tuple[float, float]:
     """95% percentile bootstrap interval of the mean over `parts` of their means; the same for the same seed.
 
-    Each part [n] is resampled by itself: of one part, it is the interval of its mean.
+    Each part [n] is resampled by itself: of one part, it is the interval of its mean. `samples`: of each part the
+    sample that each value belongs to; values of one sample are drawn together.
     """
     arrays = [np.asarray(part, dtype=np.float64) for part in parts]
     if not arrays or any(array.size == 0 for array in arrays):
         raise ValueError("bootstrap_interval: got no values; an interval needs at least one sample")
     rng = np.random.default_rng(seed)
     means = np.zeros(num_resamples)
-    for array in arrays:
-        means += [array[rng.integers(array.size, size=array.size)].mean() for _ in range(num_resamples)]
+    for array, owners in zip(arrays, samples or map(range, map(len, arrays)), strict=True):
+        numbers: dict[Any, int] = {}
+        owner = [numbers.setdefault(name, len(numbers)) for name in owners]
+        sums, sizes, n = np.bincount(owner, weights=array), np.bincount(owner), len(numbers)
+        draws = (rng.integers(n, size=n) for _ in range(num_resamples))
+        means += [sums[drawn].sum() / sizes[drawn].sum() for drawn in draws]
     low, high = np.percentile(means / len(arrays), [2.5, 97.5])
     return float(low), float(high)
 
@@ -58,34 +67,58 @@ def summarize(
     Args:
         rows: a mapping per sample: `uid`, `task`, `box` (xyxy in thousandths, or None), and `iou` (used where given) or
             `gt`; `fault` where the scorer has judged the box already; `format` (0 or 1) is averaged
-            where every row has it; `target_image`, `image` and `images`: see `slices.py`.
+            over the rows that have one; `target_image`, `image` and `images`: see `slices.py`.
         seed, num_resamples: of the bootstrap intervals.
         tasks: what `macro` is a mean over; empty: all of the rows.
 
     Returns:
         `n`; micro `acc@0.1` to `acc@0.9`, `miou` over all samples; `acc@0.5_ci95` and `miou_ci95` [low, high];
-        `macro`, the unweighted mean over tasks; `tasks`, the same figures per task; `counts` of what scored 0
-        (`no_box`, `bad_box`, `inverted_box`, `bad_iou`) and of what was odd but scored (`out_of_range_box`,
-        `duplicate_uid`); `images`, `sets` and `slices` of slices.py, where there is any.
+        `macro`, the unweighted mean over tasks; with `tasks`, `outside_the_mean`: rows of none of them; `tasks`, the
+        same figures per task; `counts` of what scored 0 (`no_box`, `bad_box`, `inverted_box`, `bad_iou`, `unmatched`;
+        of each task and slice, too) and of what was odd but scored (`out_of_range_box`, `duplicate_uid`); `images`,
+        `sets` and `slices` of slices.py, where there is any.
 
     Raises: ValueError for no rows, and for a ground truth that cannot be scored where there is no `iou`.
     """
     if not rows:
         raise ValueError("summarize: got no rows; expected one row for each held-out sample")
-    scores, counts = _sample_ious(rows)
-    names = np.array([str(row.get("task", "unknown")) for row in rows])
-    by_task = {str(t): scores[names == t] for t in sorted(set(names))}
-    averaged = [by_task[task] for task in (tasks or by_task) if task in by_task]
-    summary = figures(scores) | _intervals([scores], seed, num_resamples)
-    summary["macro"] = _macro(averaged) | _intervals(averaged, seed, num_resamples) if averaged else {}
-    if all("format" in row for row in rows):
-        summary["format"] = float(np.mean([row["format"] for row in rows]))
-    each = {task: figures(part) | _intervals([part], seed, num_resamples) for task, part in by_task.items()}
-    parts = {name: {k: figures(scores[at]) for k, at in where.items()} for name, where in slices(rows).items()}
+    scores, faults, odd = _sample_ious(rows)
+    names, owners = (np.array(one) for one in zip(*((_task(row), _owner(row)) for row in rows), strict=True))
+    at = {task: np.flatnonzero(names == task) for task in sorted(map(str, set(names)))}
+    averaged = [at[task] for task in (tasks or at) if task in at]
+
+    def intervals(parts: Sequence[np.ndarray]) -> dict[str, Any]:
+        return _intervals([scores[part] for part in parts], [owners[part] for part in parts], seed, num_resamples)
+
+    def part_of(where: np.ndarray) -> dict[str, Any]:
+        return figures(scores[where]) | {"counts": _unscored(faults[where])}
+
+    summary = figures(scores) | intervals([np.arange(len(rows))])
+    summary["macro"] = _macro([scores[part] for part in averaged]) | intervals(averaged) if averaged else {}
+    if tasks:
+        summary["outside_the_mean"] = len(rows) - sum(map(len, averaged))
+    if formats := [row["format"] for row in rows if row.get("format") is not None]:
+        summary["format"] = float(np.mean(formats))
+    counts = _unscored(faults) | odd
+    each = {task: part_of(where) | intervals([where]) for task, where in at.items()}
+    parts = {name: {k: part_of(where) for k, where in of.items()} for name, of in slices(rows).items()}
     found = {"images": images_named(rows, scores), "sets": sets(rows, scores), "slices": parts}
     if all("center" in row for row in rows):  # lmms-eval's tasks
         summary["center_acc"] = math.fsum(row["center"] for row in rows) / len(rows)
     return summary | {"counts": counts, "tasks": each} | {name: part for name, part in found.items() if part}
+
+
+def _task(row: Row) -> str:
+    return str(row.get("task", "unknown"))
+
+
+def _owner(row: Row) -> str:
+    """The sample of a row: several targets of one share its answer."""
+    return str(row.get("sample", row["uid"]))
+
+
+def _unscored(faults: np.ndarray) -> dict[str, int]:
+    return {kind: int((faults == kind).sum()) for kind in FAULTS}
 
 
 def figures(scores: np.ndarray) -> dict[str, Any]:
@@ -99,9 +132,11 @@ def _macro(parts: Sequence[np.ndarray]) -> dict[str, float]:
     return {m: math.fsum(one[m] for one in each) / len(each) for m in each[0] if m != "n"} | {"tasks": len(each)}
 
 
-def _intervals(parts: Sequence[np.ndarray], seed: int, num_resamples: int) -> dict[str, Any]:
+def _intervals(
+    parts: Sequence[np.ndarray], owners: Sequence[np.ndarray], seed: int, num_resamples: int
+) -> dict[str, Any]:
     """95% intervals of the mean over `parts` of their Acc@0.5 and mean IoU, each part resampled by itself."""
-    given = {"num_resamples": num_resamples, "seed": seed}
+    given: dict[str, Any] = {"samples": owners, "num_resamples": num_resamples, "seed": seed}
     return {
         "acc@0.5_ci95": list(bootstrap_interval(*[part >= 0.5 for part in parts], **given)),
         "miou_ci95": list(bootstrap_interval(*parts, **given)),
@@ -117,10 +152,11 @@ def paired_difference(
     if not shared:
         raise ValueError(f"paired_difference: no uid is in both sets ({len(ours)} and {len(theirs)} samples)")
     change = np.array([float(ours[u] >= threshold) - float(theirs[u] >= threshold) for u in shared])
+    owner = {row["uid"]: _owner(row) for row in rows}
     return {
         "n": len(shared),
         "difference": float(change.mean()),
-        "ci95": bootstrap_interval(change, seed=seed),
+        "ci95": bootstrap_interval(change, samples=[[owner[u] for u in shared]], seed=seed),
     }
 
 
@@ -167,8 +203,8 @@ def _task_figures(task: str, summary: Mapping[str, Any]) -> Mapping[str, Any]:
     return summary.get("tasks", {}).get(task, {})
 
 
-def _sample_ious(rows: Sequence[Row]) -> tuple[np.ndarray, dict[str, int]]:
-    """IoU of each row, [n] float64 in [0, 1], and the counts that `summarize` reports."""
+def _sample_ious(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """IoU of each row, [n] float64 in [0, 1]; why it has none, [n] of FAULTS or None; and counts of what was odd."""
     boxes = [row.get("box") for row in rows]
     faults = [row["fault"] if "fault" in row else box_fault(box) for row, box in zip(rows, boxes, strict=True)]
     scores = np.zeros(len(rows))
@@ -181,7 +217,6 @@ def _sample_ious(rows: Sequence[Row]) -> tuple[np.ndarray, dict[str, int]]:
             scores[i], faults[i] = (value, None) if good else (0.0, "bad_iou")
     low, high = BOX_RANGE
     usable = [box for box, fault in zip(boxes, faults, strict=True) if box is not None and fault is None]
-    counts = {kind: faults.count(kind) for kind in ("no_box", "bad_box", "inverted_box", "bad_iou")}
-    counts["out_of_range_box"] = sum(min(box) < low or max(box) > high for box in usable)
+    counts = {"out_of_range_box": sum(min(box) < low or max(box) > high for box in usable)}
     counts["duplicate_uid"] = len(rows) - len({row["uid"] for row in rows})
-    return scores, counts
+    return scores, np.array(faults, dtype=object), counts

@@ -22,31 +22,37 @@ SHOWN = 20  # examples that a report names of each kind
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was answered: a text, or a box of four numbers in thousandths (of which any may be NaN)."""
+    """What was answered: a text, or boxes of four numbers in thousandths (of which any may be NaN), and the 0-based
+    image of each, None where nobody says."""
 
     text: str = ""
-    box: tuple[Any, ...] | None = None
+    boxes: tuple[tuple[Any, ...], ...] | None = None
     tokens: int = 0
     error: str | None = None
     sizes: tuple[tuple[int, int], ...] = ()  # of the images that were shown, (width, height) px
+    box_images: tuple[int | None, ...] = ()
+    resized: tuple[tuple[int, int], ...] = ()  # as the model saw them, where its boxes are pixels of that
 
     @property
     def empty(self) -> bool:
-        return not self.text.strip() and self.box is None
+        return not self.text.strip() and self.boxes is None
 
 
 def read_predictions(path: Path, items: Sequence[Item]) -> tuple[dict[str, Prediction], dict[str, Any]]:
     """Predictions by the uid of their item, and the report: counts, and the first ids of each kind.
 
-    A line is an object with an id (one of IDS) and a text (one of TEXTS; four numbers under one of BOXES are a box in
-    thousandths). Where no line has an id, they are the items' in their order. Of several for one item the first counts;
-    several items with one id have theirs in order, and what is missing then is the first one's. ValueError where there
-    is no such file, or it holds a model's answers to the oracle image.
+    A line is an object with an id (one of IDS) and a text (one of TEXTS); or, in thousandths, four numbers under one of
+    BOXES, or a list of boxes there, and under "image" the 0-based image of all or a list of them. Where no line has an
+    id, they are the items' in their order. Of several for one item the first counts; several items with one id have
+    theirs in order, and what is missing then is the first one's. ValueError where there is no such file, or it holds a
+    model's answers to the oracle image.
     """
     lines, broken = [], []
     for place, value in _values(path):
         if isinstance(value, dict):
-            _refuse_oracle(value.get("settings"), place)  # journal.py's first line
+            _refuse_oracle(value.get("settings"), place)
+            if value.keys() == {"settings"}:  # journal.py's first line
+                continue
             lines.append((value, _prediction(value)))
         elif isinstance(value, str):  # a bare answer
             lines.append(({}, Prediction(value)))
@@ -106,9 +112,27 @@ def _prediction(line: dict[str, Any]) -> Prediction:
     number = tokens if isinstance(tokens, int) else 0
     for key in TEXTS:
         if isinstance(line.get(key), str):
-            return Prediction(line[key], None, number, told)
-    boxes = [line[key] for key in BOXES if isinstance(line.get(key), list)]
-    return Prediction("", tuple(boxes[0]) if boxes else None, number, told)
+            sizes, resized = _sizes(line.get("sizes")), _sizes(line.get("resized"))
+            return Prediction(line[key], None, number, told, sizes, resized=resized)
+    given = next((line[key] for key in BOXES if isinstance(line.get(key), list)), None)
+    if given is None:
+        return Prediction("", None, number, told)
+    several = all(isinstance(box, list) for box in given)
+    boxes = tuple(map(tuple, given)) if several else (tuple(given),)
+    return Prediction("", boxes, number, told, box_images=_images(line.get("image"), len(boxes)))
+
+
+def _sizes(value: Any) -> tuple[tuple[int, int], ...]:
+    """[[width, height], …] as our own answers have them; () for anything else."""
+    pairs = value if isinstance(value, list) else []
+    good = all(isinstance(pair, list) and len(pair) == 2 and all(is_int(v) and v > 0 for v in pair) for pair in pairs)
+    return tuple((width, height) for width, height in pairs) if good else ()
+
+
+def _images(value: Any, boxes: int) -> tuple[int | None, ...]:
+    """The image of each box: one for all, or a list of as many; None is what is no image."""
+    each = value if isinstance(value, list) and len(value) == boxes else [value] * boxes
+    return tuple(image if is_int(image) and image >= 0 else None for image in each)
 
 
 def _values(path: Path) -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from univg_fast.data.files import DataFile
 from univg_fast.files import write_whole
 
 from .benchmarks import BENCHMARKS
-from .items import Item, Protocol, truth_problem
+from .items import AS_TOLD, Form, Item, Protocol, truth_problem
 from .metrics import percent, summarize
 from .parsers import parser_of
 from .predictions import Prediction, data_report
@@ -33,9 +33,11 @@ def result_of(
     items: Sequence[Item],
     predictions: Mapping[str, Prediction],
     about: Mapping[str, Any],
+    form: Form = AS_TOLD,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(the content of results.json, a row for each item or target). `about`: model, generation, files."""
-    rows = score(items, predictions, protocol, parser_of(parser))
+    """(the content of results.json, a row for each item or target). `about`: model, generation, files. `form`: as in
+    `score`."""
+    rows = score(items, predictions, protocol, parser_of(parser), form)
     known = BENCHMARKS[benchmark]
     result: dict[str, Any] = {"benchmark": benchmark, "protocol": protocol.name, "parser": parser, **about}
     result["iou"] = {"unit": protocol.unit, "epsilon": protocol.epsilon}
@@ -64,11 +66,13 @@ def digest(path: Path) -> str:
 
 
 def facts_of(data: Path, files: Sequence[DataFile]) -> dict[str, Any]:
-    """What `files` of results.json says of the benchmark's: what they hold, and how their boxes are counted where
-    that is not what the rows say."""
+    """What `files` of results.json says of the benchmark's: what they hold, where their images are and how their boxes
+    are counted, where somebody says so."""
     told: dict[str, Any] = {"data": str(data), "data_digest": " ".join(digest(Path(file.name)) for file in files)}
+    roots = {str(file.root) for file in files if file.image_root is not None}
     systems = {file.coordinates for file in files if file.coordinates}
-    return told | ({"coordinates": ", ".join(sorted(systems))} if systems else {})
+    named = {"image_root": ", ".join(sorted(roots)), "coordinates": ", ".join(sorted(systems))}
+    return told | {name: value for name, value in named.items() if value}
 
 
 def write_result(folder: Path, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -90,6 +94,8 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
             out.append(f"{name}: {task} has {count} entries of the published set")
     if in_file := result.get("entries_in_file"):
         out.append(f"data: scored {result['data']['entries']} of {in_file} entries (evaluate.max_samples)")
+    if outside := result.get("outside_the_mean"):
+        out.append(f"data: {outside} entries are of no task of the benchmark: not in the mean of tasks")
     if shown := result.get("oracle_image"):
         unknown = f", {shown['unknown']} with all, as nobody says which holds the target" if shown["unknown"] else ""
         out.append(f"oracle image: {shown['reduced']} entries shown without their other images{unknown}")
@@ -121,8 +127,14 @@ def figure_lines(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]
     mean where there are several, all samples."""
     out = [(label, result["tasks"][task]) for task, label in task_names(result).items()]
     if len(out) > 1:
-        out.append((f"mean of {result['macro'].get('tasks', 0)} tasks", result["macro"]))
+        out.append((f"mean of {tasks_of(result)}", result["macro"]))
     return [*out, ("all samples", result)]
+
+
+def tasks_of(result: Mapping[str, Any]) -> str:
+    """How many tasks the mean is over, and of how many where some are not in the file."""
+    have, known = result["macro"].get("tasks", 0), len(BENCHMARKS[result["benchmark"]].tasks)
+    return f"{have} of {known} tasks" if have < known else f"{have} tasks"
 
 
 def task_names(result: Mapping[str, Any]) -> dict[str, str]:

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from univg_kernels import matched_iou
 
-from univg_fast.rewards import has_format
+from univg_fast.rewards import Answers
+from univg_fast.rewards.terms import format_term
 
-from .items import Item, Protocol, Truth, truth_problem
+from .items import AS_TOLD, Form, Item, Protocol, Truth, record_of, truth_problem
 from .overlap import Numbers, box_fault, iou
 from .parsers import Box, Parser, Read, named_image
 from .predictions import Prediction
+from .units import read_answer, text_of
 
 GIVEN = Parser(lambda *_: Read([], []))  # boxes of a file that has no texts: thousandths
 ANYWHERE = -1  # of matched_iou: at home in every image
@@ -21,24 +23,31 @@ NOWHERE = 10**6
 
 
 def score(
-    items: Sequence[Item], predictions: Mapping[str, Prediction], protocol: Protocol, parser: Parser
+    items: Sequence[Item],
+    predictions: Mapping[str, Prediction],
+    protocol: Protocol,
+    parser: Parser,
+    form: Form = AS_TOLD,
 ) -> list[dict[str, Any]]:
     """A row for each item, and for each target of one with several (uid#1, uid#2, …), in their order.
 
     Boxes of rows are in thousandths, for people and pictures; `iou` is that of the protocol. An item without a
-    prediction has an empty one.
+    prediction has an empty one. `form`: what was asked for; `format` is the reward's of that name, None of boxes that
+    came without a text.
     """
+    said = [predictions.get(item.uid, Prediction()) for item in items]
+    forms = format_term(Answers([one.text for one in said], [record_of(item, form) for item in items]))
     rows = []
-    for item in items:
-        rows += _rows(item, predictions.get(item.uid, Prediction()), protocol, parser)
+    for item, one, right in zip(items, said, forms.tolist(), strict=True):
+        rows += _rows(item, one, None if one.boxes is not None else right, protocol, parser)
     return rows
 
 
-def _rows(item: Item, said: Prediction, protocol: Protocol, parser: Parser) -> list[dict[str, Any]]:
-    if said.box is not None:
-        parser, read = GIVEN, Read([said.box], [None])
+def _rows(item: Item, said: Prediction, form: float | None, protocol: Protocol, parser: Parser) -> list[dict[str, Any]]:
+    if said.boxes is not None:
+        parser, read = GIVEN, Read(list(said.boxes), list(said.box_images))  # type: ignore[arg-type]
     else:
-        read = parser.read(said.text, item.question, len(item.images), item.cot)
+        read, parser = read_answer(said, item, parser)
     row = {
         "uid": item.uid,
         "task": item.task,
@@ -46,8 +55,8 @@ def _rows(item: Item, said: Prediction, protocol: Protocol, parser: Parser) -> l
         "sizes": [list(size) for size in said.sizes],
         "question": item.question,
         "target_image": item.target_image,
-        "text": said.text,
-        "format": float(has_format(said.text, cot=item.cot)),
+        "text": text_of(said, item),
+        "format": form,
         "tokens": said.tokens,
         "boxes": len(read.boxes),
         "image": named_image(said.text, read, len(item.images)),
@@ -82,8 +91,9 @@ def _scored(box: Box | None, truth: Truth | None, protocol: Protocol, parser: Pa
 
 
 def _several(row: dict[str, Any], item: Item, read: Read, protocol: Protocol, parser: Parser) -> list[dict[str, Any]]:
-    """A row for each target, with the box that the best matching gives it. `extra`: boxes without a target, on the
-    first row."""
+    """A row for each target, with the box that the best matching gives it. A target without one has the fault of a box
+    that cannot be scored, as long as there are such; else it is "unmatched", or the answer has "no_box"."""
+    faults = iter([fault for box in read.boxes if (fault := box_fault(box))])
     good = [(box, image) for box, image in zip(read.boxes, read.images, strict=True) if not box_fault(box)]
     scaled = [(parser.scaled(box, protocol.unit), image) for box, image in good]
     alone = len(item.images) == 1
@@ -92,6 +102,7 @@ def _several(row: dict[str, Any], item: Item, read: Read, protocol: Protocol, pa
     for k, (truth, at) in enumerate(zip(item.truths, partner, strict=True)):
         box, image = good[at] if at >= 0 else (None, None)
         one = row | _scored(box, truth, protocol, parser)
+        one |= {} if box or not read.boxes else {"fault": next(faults, "unmatched")}
         one |= {"uid": f"{item.uid}#{k + 1}", "sample": item.uid, "target_image": 0 if alone else truth.image}
         rows.append(one | {"image": 0 if alone else image, "wanted": len(item.truths)})
     return rows

@@ -30,14 +30,15 @@ def slices(rows: Sequence[Row]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def images_named(rows: Sequence[Row], scores: np.ndarray) -> dict[str, Any]:
-    """How often answers name the image, over the samples of several images whose target's image is known.
+    """How often answers name the image, over the samples of one target in several images, where its image is known.
 
     `n` · `named`: share that names any · `acc`: share that names the right one · `acc@0.5`: share with IoU >= 0.5 and
     the right image · `oracle_image_acc@0.5`: share with IoU >= 0.5, had the image been given. {} where there is none.
     """
     known = [
         i for i, row in enumerate(rows)
-        if "image" in row and row.get("target_image") is not None and len(row.get("images") or ()) > 1
+        if {"image", "sample"} & row.keys() == {"image"}
+        and row.get("target_image") is not None and len(row.get("images") or ()) > 1
     ]  # fmt: skip
     if not known:
         return {}

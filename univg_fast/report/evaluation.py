@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from univg_fast.evaluate.published import published_figure
-from univg_fast.evaluate.results import figure_lines, lines_of, task_names
+from univg_fast.evaluate.results import figure_lines, lines_of, task_names, tasks_of
 from univg_fast.evaluate.slices import SIZES
 from univg_fast.report import page
 from univg_fast.report.gallery import BUDGET, OUTCOMES, choices, gallery, samples
@@ -134,8 +134,16 @@ def published_lines(result: Mapping[str, Any]) -> tuple[list[str], list[dict[str
         for row in result["published"]
     ]
     if rows and result["macro"]:
-        mean = result["macro"]
-        rows.append({"figure": 100 * mean[COMPARED], "ci": mean[f"{COMPARED}_ci95"], "values": ours, "remarks": []})
+        mean, over = result["macro"], tasks_of(result)
+        rows.append(
+            {
+                "part": f", the mean of {over}" if " of " in over else "",
+                "figure": 100 * mean[COMPARED],
+                "ci": mean[f"{COMPARED}_ci95"],
+                "values": ours,
+                "remarks": [],
+            }
+        )
     return columns, sorted(rows, key=lambda row: -row["figure"])
 
 

@@ -24,6 +24,7 @@ FAULTS = {
     "bad_box": "the box is not four finite numbers",
     "inverted_box": "the box has no area",
     "bad_iou": "the IoU is no number from 0 to 1",
+    "unmatched": "no box of the answer overlaps it in its image",
 }
 
 Row = dict[str, Any]
@@ -104,8 +105,10 @@ def card(sample: Sequence[Row], album: Album) -> Card:
         which = f"target {row['uid'].rpartition('#')[2]}: " if len(sample) > 1 else ""
         place = _place(row)
         if row["fault"]:
-            outcomes.add("unread")
-            notes.append(which + ("nothing answered" if not row["text"].strip() else FAULTS[row["fault"]]))
+            outcomes |= set() if row["fault"] == "unmatched" else {"unread"}
+            notes.append(
+                which + ("nothing answered" if not (row["text"].strip() or row.get("boxes")) else FAULTS[row["fault"]])
+            )
         if row["box"] and place is not None:
             marks.append(Mark(place, row["box"], label=f"{which}prediction, IoU {row['iou']:.2f}"))
         elif row["box"]:

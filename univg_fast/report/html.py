@@ -19,6 +19,7 @@ KINDS = {  # the counts of evaluate.metrics.summarize, in words
     "bad_box": "boxes that are not four finite numbers",
     "inverted_box": "boxes without area",
     "bad_iou": "IoUs that are no number from 0 to 1",
+    "unmatched": "targets, of several, that no box was for",
     "out_of_range_box": "boxes beyond 0-1000",
     "duplicate_uid": "repeated samples",
 }
