@@ -16,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from univg_fast.data.coordinates import smart_resize
 from univg_fast.evaluate import __main__ as command
 from univg_fast.evaluate.lmms_eval import utils
 
@@ -79,6 +80,33 @@ def test_figures_are_those_of_our_command(bench: Path) -> None:
     assert got["mig_bench_avg_miou"] == 100 * want["macro"]["miou"] and got["mig_bench_micro_acc_0_5"] == 60
     assert got["mig_bench_acc_static"] == 100 * want["tasks"]["diff"]["acc@0.5"]
     assert got["mig_bench_acc_gg"] != got["mig_bench_acc_gg"]  # NaN: there is no such sample
+
+
+def test_boxes_of_a_model_that_counts_pixels_of_the_resized_image(bench: Path, monkeypatch: Any, capsys: Any) -> None:
+    doc = utils.process_docs(Table())[0]
+    assert "boxes are read in thousandths" in capsys.readouterr().err
+    (width, height) = smart_resize((60, 40), 28, 3136, 12544)
+    box = ", ".join(str(v * side / 1000) for v, side in zip((100, 100, 500, 500), (width, height) * 2, strict=True))
+    said = [f"<answer>Image-1: [{box}]</answer>"]
+    assert utils.process_results(doc, said)["mig_bench_avg"]["iou"] < 0.1
+    monkeypatch.setenv("MIG_BENCH_RESIZED", "3136,12544")
+    assert utils.process_results(doc, said)["mig_bench_avg"]["iou"] == pytest.approx(1, abs=1e-9)
+    utils.process_docs(Table())
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("MIG_BENCH_RESIZED", "3136")
+    with pytest.raises(ValueError, match="expected MIN_PIXELS,MAX_PIXELS, two integers, got '3136'"):
+        utils.process_docs(Table())
+
+
+def test_an_image_that_is_not_there_counts_0_and_ends_nothing(bench: Path, capsys: Any) -> None:
+    (bench / "images" / "b.png").unlink()
+    (bench / "images" / "a.png").write_bytes(b"cut")
+    docs = utils.process_docs(Table())
+    told = capsys.readouterr().err
+    assert "mig_bench: 1 images are not there, and their entries count 0: " in told and "b.png" in told
+    assert [image.mode for image in utils.doc_to_visual(docs[0])] == ["RGB"] * 2
+    row = utils.process_results(docs[0], ANSWERS)["mig_bench_avg"]
+    assert (row["iou"], row["box"], row["fault"]) == (0, None, "no_box")
 
 
 RUN = """

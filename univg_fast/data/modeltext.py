@@ -40,8 +40,8 @@ def from_model(
 ) -> str:
     """A completion in 0-1000, for people and files; `targets` are those of its record.
 
-    What is a form, or is none, stays that: numbers keep their sign and their point. Rewards read the model's own text
-    (`univg_fast.rewards.units`).
+    What is a form, or is none, stays that: numbers keep their sign and their point. Rewards and evaluations read the
+    model's own text (`univg_fast.rewards.units`, `univg_fast.evaluate.units`).
     """
     if system == "norm1000" or not sizes:
         return text

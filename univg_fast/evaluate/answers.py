@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from univg_fast.config import EvaluateConfig, RolloutConfig
-from univg_fast.data.modeltext import from_model
 from univg_fast.data.samples import Processor, SampleError, make_sample
 from univg_fast.model import PackedModel
 from univg_fast.rollout import LocalEngine, Sampling, stop_ids
@@ -27,7 +26,7 @@ def answer(
     should_stop: Callable[[], bool] = lambda: False,
     form: Form = AS_TOLD,
 ) -> Iterator[Batch]:
-    """Yield each batch of `config.prompts_per_batch` items with its answers, boxes in 0-1000.
+    """Yield each batch of `config.prompts_per_batch` items with its answers, as the model wrote them.
 
     An item that cannot be shown to the model has an empty answer that says why. Ends early once `should_stop` says yes;
     the batch under way is then thrown away. An answer does not depend on what else is in its batch.
@@ -67,5 +66,5 @@ def _sample(item: Item, processor: Processor, form: Form) -> Sample | Prediction
 
 
 def _prediction(completion: Any, sample: Sample, processor: Processor) -> Prediction:
-    text = from_model(completion.text, processor.coordinates, sample.sizes, sample.resized, sample.record.targets)
-    return Prediction(text, None, len(completion.token_ids), sizes=sample.sizes)
+    resized = sample.resized if processor.coordinates == "resized" else ()
+    return Prediction(completion.text, None, len(completion.token_ids), sizes=sample.sizes, resized=resized)

@@ -17,8 +17,9 @@ from univg_fast.evaluate.ask import form_of
 from univg_fast.evaluate.items import Item, Truth, entries
 from univg_fast.evaluate.load import open_model
 from univg_fast.evaluate.overlap import box_fault
-from univg_fast.evaluate.parsers import answer_tag, named_image
+from univg_fast.evaluate.parsers import PARSERS, named_image
 from univg_fast.evaluate.predictions import Prediction
+from univg_fast.evaluate.units import read_answer, text_of
 from univg_fast.report.overlays import Mark, draw_boxes
 
 TASK = "predict"
@@ -60,14 +61,15 @@ def item_of(uid: str, place: str, images: list[str], question: str, cot: bool) -
 def described(item: Item, said: Prediction) -> dict[str, Any]:
     """id, images, question, text · thought · boxes: {box in thousandths, image from 1 or null, box_px} each; those of
     the last one stand beside them, null where there is none · tokens · error."""
-    read = answer_tag(said.text, item.question, len(item.images), item.cot)
-    thought = THOUGHT.search(said.text)
+    read, _ = read_answer(said, item, PARSERS["answer_tag"])
+    text = text_of(said, item)
+    thought = THOUGHT.search(text)
     boxes = []
     for box, image in zip(read.boxes, read.images, strict=True):
         at = named_image(said.text, read._replace(images=[image]), len(item.images))
         whole = not box_fault(box)
         boxes.append({
-            "box": list(box) if whole else None,
+            "box": [round(value, 1) for value in box] if whole else None,
             "image": None if at is None else at + 1,
             "box_px": pixels(box, said.sizes[at]) if whole and at is not None else None,
         })  # fmt: skip
@@ -76,7 +78,7 @@ def described(item: Item, said: Prediction) -> dict[str, Any]:
         "id": item.uid,
         "images": list(item.images),
         "question": item.question,
-        "text": said.text,
+        "text": text,
         "thought": thought[1].strip() if thought else None,
         **last,
         "boxes": boxes,
