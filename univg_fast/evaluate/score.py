@@ -45,7 +45,7 @@ def score(
 
 def _rows(item: Item, said: Prediction, form: float | None, protocol: Protocol, parser: Parser) -> list[dict[str, Any]]:
     if said.boxes is not None:
-        parser, read = GIVEN, Read(list(said.boxes), list(said.box_images))  # type: ignore[arg-type]
+        parser, read = GIVEN, Read(list(said.boxes), list(said.box_images))
     else:
         read, parser = read_answer(said, item, parser)
     row = {
