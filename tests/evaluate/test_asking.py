@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from univg_fast.config import ConfigError, load_config, to_yaml
 from univg_fast.data.prompts import INSTRUCTIONS, instruction
+from univg_fast.evaluate.__main__ import main
 from univg_fast.evaluate.ask import form_of, settings_of
-from univg_fast.evaluate.items import Form, Item, Truth, item_of, record_of
+from univg_fast.evaluate.items import Form, Item, Truth, item_of, record_of, without_reasoning
 from univg_fast.evaluate.load import open_model, run_config, weights_of
 from univg_fast.structs import Record, Target
 
@@ -50,3 +52,20 @@ def test_a_record_of_the_trainer_is_asked_as_in_training() -> None:
     targets = (Target((1, 2, 3, 4), 0, "cup"), Target((5, 6, 7, 8), 1, "hat"))
     record = Record("a", "f:1", ("a.png", "b.png"), "Both?", targets, answer_style="bbox_2d", cot=False)
     assert record_of(item_of(record)) == record
+
+
+def test_a_direct_answer_is_asked_for_without_reasoning_and_needs_no_tags(tmp_path: Path) -> None:
+    truth = (Truth((0.1, 0.1, 0.5, 0.5), 1),)
+    items = [Item("a", "f:1", "diff", ("a.png", "b.png"), "Where?", truth),
+             item_of(Record("b", "f:2", ("a.png",), "Where?", (Target((1, 2, 3, 4), 0),)))]  # fmt: skip
+    assert [record_of(item).cot for item in without_reasoning(items)] == [False, False]
+    assert all(record_of(item).cot for item in items)
+    entry = {"images": ["a.png"], "question": "Where?", "targets": [{"box": [100, 100, 300, 300]}], "task": "t"}
+    (tmp_path / "data.json").write_text(json.dumps([entry]))
+    (tmp_path / "said.jsonl").write_text('{"text": "(100,100),(300,300)"}')
+    given = {"--data": tmp_path / "data.json", "--predictions": tmp_path / "said.jsonl", "--out": tmp_path / "out"}
+    words = ["--benchmark", "records", *[str(word) for pair in given.items() for word in pair]]
+    for more, figure in (([], 0.0), (["--direct"], 1.0)):
+        assert main([*words, *more]) == 0
+        result = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert result["miou"] == result["format"] == figure and result.get("direct", False) == bool(more)

@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model", help="or: the folder of a model that answers first; --section.key=value as in training")
     add("--config", help="what the model is asked with, records are read by (default: the config.yaml of its run)")
     add("--oracle-image", action="store_true", help="show the model only the images that hold a target")
+    add("--direct", action="store_true", help="ask for no reasoning; of --predictions: none was asked for")
     add("--out", required=True, type=Path, help="folder of results.json, rows.jsonl and the model's answers")
     return top
 
@@ -60,15 +61,18 @@ def main(argv: list[str] | None = None) -> int:
 def score_file(given: argparse.Namespace, keys: list[str]) -> None:
     from univg_fast.config import load_config
     from univg_fast.evaluate.benchmarks import read_items, source_files
+    from univg_fast.evaluate.items import without_reasoning
     from univg_fast.evaluate.predictions import read_predictions
     from univg_fast.evaluate.results import digest, facts_of, result_of, write_result
 
     data = load_config([*(["--config", given.config] if given.config else []), *keys]).data
     items, protocol = read_items(given.benchmark, given.data, given.image_root, given.protocol, data)
+    items = without_reasoning(items) if given.direct else items
     predictions, report = read_predictions(given.predictions, items)
     files = facts_of(given.data, source_files(given.benchmark, given.data, given.image_root, data))
     files |= {"predictions": str(given.predictions), "predictions_digest": digest(given.predictions)}
     about = {"model": None, "generation": None, "files": files, "predictions": report}
+    about |= {"direct": True} if given.direct else {}
     result, rows = result_of(given.benchmark, protocol, given.parser, items, predictions, about)
     write_result(given.out, result, rows)
     tell(result, given.out)
@@ -95,6 +99,7 @@ def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> Non
     from univg_fast import distributed
     from univg_fast.evaluate.ask import ask, form_of
     from univg_fast.evaluate.benchmarks import read_items, source_files
+    from univg_fast.evaluate.items import without_reasoning
     from univg_fast.evaluate.oracle import with_oracle_image
     from univg_fast.evaluate.results import facts_of, result_of, write_result
 
@@ -107,8 +112,10 @@ def answer_and_score(given: argparse.Namespace, config: Any, source: str) -> Non
     oracle = None
     if given.oracle_image:
         items, oracle = with_oracle_image(items)
+    items = without_reasoning(items) if given.direct else items
+    shown = {name: True for name in ("oracle_image", "direct") if getattr(given, name)}
     data = {"data": files["data_digest"], "image_root": files.get("image_root")}
-    answers, generation = ask(given.model, config, items, data, given.out, device, given.oracle_image)
+    answers, generation = ask(given.model, config, items, data, given.out, device, shown)
     if distributed.is_main():
         report = {"errors": sum(said.error is not None for said in answers.values())}
         report["empty"] = sum(said.empty for said in answers.values())

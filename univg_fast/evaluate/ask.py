@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,15 @@ def ask(
     data: dict[str, Any],
     out: Path,
     device: torch.device,
-    oracle_image: bool = False,
+    shown: Mapping[str, bool] | None = None,
 ) -> tuple[dict[str, Prediction], dict[str, Any]]:
     """Answers by uid, on every rank, and what they depend on. Collective.
 
-    An answer that lies in `out` from before is not asked for again. `data`: what tells the
-    items' file and images from others. `oracle_image`: the items are those of oracle.py.
+    An answer that lies in `out` from before is not asked for again. `data`: what tells the items' file and
+    images from others. `shown`: how the items are asked otherwise than they stand there (oracle_image, direct).
     ValueError where the answers in `out` are of other settings.
     """
-    generation = settings_of(config) | ({"oracle_image": True} if oracle_image else {})
+    generation = settings_of(config) | dict(shown or {})
     journal = Journal(out, {"model": model, "weights": weights_of(model), **data, **generation})
     distributed.barrier()  # all have read before any file is cut or grows
     left = [item for item in items if item.uid not in journal.answers]

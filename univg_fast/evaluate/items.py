@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +86,12 @@ def record_of(item: Item, form: Form = AS_TOLD) -> Record:
         record = Record(item.uid, item.source, item.images, question, targets, task=item.task, cot=item.cot)
         style = form.answer_style or record.answer_style
     return replace(record, answer_style=style, names_images=form.names_images or record.names_images)
+
+
+def without_reasoning(items: Sequence[Item]) -> list[Item]:
+    """The same, asked for boxes alone: an answer needs no tags then."""
+    records = [item.record and replace(item.record, cot=False) for item in items]
+    return [replace(item, cot=False, record=record) for item, record in zip(items, records, strict=True)]
 
 
 def entries(path: Path, name: str | None = None) -> Iterator[tuple[str, Any, str | None]]:
