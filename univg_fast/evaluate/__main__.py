@@ -71,8 +71,9 @@ def score_file(given: argparse.Namespace, keys: list[str]) -> None:
     predictions, report = read_predictions(given.predictions, items)
     files = facts_of(given.data, source_files(given.benchmark, given.data, given.image_root, data))
     files |= {"predictions": str(given.predictions), "predictions_digest": digest(given.predictions)}
-    about = {"model": None, "generation": None, "files": files, "predictions": report}
-    about |= {"direct": True} if given.direct else {}
+    about: dict[str, Any] = {"model": None, "generation": None, "files": files, "predictions": report}
+    if given.direct:
+        about["direct"] = True
     result, rows = result_of(given.benchmark, protocol, given.parser, items, predictions, about)
     write_result(given.out, result, rows)
     tell(result, given.out)
