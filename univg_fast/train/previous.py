@@ -79,7 +79,7 @@ def settle(config: Config, run_dir: Path) -> list[str]:
     done = tuple(stage for stage in config.stages if (run_dir / "hf" / stage / "config.json").is_file())
     refused = [k for k in changed if not is_one_of(k, TOLD) or is_one_of(k, done)]
     told = {key: f"{key} was {was.get(key)!r}, is {now.get(key)!r}" for key in changed}
-    stages = [was.get("stages"), now["stages"]]
+    stages = [was.get("stages") or now["stages"], now["stages"]]
     if any(one != other for one, other in zip(*stages, strict=False)):
         refused.append("stages")
         order = "as each begins from the one before it, only the last ones may come or go"
