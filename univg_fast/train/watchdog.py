@@ -49,6 +49,7 @@ class Watchdog:
         self._last: dict[int, tuple[bytes, float]] = {}  # of each rank, what it told last, and when that was new
         self._end = threading.Event()
         self._news = threading.Event()  # a phase has begun
+        self._one = threading.Lock()  # one thread ends this rank: the other one must not, while it speaks
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
@@ -92,7 +93,8 @@ class Watchdog:
                 self._arm()
                 self._look_at_files()
                 if self.store is not None and self.store.check([f"{_KEY}/verdict"]):
-                    self._leave(self.store.get(f"{_KEY}/verdict").decode(), mine=False)
+                    with self._one:
+                        self._leave(self.store.get(f"{_KEY}/verdict").decode(), mine=False)
                 found = culprit(self.everyone(), self.timeout_s, GONE_S if stopping.requested() else self.timeout_s)
                 if found is not None:
                     self._condemn(found)
@@ -154,19 +156,21 @@ class Watchdog:
 
     def _condemn(self, found: Seen, why: str = "") -> None:
         """End the run on all ranks. The first rank to do so speaks."""
-        rest = "\n".join(f"  {seen}" for seen in self.everyone())
         gone = found.silent > GONE_S / 2 or why
         words = "has gone without a word (killed, stopped, or its machine is down)" if gone else "hangs"
-        verdict = (
-            f"rank {found.rank} of {distributed.world_size()} {words}: {str(found).partition(': ')[2]}{why}.\n{rest}\n"
-            f"The stacks of the ranks that can still tell are in {self.path.parent}/stacks_rank*.txt; "
-            f"run.hang_timeout_s={self.timeout_s:g} is how long a phase may do nothing"
-        )
-        mine = True
-        if self.store is not None:
-            told = self.store.compare_set(f"{_KEY}/verdict", "", verdict).decode()
-            mine, verdict = told == verdict, told
-        self._leave(verdict, mine)
+        with self._one:
+            rest = "\n".join(f"  {seen}" for seen in self.everyone())
+            place = f"{str(found).partition(': ')[2]}{why}"
+            verdict = (
+                f"rank {found.rank} of {distributed.world_size()} {words}: {place}.\n{rest}\n"
+                f"The stacks of the ranks that can still tell are in {self.path.parent}/stacks_rank*.txt; "
+                f"run.hang_timeout_s={self.timeout_s:g} is how long a phase may do nothing"
+            )
+            mine = True
+            if self.store is not None:
+                told = self.store.compare_set(f"{_KEY}/verdict", "", verdict).decode()
+                mine, verdict = told == verdict, told
+            self._leave(verdict, mine)
 
     def _leave(self, verdict: str, mine: bool) -> None:
         faulthandler.dump_traceback(self._file)
