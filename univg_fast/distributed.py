@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from univg_fast.leaving import exit_now, ignore_lost_console, is_own_check, leave_with, tell_torchrun
+from univg_fast.leaving import exit_now, ignore_lost_console, is_own_check, keep_lines_whole, leave_with, tell_torchrun
 
 T = TypeVar("T")
 _FAILED = "univg_fast/failed"  # key in the rendezvous store: who failed first, and with what
@@ -180,6 +180,7 @@ def run(main: Callable[[], None]) -> None:
     so is a failure that follows another rank's. A StopRun is no failure: all ranks leave with its code. A console that
     is lost under way ends nothing.
     """
+    keep_lines_whole()
     ignore_lost_console()
     try:
         main()

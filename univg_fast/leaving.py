@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import io
 import json
 import os
 import sys
@@ -40,6 +41,17 @@ def ignore_lost_console() -> None:
     for name in ("stdout", "stderr"):
         if (stream := getattr(sys, name)) is not None:  # None: closed from the start
             setattr(sys, name, _Lasting(stream))
+
+
+def keep_lines_whole() -> None:
+    """From now on a line that is printed is one write.
+
+    torchrun starts `python -u`: there each word and each line's end is one, and lines of ranks that speak at the same
+    time mix.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def is_own_check(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,25 @@ def main():
         Path(sys.argv[1]).touch()
 distributed.run(main)
 """
+
+
+SPEAKING = """
+import sys
+from univg_fast import distributed
+def main():
+    print("rank", 1, "of", 2)
+    print("warning:", 3, file=sys.stderr)
+distributed.run(main)
+"""
+
+
+def test_a_line_is_one_write() -> None:
+    """torchrun's `python -u` writes each word by itself, and words of several ranks mix. A datagram is one write."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        subprocess.run([sys.executable, "-u", "-c", SPEAKING], stdout=theirs, stderr=theirs, check=True, timeout=200)
+        ours.setblocking(False)
+        assert [ours.recv(100), ours.recv(100)] == [b"rank 1 of 2\n", b"warning: 3\n"]
 
 
 def step(folder: Path, **streams: int) -> subprocess.Popen[str]:
