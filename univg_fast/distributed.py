@@ -136,6 +136,15 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
+def gather_on_main(item: T) -> list[T]:
+    """Every rank's picklable item, by rank, on rank 0; nothing on the others, which need not hold what all have."""
+    if world_size() == 1:
+        return [item]
+    items: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(item, items, dst=0, group=_host)
+    return items or []
+
+
 def send_object(item: Any, rank: int) -> None:
     """To one other rank, which must be in `receive_object`."""
     dist.send_object_list([item], dst=rank, group=_host)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run
+from univg_fast.train.stopping import FINISH_S
 
 from .conftest import Started, assert_same_numbers
 
@@ -78,9 +79,28 @@ def test_a_signal_in_every_phase(drill: Callable[..., Run], whole: Run, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.drill
+def test_an_update_that_takes_too_long_is_given_up(
+    start: Callable[..., Started], drill: Callable[..., Run], whole: Run
+) -> None:
+    """By all ranks, though one alone was slow; what is saved is the step before."""
+    slow = {"fault__kind": "slow", "fault__seconds": str(FINISH_S + 5), "fault__phase": "update"}
+    run = start(**slow, fault__stage="grpo", fault__step="2", fault__rank="1")
+    run.wait_for("now: slow")
+    run.process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    assert run.end(200) == 1 and exit_codes(run) == {"143"}
+    assert time.monotonic() - asked < 30, "torchrun ends its ranks then, and they would have saved nothing"
+    assert [p.name for p in (run.folder / "ckpt").iterdir()] == ["grpo_000001"]
+    rest = drill(run.folder)
+    assert rest.code == 0, rest.output[-3000:]
+    assert_same_numbers(rest, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.drill
 def test_ctrl_c_at_the_terminal(start: Callable[..., Started], drill: Callable[..., Run], whole: Run) -> None:
     """torchrun gets it, and tells the ranks. Its own exit code is 1."""
-    run = start(fault__kind="slow", fault__seconds="15", fault__phase="update", fault__stage="sft", fault__step="2")
+    run = start(fault__kind="slow", fault__seconds="5", fault__phase="update", fault__stage="sft", fault__step="2")
     run.wait_for("now: slow")
     run.process.send_signal(signal.SIGINT)
     assert run.end(200) == 1

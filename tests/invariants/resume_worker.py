@@ -1,7 +1,8 @@
 """Run by test_resume.py, under torchrun: `resume_worker.py MODE FOLDER`: one job after the other in this process.
 
 MODE whole: each of JOBS without interruption, in FOLDER/whole/NAME, with a checkpoint in the middle.
-MODE rest: from that checkpoint to the end in FOLDER/rest/NAME; the process begins with other random streams.
+MODE rest: from that checkpoint to the end in FOLDER/rest/NAME; the process begins with other random streams. It is
+stopped once more, in the last step's update, which is given up after its first row.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ import torch
 from tests.conftest import BUILTIN
 from univg_fast import distributed
 from univg_fast.config import load_config
+from univg_fast.train import stopping
+from univg_fast.train.phases import Phases
 from univg_fast.train.setup import prepare
 from univg_fast.train.stage import run_stage
 
@@ -78,7 +84,33 @@ def run(name: str, folder: Path, mode: str) -> None:
     seed = distributed.rank() + (0 if mode == "whole" else 100)
     for seeded in (random.seed, np.random.seed, torch.manual_seed):
         seeded(seed)
-    run_stage(stage, config, prepare(config, folder), config.model.path, folder, torch.device("cpu"))
+    inputs = prepare(config, folder)
+    if mode == "rest":
+        stopped_late(partial(run_stage, stage, config, inputs, config.model.path, folder, torch.device("cpu")))
+    run_stage(stage, config, inputs, config.model.path, folder, torch.device("cpu"))
+
+
+def stopped_late(run: Callable[..., Path | None]) -> None:
+    """A signal on the last rank, as if FINISH_S had passed when the first row of the last step's update was done."""
+    phases, is_late, asked = Phases(), stopping.is_late, []
+
+    def hear(name: str, step: int) -> None:
+        if (name, step) == ("update", STEPS):
+            stopping._number = signal.SIGTERM
+
+    def is_late_after_a_row() -> bool:
+        asked.append(stopping.requested())
+        return sum(asked) > 1
+
+    if distributed.rank() == distributed.world_size() - 1:
+        phases.watchers.append(hear)
+        stopping.is_late = is_late_after_a_row
+    try:
+        run(phases=phases)
+    except stopping.Stopped as stopped:
+        print(stopped)
+    finally:
+        stopping._number, stopping.is_late = 0, is_late
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A run that was stopped and started again ends with the numbers and weights of one that was not, to the last bit.
 
 Here each stage in the middle, at every ZeRO stage, on one rank and two, by another process whose random streams begin
-elsewhere; and the whole command, stopped in both stages.
+elsewhere, and once more in an update that is given up; and the whole command, stopped in both stages.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def test_resume_is_bit_exact(folder: Path, stage: str, variant: str) -> None:
     job = f"{stage} {variant}"
     log = (folder / "rest" / f"{job} rank 0.log").read_text()
     assert f"resumed {stage} at step {SAVED_AT} from " in log
+    assert "stopped by SIGTERM" in log and f"resumed {stage} at step {STEPS - 1} from " in log, "an update was given up"
     whole, rest = (metrics(folder / mode / job) for mode in ("whole", "rest"))
     assert all(row["grad_norm"] > 0 for row in whole) and len({row["loss"] for row in whole}) == STEPS, (
         "nothing learned"

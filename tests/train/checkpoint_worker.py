@@ -11,7 +11,8 @@ import json
 import random
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from engine_problem import OPTIM, TinyLM, batch
 
 from univg_fast import distributed
 from univg_fast.config import Config, DeepSpeedConfig, SaveConfig
-from univg_fast.train import checkpoint, engine, manifest
+from univg_fast.train import checkpoint, engine, manifest, stopping
 from univg_fast.train.faults import Faults
 from univg_fast.train.phases import Phases
+from univg_fast.train.random_state import random_state, set_random_state
 from univg_fast.train.reshape import frozen_sum
 from univg_fast.train.resume import resume as resume_from
 from univg_fast.train.saves import Saves
@@ -51,36 +53,53 @@ def step(ds: Any, number: int) -> list[float]:
     return [loss, result.grad_norm, result.learning_rate]
 
 
-def save(ds: Any, number: int, **config: Any) -> StageState:
+def save(ds: Any, number: int, folder: Path | None = None, **config: Any) -> None:
     state = StageState(step=number, cursor=number * 10)
-    checkpoint.save(ROOT, "sft", state, ds, "hash", SaveConfig(**{"on_error": "stop"} | config))
-    return state
+    checkpoint.save(folder or ROOT, "sft", state, ds, "hash", SaveConfig(**{"on_error": "stop"} | config))
 
 
 def train(zero_stage: int) -> Any:
-    """All the steps; a checkpoint on the way."""
+    """All the steps; a checkpoint on the way. Then the first ones again, and what an update that is given up leaves."""
     ds, log = start(zero_stage, seed=1), []
     for number in range(STEPS):
         log.append(step(ds, number))
         if number + 1 == SAVED_AT:
             save(ds, SAVED_AT)
+    engine.release(ds)
+    ds = start(zero_stage, seed=1)
+    for number in range(SAVED_AT):
+        step(ds, number)
+    streams = random_state()
+    with suppress(stopping.GivenUp):
+        engine.train_step(ds, rows_that_are_given_up(ds))
+    set_random_state(streams)
+    save(ds, SAVED_AT, ROOT / "given_up")
     return log
+
+
+def rows_that_are_given_up(ds: Any) -> Iterator[torch.Tensor]:
+    for number in (SAVED_AT, SAVED_AT + 1):
+        tokens, targets, weight = batch(number)[distributed.rank()]
+        yield ds(tokens, targets, weight * torch.rand(()).item())
+    raise stopping.GivenUp
 
 
 def resume(zero_stage: int) -> Any:
     """The rest of the steps in a new process, whose own seed and weights lead elsewhere; and at other rates."""
-    ds = start(zero_stage, seed=99)
-    with torch.no_grad():
-        for parameter in ds.module.parameters():
-            parameter.mul_(0.5 if parameter.requires_grad else 1.0)
-    assert resume_from(ROOT, "sft", "auto", ds, "hash") == StageState(step=SAVED_AT, cursor=SAVED_AT * 10)
-    log = [step(ds, number) for number in range(SAVED_AT, STEPS)]
-    engine.release(ds)
+    logs = []
+    for folder in (ROOT, ROOT / "given_up"):
+        ds = start(zero_stage, seed=99)
+        with torch.no_grad():
+            for parameter in ds.module.parameters():
+                parameter.mul_(0.5 if parameter.requires_grad else 1.0)
+        assert resume_from(folder, "sft", "auto", ds, "hash") == StageState(step=SAVED_AT, cursor=SAVED_AT * 10)
+        logs.append([step(ds, number) for number in range(SAVED_AT, STEPS)])
+        engine.release(ds)
     ds = start(zero_stage, seed=1, learning_rate=OPTIM.learning_rate / 2, weight_decay=0.0, adam_beta2=0.5)
     resume_from(ROOT, "sft", "auto", ds, "hash")
     rates = [step(ds, number)[-1] for number in range(SAVED_AT, STEPS)]
     groups = [[group["weight_decay"], *group["betas"]] for group in ds.lr_scheduler.optimizer.param_groups]
-    return {"log": log, "rates": rates, "groups": groups}
+    return {"log": logs[0], "given_up": logs[1], "rates": rates, "groups": groups}
 
 
 def fail(zero_stage: int) -> Any:

@@ -43,6 +43,13 @@ def test_resume_is_bit_exact(courses: Any, stage: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
+def test_nothing_of_an_update_that_is_given_up_is_saved(courses: Any, stage: str) -> None:
+    """Two rows have been backward, and no step was made."""
+    assert courses[1][stage]["given_up"] == courses[0][stage][2:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_configuration_decides_the_rates_after_a_resume(courses: Any, stage: str) -> None:
     whole, rest = courses[0][stage], courses[1][stage]
     assert rest["rates"] == pytest.approx([rate / 2 for *_, rate in whole[2:]], rel=1e-12), (

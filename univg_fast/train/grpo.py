@@ -41,6 +41,7 @@ from univg_fast.train.zero import weight_buckets
 class GrpoStep:
     """Call it with where the stage stands; None where a stop request ended the step before anything changed.
 
+    Where that is in its first update, stopping.GivenUp is raised.
     `plain`: the policy in one piece (`plain_copy`), whose vision tower any rank may run at any time.
     """
 
@@ -93,7 +94,7 @@ class GrpoStep:
             for k, minibatch in enumerate(minibatches):
                 if not minibatch.empty:
                     self._score(minibatch, after_an_update=k > 0)
-        if stopping.agreed():  # for the last time: updates that have begun are finished
+        if stopping.agreed():
             return None
         updates: list[Update] = []
         named: list[str] = []
@@ -102,7 +103,8 @@ class GrpoStep:
                 if minibatch.empty:  # on all ranks: nothing moves, nor by momentum or weight decay
                     continue
                 outputs: list[GrpoOutput] = []
-                result = train_step(self.engine, self._losses(minibatch, outputs), self.phases("optim")).read()
+                losses = self._losses(minibatch, outputs, is_first=not updates)
+                result = train_step(self.engine, losses, self.phases("optim")).read()
                 updates.append(Update(result, outputs))
                 if not result.applied:
                     named += suspects(result.losses, [held.uids for held in minibatch.rows])
@@ -133,12 +135,17 @@ class GrpoStep:
                 if index < len(rows):
                     rows[index].targets.old_logp = logp
 
-    def _losses(self, minibatch: MiniBatch, outputs: list[GrpoOutput]) -> Iterator[torch.Tensor]:
-        """Of each pass; `outputs` gets the real rows'. The backward pass of a loss is a part of its phase."""
+    def _losses(self, minibatch: MiniBatch, outputs: list[GrpoOutput], is_first: bool) -> Iterator[torch.Tensor]:
+        """Of each pass; `outputs` gets the real rows'. The backward pass of a loss is a part of its phase.
+
+        `is_first`: no weight has moved in this step, which can still be given up; where one has, it is finished.
+        """
         divisor = denominator(self.loss, minibatch.responses, minibatch.tokens)
         kernels = self.config.model.kernels
         for index in range(minibatch.passes):
             with self.phases("update", row=index):
+                if is_first and stopping.is_late():
+                    index = len(minibatch.rows)
                 row, features = self._row(minibatch, index)
                 if index < len(minibatch.rows):
                     head = grpo_head(row, minibatch.rows[index].targets, divisor, self.loss, kernels)
@@ -149,6 +156,8 @@ class GrpoStep:
                     nothing = RowTargets(*torch.zeros(2, 1, device=self.model.device))
                     head = grpo_head(row, nothing, 1.0, self.loss, kernels)
                     yield self.engine(row, head, features).loss * 0.0
+        if is_first:
+            stopping.give_up_if_late()
 
     def _logprobs(self, row: Row) -> Head:
         return logprob_head(row, self.config.grpo.temperature, self.config.model.kernels)

@@ -14,6 +14,7 @@ from univg_fast.loss import sft_head
 from univg_fast.packing import Row
 from univg_fast.packing.report import figures, tally
 from univg_fast.structs import Sample
+from univg_fast.train import stopping
 from univg_fast.train.engine import StepResult, train_step
 from univg_fast.train.phases import Phases
 from univg_fast.train.rows import Builder, OverBudget, patch_cost, reduce_step, sft_group, size_of
@@ -22,7 +23,7 @@ from univg_fast.train.suspects import suspects
 
 
 class SftStep:
-    """Call it with where the stage stands."""
+    """Call it with where the stage stands. Raises stopping.GivenUp where a stop request ended it in the middle."""
 
     def __init__(self, config: Config, engine: Any, loader: SampleLoader[Row], spare: Sample, phases: Phases) -> None:
         self.config, self.engine, self.loader, self.phases = config, engine, loader, phases
@@ -67,10 +68,12 @@ class SftStep:
     def _losses(self, rows: Sequence[Row], passes: int, num_tokens: float) -> Iterator[torch.Tensor]:
         """A row goes to the device when its turn comes: the copy is queued behind the row before, without waiting.
 
-        The backward pass of a loss is a part of its phase.
+        The backward pass of a loss is a part of its phase. Raises stopping.GivenUp at the end, on all ranks.
         """
         for index in range(passes):
             with self.phases("update", row=index):
-                row = rows[index].to(self.model.device) if index < len(rows) else self.spare
+                real = index < len(rows) and not stopping.is_late()
+                row = rows[index].to(self.model.device) if real else self.spare
                 loss, _ = self.engine(row, sft_head(row, num_tokens, self.config.model.kernels))
-                yield loss if index < len(rows) else loss * 0.0
+                yield loss if real else loss * 0.0
+        stopping.give_up_if_late()

@@ -25,6 +25,7 @@ from univg_fast.train.making import make_loader, make_policy, make_step, total_s
 from univg_fast.train.metrics import MetricsLogger
 from univg_fast.train.phases import Phases
 from univg_fast.train.profiler import profiler_window
+from univg_fast.train.random_state import random_state, set_random_state
 from univg_fast.train.resume import is_done, resume
 from univg_fast.train.saves import Saves
 from univg_fast.train.setup import Inputs
@@ -103,12 +104,15 @@ def next_step(
     Stopped on all ranks, what is done saved, if one of them was told to stop. Collective.
     """
     phases.step = state.step + 1
-    stop = stopping.agreed()
+    stop, streams = stopping.agreed(), random_state()
     try:
         outcome = None if stop else step(state)
+    except stopping.GivenUp:
+        outcome = None
     except torch.OutOfMemoryError as error:
         raise out_of_memory(error, phases, config) from error
     if outcome is None:
+        set_random_state(streams)  # the step that is done again draws the same numbers
         saves.what_is_not_safe()
         raise stopping.Stopped(stop or stopping.agreed())
     drawn = outcome.cursor - state.cursor
@@ -138,8 +142,8 @@ def is_rollout_step(step: int, last: int, every: int) -> bool:
 
 def write_rollouts(run_dir: Path, stage: str, step: int, rows: list[dict[str, Any]]) -> None:
     """rollouts/STAGE_STEP.jsonl from all ranks' prompts. Collective."""
-    parts = distributed.gather_objects(rows)
-    if not distributed.is_main():
+    parts = distributed.gather_on_main(rows)
+    if not parts:
         return
     path = run_dir / "rollouts" / f"{stage}_{step:06d}.jsonl"
     try:

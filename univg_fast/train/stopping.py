@@ -3,7 +3,8 @@
 A thread hears the signals, also while Python waits in a library's code, and asks the rendezvous store whether another
 rank was signalled. Inside of `finishing()`, work that is worth finishing, the request is only noted: whoever loops for
 long asks `requested()` and ends early what can be thrown away; `agreed()` is the collective by which all ranks then
-abandon a step together, or none does. Elsewhere nothing would be lost, and the process leaves at once.
+abandon a step together, or none does. An update is finished where that takes no longer than FINISH_S. Elsewhere nothing
+would be lost, and the process leaves at once.
 """
 
 from __future__ import annotations
@@ -24,11 +25,15 @@ from univg_fast.train.phases import Phases
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 AGAIN_S = 1.0  # a later second Ctrl-C is meant; an earlier one is the same that came on two ways
+FINISH_S = (
+    15.0  # for an update that no weight has moved in yet; torchrun kills 30 s after its signal, and the save follows
+)
 LEAVE_S = 60.0  # after it has saved: to close logs and trackers
 _KEY = "univg_fast/stop"  # in the rendezvous store: the number of the signal
 _ASK_EVERY_S = 0.5  # of the store, which lies on one machine for all ranks
 _number = 0  # of the signal that this rank or another one got
 _first: tuple[int, float] | None = None  # the first signal that this rank itself got, and when
+_heard = 0.0  # when this rank knew of it; 0: not yet
 _finishing = False
 _leaving = 0.0  # since when; 0: not yet
 _resume = "auto"  # run.resume
@@ -41,6 +46,10 @@ class Stopped(distributed.StopRun):
         global _leaving
         super().__init__(f"stopped by {signal.Signals(number).name}; {goes_on()}")
         self.code, _leaving = 128 + number, time.monotonic()
+
+
+class GivenUp(Exception):
+    """The update under way would take too long: all ranks abandon its step. Raised on every rank alike."""
 
 
 def install(resume: str = "auto") -> None:
@@ -86,6 +95,17 @@ def agreed() -> int:
     return int(distributed.reduce_floats({}, {"signal": _number})["signal"])
 
 
+def is_late() -> bool:
+    """Whether the request is older than FINISH_S here: rows need not be computed any more. Not a collective."""
+    return _heard > 0 and time.monotonic() - _heard > FINISH_S
+
+
+def give_up_if_late() -> None:
+    """Raise GivenUp where `is_late` on any rank. Before an optimizer's first step: nothing has changed. Collective."""
+    if distributed.reduce_floats({}, {"late": float(is_late())})["late"]:
+        raise GivenUp
+
+
 @contextmanager
 def finishing() -> Iterator[None]:
     """Work that all ranks finish, or abandon together, before they stop: raises Stopped at its end. Collective."""
@@ -100,6 +120,7 @@ def finishing() -> Iterator[None]:
 
 def _listen(ears: socket.socket, mouth: Any, store: Any, parent: int | None) -> None:
     """`mouth` is only kept open. `parent`: the launcher's process id, if there is one."""
+    global _heard
     told = False
     while True:
         ready, _, _ = select.select([ears], [], [], _ASK_EVERY_S)
@@ -114,6 +135,8 @@ def _listen(ears: socket.socket, mouth: Any, store: Any, parent: int | None) -> 
                 told = True
                 if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
                     _launcher_is_gone()
+        if _number and not _heard:
+            _heard = time.monotonic()
         if _leaving and time.monotonic() - _leaving > LEAVE_S:
             _leave_now(f"all is saved, but a log did not close in {LEAVE_S:g} s: ended without it")
         if _number and not _finishing and not _leaving:
