@@ -106,13 +106,23 @@ def _verl(settings: dict[str, Any]) -> dict[str, Any]:
         return own | (bounds if loss_type == "gmpo" else {})
     if settings.get("importance_sampling_level") == "sequence_token":
         return {"delta": None, "log_ratio_min": -math.inf, "log_ratio_max": 10.0}
-    delta, high = settings["delta"], settings.get("epsilon_high", 0.2)
-    if delta is not None and delta < 1 + high:
-        raise ValueError(
-            f"GrpoConfig.like('verl'): delta (clip_ratio_c) must be at least 1 + epsilon_high = {1 + high}, "
-            f"got {delta}; below it verl's dual clip is another function"
-        )
+    if loss_type != "grpo":  # clip_ratio_c is of vanilla alone
+        return {"delta": None}
+    high = settings.get("epsilon_high", 0.2)
+    check_dual_clip("GrpoConfig.like('verl'): delta (clip_ratio_c)", settings["delta"], high)
     return {}
+
+
+def check_dual_clip(setting: str, delta: float | None, epsilon_high: float) -> None:
+    """ValueError for a bound that TRL's two-sided clip and the dual clip of verl and EasyR1 do not share.
+
+    The dual clip bounds rows with A < 0 alone; above the upper clip that is all that the bound can reach.
+    """
+    if delta is not None and delta < 1 + epsilon_high:
+        raise ValueError(
+            f"{setting} must be at least 1 + the upper clip ratio = {1 + epsilon_high}, got {delta}; below it a dual "
+            "clip, which is for A < 0 alone, is another function"
+        )
 
 
 def _check_ms_swift(settings: dict[str, Any]) -> None:

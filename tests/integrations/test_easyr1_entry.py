@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from integrations.easyr1_problem import install, make_data, make_model, train
+from integrations.easyr1_problem import assert_same, install, make_data, make_model, train
 from integrations.hosts import easyr1 as host
 
 from univg_fast.integrations import easyr1
@@ -50,19 +51,40 @@ def test_losses_where_it_clips(loss_type: str, mode: str, installed: None) -> No
     assert metrics == pytest.approx(expected_metrics, rel=1e-6)
 
 
+def test_cispo_and_sapo_have_no_dual_clip(installed: None) -> None:
+    """clip_ratio_high beyond clip_ratio_dual, which EasyR1 reads for its clipped surrogates alone."""
+    wide = {"clip_ratio_high": 4.0, "clip_ratio_dual": 3.0}
+    for loss_type in ("cispo", "sapo"):
+        assert_same(train(True, loss_type=loss_type, **wide), train(False, loss_type=loss_type, **wide))
+    for loss_type in ("default", "gspo", "gspo_token"):
+        with pytest.raises(ValueError, match="clip_ratio_dual must be at least 1 . the upper clip ratio = 5"):
+            train(True, loss_type=loss_type, **wide)
+
+
+def test_phi_and_online_filtering(installed: None) -> None:
+    """EasyR1 reduces the scores of all that it has tried, then drops and balances: they may even be as many."""
+    filtering, plain = (SimpleNamespace(algorithm=SimpleNamespace(online_filtering=x)) for x in (True, False))
+    with easyr1.patch(phi="iou"):
+        with pytest.raises(ValueError, match="phi='iou' needs algorithm.online_filtering=False"):
+            host.RayPPOTrainer(config=filtering)
+        assert host.RayPPOTrainer(plain).config is plain
+    with easyr1.patch():
+        assert host.RayPPOTrainer(filtering).config is filtering
+
+
 def test_it_is_put_back(installed: None) -> None:
     before = {
         name: vars(host).get(name)
         for name in ("compute_policy_loss", "compute_advantage", "reduce_metrics", "apply_kl_penalty")
     }
-    method = host.DataParallelPPOActor._forward_micro_batch
+    method, init = host.DataParallelPPOActor._forward_micro_batch, host.RayPPOTrainer.__init__
     patch = easyr1.patch(phi="iou")
     assert host.compute_policy_loss is not before["compute_policy_loss"]
     with pytest.raises(ValueError, match="patched already"):
         easyr1.patch()
     patch.restore()
     assert {name: vars(host).get(name) for name in before} == before
-    assert host.DataParallelPPOActor._forward_micro_batch is method
+    assert host.DataParallelPPOActor._forward_micro_batch is method and host.RayPPOTrainer.__init__ is init
 
 
 class Wrong:

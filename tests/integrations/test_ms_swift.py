@@ -214,10 +214,9 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(plain_model())
     with pytest.raises(ValueError, match="'miou'; the trainer has iou, format"):
         ms_swift.patch(trainer, phi="miou")
-    for name, value in (("loss_type", "real"), ("dynamic_num_samples", True)):
-        with monkeypatch.context() as context, pytest.raises(ValueError, match="phi multiplies advantages"):
-            context.setattr(trainer, name, value)
-            ms_swift.patch(trainer, phi="iou")
+    with monkeypatch.context() as context, pytest.raises(ValueError, match="loss_type 'real'"):
+        context.setattr(trainer, "loss_type", "real")
+        ms_swift.patch(trainer, phi="iou")
     with pytest.raises(ValueError, match="'log' is negative"):
         ms_swift.patch(trainer, phi="iou", difficulty="log")
     with monkeypatch.context() as context, pytest.raises(ValueError, match="kl_in_reward=True with beta=0.04 puts KL"):
@@ -227,6 +226,19 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=rf"ms-swift {VERSION} is installed.*4\.5"):
         ms_swift.patch(trainer)
     monkeypatch.undo()
+
+
+def test_a_rollout_whose_trajectories_are_cut_is_refused() -> None:
+    """ms-swift tells it rollout by rollout, long after the patch: rows are no longer num_generations of each prompt."""
+    trainer = make_trainer(plain_model())
+    with ms_swift.patch(trainer, phi="iou"):
+        trainer._compute_advantages([], REWARDS, [])
+        trainer.dynamic_num_samples = True
+        with pytest.raises(ValueError, match="num_generations completions of each prompt, got a rollout"):
+            trainer._compute_advantages([], REWARDS, [])
+        trainer.dynamic_num_samples = False
+        trainer._compute_advantages([], REWARDS, [])
+    assert len(trainer._metrics["train"]["difficulty_weight"]) == len(trainer._metrics["train"]["reward"]) == 2
 
 
 def test_a_host_that_scores_in_another_way_is_refused() -> None:

@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from univg_fast.integrations.patching import Patch
+from univg_fast.integrations.patching import Patch, all_or_nothing
 from univg_fast.integrations.versions import require, require_signature
 
 
@@ -39,6 +39,32 @@ def test_what_was_not_there_is_gone_afterwards_also_after_an_error() -> None:
         assert host.loss(1.0) == 7.0
         raise RuntimeError
     assert vars(host) == {} and host.loss(1.0) == 1.0
+
+
+def test_one_name_that_cannot_be_put_back_does_not_keep_the_others() -> None:
+    """A host may have deleted what was put there. All is put back, the error comes out, and a later patch may come."""
+    host, patch = Host(), Patch()
+    patch.replace(Host, "weight", staticmethod(lambda x: 0.0))
+    patch.replace(host, "loss", lambda logp: 2.0)
+    patch.replace(Host, "loss", lambda self, logp: 1.0)
+    del host.loss
+    with pytest.raises(AttributeError, match="loss"):
+        patch.restore()
+    assert host.loss(3.0) == 3.0 and host.weight(1.0) == 2.0 and vars(host) == {}
+    with Patch() as second:
+        second.replace(Host, "weight", staticmethod(lambda x: 5.0))
+        second.replace(host, "loss", lambda logp: 6.0)
+
+
+def test_a_drop_in_that_is_interrupted_leaves_nothing() -> None:
+    with pytest.raises(KeyboardInterrupt), all_or_nothing() as done:  # noqa: PT012
+        done.replace(Host, "loss", lambda self, logp: 1.0)
+        raise KeyboardInterrupt
+    assert Host().loss(3.0) == 3.0
+    with all_or_nothing() as done:
+        done.replace(Host, "loss", lambda self, logp: 1.0)
+    assert Host().loss(3.0) == 1.0
+    done.restore()
 
 
 def test_restoring_twice_does_not_undo_a_later_patch() -> None:

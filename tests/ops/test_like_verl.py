@@ -204,6 +204,15 @@ def test_defaults_are_those_of_its_actor() -> None:
     assert theirs["entropy_coeff"] == config.entropy_coef and theirs["use_kl_loss"] is (config.beta != 0)
 
 
+def test_a_bound_far_above_is_no_dual_clip() -> None:
+    """clip_ratio_c is of vanilla alone: cispo and gpg have none, whatever clip_ratio_high is."""
+    problem = known(make_problem())
+    wide = {"clip_ratio_high": 4.0}
+    for mode in ("cispo", "gpg"):
+        check(problem, mode, ours={"epsilon_high": 4.0}, theirs=wide)
+    check(problem, "vanilla", ours={"epsilon_high": 4.0, "delta": 6.0}, theirs=wide | {"clip_ratio_c": 6.0})
+
+
 def test_what_cannot_be_matched_is_refused() -> None:
     with pytest.raises(ValueError, match="delta"):
         uk.GrpoConfig.like("verl", delta=1.1)

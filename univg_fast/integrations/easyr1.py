@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from univg_kernels import METRICS, GrpoConfig
+from univg_kernels import GrpoConfig
+from univg_kernels.conventions import check_dual_clip
 
 from .heads import scoring, spread
-from .padded import masked_mean, padded_loss
-from .patching import Patch
+from .padded import clip_shares, masked_mean, padded_loss
+from .patching import Patch, all_or_nothing
 from .phi import of_prompts, refuse_kl_in_reward, refuse_negative
 from .versions import require, require_signature
 
@@ -41,8 +42,9 @@ def patch(*, phi: str | None = None, difficulty: str = "exp", difficulty_power: 
         each prompt's completions are multiplied by φ of its mean (`univg_kernels.difficulty_weight`), which for φ >= 0
         is to weigh the policy term; EasyR1 logs the weighted advantages.
     Returns: a Patch.
-    Raises: ValueError for another verl and for settings that cannot be; in training for ulysses_size above 1 and, with
-        phi, for completions without that score and for KL in the reward (use_kl_loss=False).
+    Raises: ValueError for another verl and for settings that cannot be; with phi, where a trainer is made with
+        online_filtering; in training for ulysses_size above 1 and, with phi, for completions without that score and for
+        KL in the reward (use_kl_loss=False).
     """
     require("verl", TESTED)
     actor = import_module("verl.workers.actor.dp_actor")
@@ -50,15 +52,11 @@ def patch(*, phi: str | None = None, difficulty: str = "exp", difficulty_power: 
     require_signature(actor.DataParallelPPOActor._forward_micro_batch, ("micro_batch", "temperature"))
     refuse_negative(difficulty)
     config = GrpoConfig(difficulty=difficulty, difficulty_power=difficulty_power)  # refuses what is no variant
-    done = Patch()
-    try:
+    with all_or_nothing() as done:
         done.replace(actor, "compute_policy_loss", policy_loss)
         done.replace(actor.DataParallelPPOActor, "_forward_micro_batch", forward_micro_batch)
         if phi is not None:
             _replace_advantages(done, phi, config)
-    except Exception:
-        done.restore()
-        raise
     return done
 
 
@@ -125,17 +123,14 @@ def policy_loss(
     for name, value, choices in (("loss_type", loss_type, LOSSES), ("loss_avg_mode", loss_avg_mode, AGGREGATIONS)):
         if value not in choices:
             raise ValueError(f"EasyR1: {name} must be one of {', '.join(choices)} with the drop-in, got {value!r}")
-    if clip_ratio_dual < 1 + clip_ratio_high:
-        raise ValueError(
-            f"EasyR1: clip_ratio_dual must be at least 1 + clip_ratio_high = {1 + clip_ratio_high}, got "
-            f"{clip_ratio_dual}; below it the dual clip is another function"
-        )
+    dual = clip_ratio_dual if LOSSES[loss_type]["loss_type"] == "grpo" else None  # cispo and sapo have none
+    check_dual_clip("EasyR1: clip_ratio_dual", dual, clip_ratio_high)
     config = GrpoConfig(
         **LOSSES[loss_type],
         loss_aggregation=AGGREGATIONS[loss_avg_mode],
         epsilon_low=clip_ratio_low,
         epsilon_high=clip_ratio_high,
-        delta=clip_ratio_dual,
+        delta=dual,
         log_ratio_min=-20.0,
         log_ratio_max=20.0,
         sapo_temperature_pos=tau_positive,
@@ -152,11 +147,9 @@ def policy_loss(
         if config.loss_type == "grpo":
             if loss_type != "default":
                 difference = (_kept(difference, response_mask).sum(-1) / response_mask.sum(-1).clamp(min=1))[:, None]
-            counts = dict(zip(METRICS, out.metrics, strict=True))
-            clipped = counts["clip_low_sum"] + counts["clip_high_sum"]
-            lower = (difference.clamp(-20.0, 20.0).exp() > clip_ratio_dual) & (advantages < 0)
-            found["pg_clipfrac_higher"] = clipped / counts["num_tokens"].clamp(min=1)
-            found["pg_clipfrac_lower"] = masked_mean(lower.float(), response_mask)
+            ratio = difference.clamp(-20.0, 20.0).exp()
+            shares = clip_shares(out, ratio, advantages, response_mask, dual)
+            found |= dict(zip(("pg_clipfrac_higher", "pg_clipfrac_lower"), shares, strict=True))
         values = torch.stack([value.float() for value in found.values()]).tolist()
     return out.loss, dict(zip(found, values, strict=True))
 
@@ -175,12 +168,27 @@ def _mean(values: Tensor, mask: Tensor, mode: str) -> Tensor:
 
 
 def _replace_advantages(done: Patch, phi: str, config: GrpoConfig) -> None:
-    """The trainer reduces each batch's scores to means right before it computes advantages: there they are caught."""
+    """The trainer reduces each batch's scores to means right before it computes advantages: there they are caught.
+
+    With online_filtering it does so before it balances the batch over ranks: the scores' order is another one.
+    """
     trainer = import_module("verl.trainer.ray_trainer")
+    init = trainer.RayPPOTrainer.__init__
+    require_signature(init, ("config",))
     require_signature(trainer.compute_advantage, ("data", "adv_estimator"))
     require_signature(trainer.apply_kl_penalty, ("data", "kl_ctrl"))
     reduce, compute, penalize = trainer.reduce_metrics, trainer.compute_advantage, trainer.apply_kl_penalty
     last: list[Any] = []
+
+    @functools.wraps(init)
+    def checked(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        if config.algorithm.online_filtering:
+            raise ValueError(
+                f"EasyR1: phi={phi!r} needs algorithm.online_filtering=False, got True: it reduces scores to means "
+                "before it drops completions and balances the rest, so whose they are is lost; set it to false, or "
+                "leave phi out"
+            )
+        init(self, config, *args, **kwargs)
 
     @functools.wraps(reduce)
     def reduce_metrics(metrics: dict[str, list[Any]], *args: Any, **kwargs: Any) -> Any:
@@ -193,7 +201,7 @@ def _replace_advantages(done: Patch, phi: str, config: GrpoConfig) -> None:
         if len(last) != len(uids):
             raise ValueError(
                 f"EasyR1: phi={phi!r} must be a score that the reward function returns for each of the batch's "
-                f"{len(uids)} completions, got {len(last)}; online_filtering, which drops completions, has no phi"
+                f"{len(uids)} completions, got {len(last)}"
             )
         weight = of_prompts(uids, [float(value) for value in last], config)
         last.clear()
@@ -208,6 +216,7 @@ def _replace_advantages(done: Patch, phi: str, config: GrpoConfig) -> None:
             refuse_kl_in_reward("algorithm.use_kl_loss=False", "set use_kl_loss or disable_kl to true, or kl_coef to 0")
         return penalize(data, kl_ctrl, *args, **kwargs)
 
+    done.replace(trainer.RayPPOTrainer, "__init__", checked)
     done.replace(trainer, "apply_kl_penalty", apply_kl_penalty)
     done.replace(trainer, "reduce_metrics", reduce_metrics)
     done.replace(trainer, "compute_advantage", compute_advantage)

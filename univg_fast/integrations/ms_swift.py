@@ -14,7 +14,7 @@ from torch import Tensor
 from univg_kernels import GrpoConfig
 
 from .heads import head_of, scoring, spread
-from .patching import Patch
+from .patching import Patch, all_or_nothing
 from .phi import of_means, refuse_kl_in_reward, refuse_negative
 from .versions import require, require_signature
 
@@ -32,8 +32,8 @@ def patch(trainer: Any, *, phi: str | None = None, difficulty: str = "exp", diff
         completions are multiplied by φ of its mean (`univg_kernels.difficulty_weight`), logged as difficulty_weight.
         None as a value is left out of the mean; a prompt with nothing else has φ = 1.
     Returns: a Patch; restore it after the backward pass of what it has scored.
-    Raises: ValueError for another version, use_liger_kernel, sequence parallelism, with phi KL in the reward, and
-        settings that cannot be.
+    Raises: ValueError for another version, use_liger_kernel, sequence parallelism, with phi KL in the reward and (in
+        training) samples that are parts of trajectories, and settings that cannot be.
     """
     require("ms-swift", TESTED)
     require_signature(trainer._get_logps_via_local_forward, _SCORE)
@@ -53,15 +53,11 @@ def patch(trainer: Any, *, phi: str | None = None, difficulty: str = "exp", diff
     ) -> tuple[Tensor, Tensor | None]:
         return _score(trainer, model, model_inputs, logits_to_keep, input_ids, compute_entropy)
 
-    done = Patch()
-    try:
+    with all_or_nothing() as done:
         done.replace(trainer, "_get_logps_via_local_forward", score)
         if phi is not None:
             config = GrpoConfig(difficulty=difficulty, difficulty_power=difficulty_power)
             _replace_advantages(done, trainer, phi, config)
-    except Exception:
-        done.restore()
-        raise
     return done
 
 
@@ -89,17 +85,19 @@ def _replace_advantages(done: Patch, trainer: Any, phi: str, config: GrpoConfig)
         names = ", ".join(trainer.reward_func_names)
         raise ValueError(f"phi must name a reward function, got {phi!r}; the trainer has {names}")
     refuse_negative(config.difficulty)
-    if trainer.loss_type == "real" or trainer.dynamic_num_samples:
-        raise ValueError(
-            f"phi multiplies advantages, which is exact for losses in proportion to them (not 'real', got "
-            f"{trainer.loss_type!r}) and for num_generations completions of each prompt (not dynamic_num_samples, got "
-            f"{trainer.dynamic_num_samples})"
-        )
+    if trainer.loss_type == "real":
+        raise ValueError("phi multiplies advantages, which loss_type 'real' is not in proportion to; use another one")
     if trainer.kl_in_reward and trainer.beta != 0:
         refuse_kl_in_reward(f"kl_in_reward=True with beta={trainer.beta}", "set kl_in_reward to False, or beta to 0")
     column, theirs = trainer.reward_func_names.index(phi), trainer._compute_advantages
 
     def weighted(samples: Any, rewards_per_func: Tensor, batch_encoded_inputs: Any) -> Tensor:
+        if trainer.dynamic_num_samples:  # of this rollout: a scheduler's answer decides
+            raise ValueError(
+                "phi needs num_generations completions of each prompt, got a rollout whose multi-turn scheduler cut "
+                "trajectories into several samples (dynamic_num_samples); use a scheduler that returns one sample per "
+                "request, or leave phi out"
+            )
         advantages: Tensor = theirs(samples, rewards_per_func, batch_encoded_inputs)
         training = trainer.model.training
         size = trainer.num_generations if training else trainer.num_generations_eval

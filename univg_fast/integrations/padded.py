@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from univg_kernels import GrpoConfig, GrpoOutput, policy_loss
+from univg_kernels import METRICS, GrpoConfig, GrpoOutput, policy_loss
 
 
 def padded_loss(
@@ -41,8 +43,18 @@ def padded_loss(
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Of [B, L] where the mask is 1; 0 where it is nowhere."""
+    """Of values where the mask, of the same shape, is 1; 0 where it is nowhere."""
     return torch.where(mask.bool(), values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def clip_shares(
+    out: GrpoOutput, ratio: Tensor, advantages: Tensor, mask: Tensor, delta: float | None
+) -> tuple[Tensor, Tensor]:
+    """Of the tokens that count: the share that out's clip stops, and that with A < 0 and a ratio above delta."""
+    counts = dict(zip(METRICS, out.metrics, strict=True))
+    clipped = (counts["clip_low_sum"] + counts["clip_high_sum"]) / counts["num_tokens"].clamp(min=1)
+    beyond = (ratio > (math.inf if delta is None else delta)) & (advantages < 0)
+    return clipped, masked_mean(beyond.float(), mask)
 
 
 def _of_response(advantages: Tensor, mask: Tensor) -> Tensor:

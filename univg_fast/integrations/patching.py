@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -31,23 +33,24 @@ class Patch:
                 "restore() the first one (what its patch() returned), or leave its `with` block, before the second; "
                 "where nobody has kept it, begin a new process"
             )
-        self._old.append((owner, name, vars(owner).get(name, _NONE)))
+        old = vars(owner).get(name, _NONE)
         setattr(owner, name, new)
         setattr(owner, _MARK, marked | {name})
+        self._old.append((owner, name, old))
 
     def restore(self) -> None:
-        """Put everything back, the last first. A second call does nothing."""
-        while self._old:
-            owner, name, old = self._old.pop()
+        """Put everything back, the last first; a name that cannot be does not keep the others. Once: then nothing."""
+        if not self._old:
+            return
+        owner, name, old = self._old.pop()
+        try:
             if old is _NONE:
                 delattr(owner, name)
             else:
                 setattr(owner, name, old)
-            left = vars(owner)[_MARK] - {name}
-            if left:
-                setattr(owner, _MARK, left)
-            else:
-                delattr(owner, _MARK)
+        finally:
+            _unmark(owner, name)
+            self.restore()
 
     def __enter__(self) -> Patch:
         return self
@@ -56,6 +59,25 @@ class Patch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.restore()
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[Patch]:
+    """A Patch that stays after the block, unless the block fails, at whatever (Ctrl-C as well): then it is undone."""
+    done = Patch()
+    try:
+        yield done
+    except BaseException:
+        done.restore()
+        raise
+
+
+def _unmark(owner: Any, name: str) -> None:
+    left = vars(owner)[_MARK] - {name}
+    if left:
+        setattr(owner, _MARK, left)
+    else:
+        delattr(owner, _MARK)
 
 
 def _words(owner: Any) -> str:

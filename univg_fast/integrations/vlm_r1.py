@@ -15,7 +15,7 @@ from torch import Tensor
 from univg_kernels import GrpoConfig
 
 from .heads import bare, head_of, scoring, spread
-from .patching import Patch
+from .patching import Patch, all_or_nothing
 from .phi import of_means, refuse_negative
 from .prefix import Batch, attending, image_kinds, patch_attention
 from .rows import Rows
@@ -50,14 +50,10 @@ def patch(
         raise ValueError(f"{type(trainer).__name__} has no {', '.join(missing)}; expected a VLMGRPOTrainer")
     if shared_prefix:
         require("transformers", TRANSFORMERS)
-    done = Patch()
-    try:
+    with all_or_nothing() as done:
         _replace_scoring(done, trainer, shared_prefix)
         if phi is not None:
             _replace_advantages(done, trainer, phi, difficulty, difficulty_power)
-    except Exception:
-        done.restore()
-        raise
     return done
 
 

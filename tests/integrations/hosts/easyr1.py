@@ -208,3 +208,10 @@ def validate(batches: list[dict[str, list[float]]]) -> dict[str, float]:
         for name, values in scores.items():
             found[name].extend(values)
     return {f"val/{name}_reward": value for name, value in reduce_metrics(found).items()}
+
+
+class RayPPOTrainer:
+    """The trainer as it is made; its steps are `training_step` here."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
