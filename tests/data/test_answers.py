@@ -8,7 +8,6 @@ from univg_fast.data.convert import convert
 from univg_fast.data.prompts import prompt_text
 from univg_fast.data.scan import scan, write_report
 from univg_fast.rewards import parse
-from univg_fast.rewards.parse import has_format
 
 from .examples import HARD, ROWS, records_of, turns
 
@@ -127,7 +126,8 @@ def test_the_form_is_the_prompts_to_the_letter(disk):
     rows = [{"images": ["a.png"], "conversations": turns("<image>Where?", text)} for text in said]
     records, _ = records_of(disk, *rows)
     taught = ["(0,0),(500,250)\n(1,2),(3,4)", "<think>a</think><answer>(0,0),(500,250)</answer>"]
-    assert [record.response for record in records] == taught and has_format(taught[1]) and not has_format(said[1])
+    assert [record.response for record in records] == taught
+    assert parse(taught[1]).format and not parse(said[1]).format
 
 
 def test_rewritten_responses_are_counted(disk):

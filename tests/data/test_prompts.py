@@ -17,7 +17,7 @@ from univg_fast.data.prompts import (
     target_text,
 )
 from univg_fast.data.records import read_records
-from univg_fast.rewards.parse import answer_box, has_format, parse
+from univg_fast.rewards.parse import parse
 from univg_fast.structs import Record, Target
 
 ONE = (Target((1, 2, 30, 40), 1, "dog"),)
@@ -28,7 +28,8 @@ RECORD = Record(uid="u", source="f:1", images=("a", "b"), question="Where?", tar
 def test_univg_r1_with_one_box_is_the_references_to_the_letter():
     assert answer_text(ONE) == "(1,2),(30,40)"
     assert target_text(RECORD, "x") == "<think>x</think>\n<answer>(1,2),(30,40)</answer>"
-    assert has_format(target_text(RECORD, "x")) and answer_box(target_text(RECORD, "x")) == ONE[0].box
+    answer = parse(target_text(RECORD, "x"), mode="univg_r1")
+    assert answer.format and [one.box for one in answer.boxes] == [ONE[0].box]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from speed import is_linear, within
 
 from univg_fast.config.reward_recipes import RECIPES
-from univg_fast.rewards import TERMS, Settings, answer_box, has_format, score
+from univg_fast.rewards import TERMS, Settings, parse, score
 from univg_fast.structs import Record, Target
 
 GT = (100, 200, 300, 400)
@@ -62,7 +62,7 @@ def test_the_golden_group():
     ],
 )
 def test_format(text, expected):
-    assert has_format(text) is expected
+    assert parse(text).format is expected
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_format(text, expected):
         ("", None),
     ],
 )
-def test_answer_box(text, expected):
-    assert answer_box(text) == expected
+def test_the_box_that_is_rewarded(text, expected):
+    assert [one.box for one in parse(text, mode="univg_r1").boxes] == ([] if expected is None else [expected])
 
 
 def test_direct_answers_need_a_box_and_no_tags():

@@ -2,7 +2,7 @@
 
 from .answers import Answers, Settings
 from .needs import ask_for_images, unscorable
-from .parse import Answer, answer_box, has_format, parse, parse_all
+from .parse import Answer, parse, parse_all
 from .score import TERMS, Scores, check_terms, score
 
 __all__ = [
@@ -11,10 +11,8 @@ __all__ = [
     "Answers",
     "Scores",
     "Settings",
-    "answer_box",
     "ask_for_images",
     "check_terms",
-    "has_format",
     "parse",
     "parse_all",
     "score",

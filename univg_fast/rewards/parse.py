@@ -1,7 +1,7 @@
 """What a completion says: is its form right, and which boxes does it answer with?
 
 The rules, by mode and style, are those of `univg_kernels.scan_boxes`, which reads a batch; all take time linear in the
-text. For one text at a time: `parse`, and UniVG-R1's two rules by themselves.
+text. For one text at a time: `parse`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from univg_kernels.scan_boxes import MODES, STYLES, ScannedBoxes, scan_boxes
-from univg_kernels.scan_boxes.reference import has_format, univg_r1
 
 from univg_fast.structs import Box, Target
 
-__all__ = ["MODES", "STYLES", "Answer", "answer_box", "has_format", "parse", "parse_all", "scan_boxes"]
+__all__ = ["MODES", "STYLES", "Answer", "parse", "parse_all", "scan_boxes"]
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,6 @@ def answers_of(found: ScannedBoxes) -> list[Answer]:
     facts = (found.format.tolist(), found.strict.tolist(), found.tags.tolist(), found.counts.tolist())
     spans = zip(ends, ends[1:], *facts, strict=False)
     return [Answer(tuple(targets[begin:end]), *rest) for begin, end, *rest in spans]
-
-
-def answer_box(text: str, cot: bool = True) -> Box | None:
-    """UniVG-R1's box of a text: the first of the first <answer> (cot=False: of the text), or None."""
-    found = univg_r1(text, "univg_r1", cot)
-    return as_box(found[0].box) if found else None
 
 
 def unescaped(label: str) -> str:

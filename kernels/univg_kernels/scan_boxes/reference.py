@@ -14,7 +14,7 @@ from .answers import has_format, strict, strict_form, tags_in_order, univg_r1
 from .pieces import Found
 from .search import lenient, migician, univg_r1_eval
 
-__all__ = ["READ", "has_format", "scan_boxes", "univg_r1"]
+__all__ = ["READ", "scan_boxes"]
 
 READ: dict[str, Callable[[str, str, bool], list[Found]]] = {
     "univg_r1": univg_r1, "strict": strict, "lenient": lenient, "univg_r1_eval": univg_r1_eval, "migician": migician,
