@@ -11,8 +11,10 @@ pytest.importorskip("trl", reason="of the extra [dev]")
 import trl.trainer.utils as trl_utils
 from integrations import trl_problem
 from trl import GRPOTrainer
+from trl.experimental.gmpo import GMPOTrainer
 
 from univg_fast.integrations.trl import patch, patch_logprobs
+from univg_fast.integrations.trl_rows import make_config
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +59,18 @@ def test_refused_at_entry(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert "_compute_loss" not in vars(trainer)
 
 
-def test_a_loss_of_ones_own_is_refused(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mine(GRPOTrainer):
-        def _compute_loss(self, model: Any, inputs: Any) -> Any:
-            return 0.0
-
-    monkeypatch.setattr(trainer, "__class__", Mine)
-    with pytest.raises(ValueError, match="Mine has a _compute_loss of its own"):
+@pytest.mark.parametrize("method", ["compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies"])
+def test_a_loss_of_ones_own_is_refused(trainer: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = type("Mine", (GRPOTrainer,), {method: lambda self, *args, **more: torch.zeros(())})
+    monkeypatch.setattr(trainer, "__class__", mine)
+    with pytest.raises(ValueError, match=f"Mine has a {method} of its own"):
         patch(trainer)
+
+
+def test_gmpo_is_told_by_its_loss_and_not_by_a_name(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for base, name, loss_type in ((GRPOTrainer, "GMPOTrainer", "dapo"), (GMPOTrainer, "Mine", "gmpo")):
+        monkeypatch.setattr(trainer, "__class__", type(name, (base,), {}))
+        assert make_config(trainer).loss_type == loss_type
 
 
 @pytest.mark.parametrize("version", ["0.28.0", "1.15.0", "1.17.0"])

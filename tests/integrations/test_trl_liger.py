@@ -66,12 +66,15 @@ def test_loss_gradients_and_metrics_are_ligers(loss_type: str) -> None:
     levels = ("sequence",) if loss_type == "luspo" else ("token", "sequence") if clips else ("token",)
     betas = (0.0,) if loss_type == "luspo" else (0.0, 0.2)
     for level, beta, ratio, delta in product(levels, betas, ratios, (None, 1.1) if clips else (None,)):
-        if loss_type == "luspo" and ratio is not None and ratio.shape[1] > 1:
-            continue
         settings = {"loss_type": loss_type, "importance_sampling_level": level, "beta": beta, "delta": delta}
         settings |= {"temperature": 1.2, "epsilon_high": 1.1 if loss_type == "cispo" else 0.15, "epsilon_low": 0.1}
         settings |= {"max_completion_length": 9, "use_bias_correction_kl": ratio is None}
-        check(inputs | {"vllm_is_ratio": ratio}, **settings)
+        given = inputs | {"vllm_is_ratio": ratio}
+        if loss_type == "luspo" and ratio is not None and ratio.shape[1] > 1:
+            with pytest.raises(ValueError, match=r"of a completion \[B, 1\] here, got one of each token \[5, 6\]"):
+                check(given, **settings)
+        else:
+            check(given, **settings)
 
 
 def test_items_of_the_generation_batch_and_no_older_policy() -> None:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import trl
 from integrations import trl_problem
@@ -30,6 +31,9 @@ def main(folder: Path) -> None:
             logs[side], gradients[side] = trl_problem.run(made)
         assert getattr(made, name) is before and "compute_liger_loss" not in vars(made)
         gc.freeze()
+    made.__class__ = type("Mine", (type(made),), {"compute_loss": lambda *args, **more: torch.zeros(())})
+    with pytest.raises(ValueError, match="Mine has a compute_loss of its own"):
+        patch(made)
     worst = 0.0
     for ours, theirs in zip(gradients["ours"], gradients["theirs"], strict=True):
         assert ours.keys() == theirs.keys()

@@ -15,7 +15,7 @@ from univg_kernels import GrpoConfig
 from .patching import Patch
 from .phi import of_means
 from .trl_head import Head
-from .trl_rows import LOSSES, accumulation, find_phi, is_gmpo, loss_of_empty, make_batch, make_config
+from .trl_rows import LOSSES, accumulation, find_phi, is_gmpo, loss_of_empty, make_batch, make_config, refuse_own
 from .versions import require, require_signature
 
 FUSED = ("1.16",)  # releases with the fused head
@@ -41,8 +41,8 @@ def patch(
             the groups of a generation batch on all ranks.
     Returns: the Patch; `restore()` it, or use it as a context manager around `trainer.train()`. TRL's head is one for
         all trainers of a process, so that only one trainer at a time can be patched: keep the Patch.
-    Raises: ValueError for another release of TRL, a loss or a reward that is not there, fp16, and a trainer whose
-        `_compute_loss` is not TRL's.
+    Raises: ValueError for another release of TRL, a loss or a reward that is not there, fp16, and a subclass that has
+        a method of the loss of its own.
     """
     version = require("trl", (*LIGER, *FUSED))
     from trl import GRPOTrainer
@@ -53,23 +53,23 @@ def patch(
         raise ValueError(
             "fp16=True is not supported: gradients are made in fp16 before its scaler sees them; use bf16=True"
         )
-    made = Patch()
+    done = Patch()
     try:
         if version.startswith(tuple(f"{release}." for release in LIGER)):
             from .trl_liger import patch_liger
 
-            patch_liger(trainer, made, weighed=phi is not None)
+            patch_liger(trainer, done, weighed=phi is not None)
         else:
-            _patch_fused(trainer, made, weighed=phi is not None)
+            _patch_fused(trainer, done, weighed=phi is not None)
         if phi is not None:
             formula = GrpoConfig(
                 difficulty=difficulty, difficulty_power=difficulty_power, normalize_difficulty=normalize_difficulty
             )
-            _patch_rewards(trainer, made, phi, formula)
+            _patch_rewards(trainer, done, phi, formula)
     except BaseException:
-        made.restore()
+        done.restore()
         raise
-    return made
+    return done
 
 
 def patch_logprobs() -> Patch:
@@ -80,9 +80,9 @@ def patch_logprobs() -> Patch:
     require("trl", FUSED)
     import trl.trainer.utils as utils
 
-    made = Patch()
-    made.replace(utils, "_ChunkedLogProbFunction", _head(utils))
-    return made
+    done = Patch()
+    done.replace(utils, "_ChunkedLogProbFunction", _head(utils))
+    return done
 
 
 def _head(utils: Any, **more: Any) -> Head:
@@ -93,7 +93,7 @@ def _head(utils: Any, **more: Any) -> Head:
     return Head(theirs, **more)
 
 
-def _patch_fused(trainer: Any, made: Patch, weighed: bool) -> None:
+def _patch_fused(trainer: Any, done: Patch, weighed: bool) -> None:
     import trl.trainer.utils as utils
     from trl import GRPOTrainer
 
@@ -126,33 +126,28 @@ def _patch_fused(trainer: Any, made: Patch, weighed: bool) -> None:
             loss = loss + trainer.router_aux_loss_coef * aux[0] / accumulation(trainer)
         return loss
 
-    made.replace(utils, "_ChunkedLogProbFunction", head)
-    made.replace(utils, "_use_triton", lambda device: True)  # it says whether only completions are scored
-    made.replace(trainer, "_get_per_token_logps_and_entropies", logps_and_entropies)
-    made.replace(trainer, "_compute_loss", loss_of)
+    done.replace(utils, "_ChunkedLogProbFunction", head)
+    done.replace(utils, "_use_triton", lambda device: True)  # it says whether only completions are scored
+    done.replace(trainer, "_get_per_token_logps_and_entropies", logps_and_entropies)
+    done.replace(trainer, "_compute_loss", loss_of)
 
 
 def _log_policy_loss(trainer: Any, loss: Tensor, loss_type: str) -> None:
     """In place of the one that TRL has just logged, which knows no φ."""
-    shared = 1.0 if loss_type in ("cispo", "dapo", "vespo") else accumulation(trainer)
+    scale = 1.0 if loss_type in ("cispo", "dapo", "vespo") else accumulation(trainer)
     logged = trainer._metrics["train" if trainer.model.training else "eval"]["policy_loss"]
-    logged[-1] = trainer.accelerator.gather(loss * shared).nanmean().item()
+    logged[-1] = trainer.accelerator.gather(loss * scale).nanmean().item()
 
 
 def _check_loss(trainer: Any, base: type) -> None:
     require_signature(base._compute_loss, ("model", "inputs"))  # type: ignore[attr-defined]
-    own = next(cls for cls in type(trainer).__mro__ if "_compute_loss" in vars(cls))
-    if not own.__module__.startswith("trl.") or own.__name__ not in ("GRPOTrainer", "GMPOTrainer"):
-        raise ValueError(
-            f"{own.__module__}.{own.__qualname__} has a _compute_loss of its own, expected GRPOTrainer's or "
-            "GMPOTrainer's; patch_logprobs() works with any loss"
-        )
+    refuse_own(trainer, ("compute_loss", "_compute_loss", "_get_per_token_logps_and_entropies"))
     if not is_gmpo(trainer) and trainer.loss_type not in LOSSES:
         raise ValueError(f"loss_type must be one of {', '.join(LOSSES)}, got {trainer.loss_type!r}")
     make_config(trainer)  # refuses what contradicts itself, before the first step
 
 
-def _patch_rewards(trainer: Any, made: Patch, name: str, formula: GrpoConfig) -> None:
+def _patch_rewards(trainer: Any, done: Patch, name: str, formula: GrpoConfig) -> None:
     """Each generation batch gets `phi` [B] beside its advantages."""
     if name not in trainer.reward_func_names:
         raise ValueError(
@@ -181,5 +176,5 @@ def _patch_rewards(trainer: Any, made: Patch, name: str, formula: GrpoConfig) ->
         output["phi"] = phi.repeat_interleave(group)[rank * size : (rank + 1) * size]
         return output
 
-    made.replace(trainer, "_calculate_rewards", rewards)
-    made.replace(trainer, "_generate_and_score_completions", batch)
+    done.replace(trainer, "_calculate_rewards", rewards)
+    done.replace(trainer, "_generate_and_score_completions", batch)

@@ -58,10 +58,11 @@ class Head:
         self.loaded: Tensor | None = None  # the model's log-probs [B, T], which carry the loss
 
     def begin(self, batch: Batch) -> None:
-        self.batch, self.out, self.loaded = batch, None, None
+        self.end()
+        self.batch = batch
 
     def end(self) -> None:
-        self.batch = self.out = self.loaded = None
+        self.batch = self.out = self.bonus = self.loaded = None
 
     @torch.compiler.disable
     def apply(

@@ -13,7 +13,7 @@ from torch import Tensor
 from univg_kernels import GrpoConfig, linear_grpo_loss
 
 from .patching import Patch
-from .trl_rows import LOSSES, SAME_NAME, find_phi
+from .trl_rows import LOSSES, SAME_NAME, find_phi, refuse_own
 from .versions import require, require_signature
 
 CALL = (
@@ -59,6 +59,12 @@ class LigerLoss:
         num_items_in_batch: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """(loss, [KL where beta is not 0, share of clipped tokens]), before TRL divides by the accumulation steps."""
+        if self.config.loss_type == "luspo" and vllm_is_ratio is not None and vllm_is_ratio.shape[1] > 1:
+            raise ValueError(
+                "loss_type='luspo' needs vLLM's importance ratio of a completion [B, 1] here, got one of each token "
+                f"{list(vllm_is_ratio.shape)}, with which Liger's sums run over padding; set "
+                "vllm_importance_sampling_mode to 'sequence_truncate' or 'sequence_mask', or use trl>=1.16"
+            )
         mask = attention_mask.bool()
         hidden, lengths = _input[mask], mask.sum(1).cpu()
         if not torch.is_autocast_enabled(hidden.device.type):
@@ -133,13 +139,14 @@ def check(settings: dict[str, Any]) -> None:
         raise ValueError(f"Liger has loss_type={loss_type!r} at importance_sampling_level='token' only, got 'sequence'")
 
 
-def patch_liger(trainer: Any, made: Patch, weighed: bool) -> None:
+def patch_liger(trainer: Any, done: Patch, weighed: bool) -> None:
     """Put a LigerLoss into the place of the trainer's own; it is told φ before each loss."""
     if not trainer.args.use_liger_kernel:
         raise ValueError(
             "this release of TRL fuses the head only with GRPOConfig(use_liger_kernel=True), got False; set it, or use "
             "trl>=1.16"
         )
+    refuse_own(trainer, ("compute_loss", "compute_liger_loss"))
     name = "liger_loss" if hasattr(trainer, "liger_loss") else "liger_grpo_loss"
     theirs = getattr(trainer, name)
     if not isinstance(theirs, LigerLoss):  # a second patch, which Patch refuses
@@ -152,5 +159,5 @@ def patch_liger(trainer: Any, made: Patch, weighed: bool) -> None:
         ours.phi = find_phi(inputs, weighed)
         return compute(unwrapped_model, inputs)
 
-    made.replace(trainer, name, ours)
-    made.replace(trainer, "compute_liger_loss", compute_liger_loss)
+    done.replace(trainer, name, ours)
+    done.replace(trainer, "compute_liger_loss", compute_liger_loss)

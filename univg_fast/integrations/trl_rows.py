@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,9 +42,26 @@ class Batch(NamedTuple):
         return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
+def owner(trainer: Any, method: str) -> type:
+    """The class that the trainer has a method from."""
+    return next(cls for cls in type(trainer).__mro__ if method in vars(cls))
+
+
+def refuse_own(trainer: Any, methods: Sequence[str]) -> None:
+    """ValueError where a subclass has one of these methods of the loss: ours would not be called, or not know it."""
+    for method in methods:
+        cls = owner(trainer, method)
+        if not cls.__module__.startswith("trl.") or cls.__name__ not in ("GRPOTrainer", "GMPOTrainer"):
+            raise ValueError(
+                f"{cls.__module__}.{cls.__qualname__} has a {method} of its own, expected GRPOTrainer's or "
+                "GMPOTrainer's; train it without the drop-in, or with patch_logprobs() (trl>=1.16), which works with "
+                "any loss"
+            )
+
+
 def is_gmpo(trainer: Any) -> bool:
     """GMPO is a trainer of its own in TRL, whose loss_type nobody reads."""
-    return any(cls.__name__ == "GMPOTrainer" for cls in type(trainer).__mro__)
+    return owner(trainer, "_compute_loss").__name__ == "GMPOTrainer"
 
 
 def accumulation(trainer: Any) -> float:
