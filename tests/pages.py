@@ -39,6 +39,12 @@ def blocks(language: str) -> list[Block]:
     return [block for block in BLOCKS if block.language == language]
 
 
+def snippets(section: str) -> list[str]:
+    """The fenced blocks of a section of docs/dropins.md, which the hosts' own tests run."""
+    page = (ROOT / "docs" / "dropins.md").read_text(encoding="utf-8")
+    return [found[2] for found in FENCE.finditer(page.split(f"\n## {section}\n")[1].split("\n## ")[0])]
+
+
 def commands() -> list[tuple[str, str]]:
     """(place, command) of every line of the shell blocks; continued lines joined, comments off."""
     found = []

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import torch
-
-DOC = Path(__file__).resolve().parents[2] / "docs" / "dropins.md"
+from pages import snippets
 
 
 def test_the_example_of_the_docs() -> None:
-    section = DOC.read_text(encoding="utf-8").split("## Plain PyTorch\n")[1].split("\n## ")[0]
     space: dict[str, Any] = {}
-    for block in re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
+    for block in snippets("Plain PyTorch"):
         exec(block, space)
     generator = torch.Generator().manual_seed(0)
     body = torch.nn.Sequential(torch.nn.Embedding(50, 16), torch.nn.Linear(16, 16), torch.nn.Tanh())

@@ -13,6 +13,7 @@ import transformers
 pytest.importorskip("trl", reason="of the extra [dev]")
 from integrations import trl_problem
 from integrations.trl_problem import assert_same
+from pages import snippets
 from trl.experimental.gmpo import GMPOConfig, GMPOTrainer
 
 from univg_fast.integrations.trl import patch
@@ -37,6 +38,15 @@ def test_some_steps_of_its_train(tmp_path: Path, name: str) -> None:
         ours = trl_problem.run(made)
     assert_same(ours, theirs, rtol=5e-5)  # steps add up
     assert len(theirs[0]) == 3 and theirs[0][0]["kl"] > 0
+
+
+def test_the_snippet_of_the_docs(tmp_path: Path) -> None:
+    made, space = trl_problem.trainer(tmp_path, max_steps=1), dict[str, Any]()
+    made.reward_func_names[0] = "iou_reward"
+    exec(snippets("TRL")[0], space)
+    space["train"](made)
+    assert 1 < made.state.log_history[0]["difficulty_weight"] < 2.7183
+    assert "_compute_loss" not in vars(made)
 
 
 def test_gmpo(tmp_path: Path) -> None:

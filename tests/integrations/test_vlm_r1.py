@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from integrations.vlm_r1_problem import IMAGES, assert_same, iou_reward, length_reward, make_trainer, train
+from pages import snippets
 from tiny import FAMILIES
 from torch import Tensor
 from transformers import TrainerCallback
@@ -27,6 +28,14 @@ def test_training_is_the_hosts(tmp_path: Path, kind: str, shared: bool) -> None:
     ours = train(trainer, shared_prefix=shared)
     assert_same(ours, theirs)
     assert len({log["loss"] for log in theirs[0]}) == 2 and theirs[0][1]["kl"] > 0
+
+
+def test_the_snippet_of_the_docs(tmp_path: Path) -> None:
+    trainer, space = make_trainer(tmp_path, kind="text", max_steps=1), dict[str, Any]()
+    exec(snippets("VLM-R1 and UniVG-R1")[0], space)
+    space["train"](trainer)
+    assert 1 < trainer.state.log_history[0]["difficulty_weight"] < 2.7183
+    assert "_get_per_token_logps" not in vars(trainer)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "qwen2_vl"])
