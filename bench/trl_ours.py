@@ -44,7 +44,7 @@ class Replay:
         samples: Sequence[Sample],
         num_generations: int,
         sampling: Sampling,
-        features: ImageFeatures | None = None,
+        features: Sequence[ImageFeatures] | None = None,
         repeats: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         def completion(ids: np.ndarray) -> Completion:

@@ -19,11 +19,12 @@ from univg_fast.loss import grpo_head, sft_head
 from univg_fast.loss.grpo import RowTargets
 from univg_fast.model import PackedModel
 from univg_fast.packing import Row
+from univg_fast.packing.pinning import pinned
 from univg_fast.packing.plan import Part, plan_rows
 from univg_fast.packing.report import figures, tally
 from univg_fast.structs import Group
 from univg_fast.train.draws import encode
-from univg_fast.train.rows import Builder, OverBudget, pinned, size_of
+from univg_fast.train.rows import Builder, OverBudget, size_of
 
 GRIDS = [[(4, 6), (8, 8)], [(4, 4)], [], [(6, 6), (4, 4), (2, 8)], [(8, 4)]]
 CONFIG = GrpoConfig(loss_type="grpo", epsilon_low=0.2, epsilon_high=0.2, beta=0.0, temperature=1.0)
@@ -157,6 +158,6 @@ def test_the_tower_sees_a_step_s_images_in_passes_of_a_budget() -> None:
 def test_a_pinned_row_is_the_same_row() -> None:
     model = tiny_model()
     row = Builder.of(model).row([random_group(np.random.default_rng(0), [(8, 8), (4, 4)], [3, 5])])
-    copied = pinned(row)
+    copied = pinned(row, torch.device("cuda"))
     assert len(tensors(row)) == len(tensors(copied)) > 8
     assert all(x.is_pinned() and torch.equal(x, y) for x, y in zip(tensors(copied), tensors(row), strict=True))

@@ -88,7 +88,7 @@ class Stuck(LocalEngine):
         samples: Sequence[Sample],
         num_generations: int,
         sampling: Sampling,
-        features: ImageFeatures | None = None,
+        features: Sequence[ImageFeatures] | None = None,
         repeats: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         return [[group[0]] * num_generations for group in super().generate(samples, num_generations, sampling)]

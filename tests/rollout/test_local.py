@@ -19,9 +19,8 @@ from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import ImageFeatures, PackedModel, load_model
 from univg_fast.model.patches import repeat_frames
 from univg_fast.packing import build_row
-from univg_fast.rollout import LocalEngine, Sampling, cache
-from univg_fast.rollout.cache import Footprint
-from univg_fast.rollout.local import plan_batches
+from univg_fast.rollout import LocalEngine, Sampling, batches, cache
+from univg_fast.rollout.batches import Footprint, plan_batches, prefill_rows
 from univg_fast.structs import Completion, Group, Sample
 from univg_fast.train.zero import weight_buckets
 
@@ -222,10 +221,48 @@ def test_batches_that_fit_the_cache_change_nothing(
 def test_planned_batches_hold_every_prompt_and_no_more_than_fits(
     lengths: list[int], footprint: Footprint, room: int
 ) -> None:
-    batches = plan_batches(lengths, footprint, room)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * footprint.bytes(max(lengths[i] for i in batch)) <= room
+    planned = plan_batches(lengths, footprint, room)
+    assert sorted(i for batch in planned for i in batch) == list(range(len(lengths)))
+    for batch in planned:
+        assert len(batch) == 1 or footprint.bytes(max(lengths[i] for i in batch), len(batch)) <= room
+
+
+@given(st.lists(st.integers(1, 2 * batches.PREFILL_TOKENS), max_size=20))
+def test_rows_of_the_prefill_hold_every_prompt_and_no_more_than_is_counted(lengths: list[int]) -> None:
+    rows = prefill_rows(lengths)
+    assert [i for row in rows for i in row] == list(range(len(lengths)))
+    passing = Footprint(kept=0, passing=1, rows=0)
+    for row in rows:
+        assert sum(lengths[i] for i in row) <= passing.bytes(max(lengths), len(lengths))
+        assert len(row) == 1 or sum(lengths[i] for i in row) <= batches.PREFILL_TOKENS
+
+
+def test_as_many_prompts_decode_together_as_their_keys_values_and_logits_allow() -> None:
+    """Of Qwen2-VL-7B in bfloat16, 8 answers of 256 tokens: the prefill's row is no more than the answers take later."""
+    kept, prompt, room = 2 * 28 * 4 * 128 * 2, 2208, 8 * 2**30
+    footprint = Footprint(kept, (2 * 3584 + 4 * 18944) * 2, 8 * (256 * kept + 152_064 * 16))
+    planned = plan_batches([prompt] * 64, footprint, room)
+    assert [len(batch) for batch in planned[:-1]] == [room // (prompt * kept + footprint.rows)] * (len(planned) - 1)
+
+
+def test_a_prefill_in_short_rows_changes_nothing(
+    model: PackedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    samples: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampling, features = Sampling(12, seed=4), encode(model, samples)
+    engine, lengths = LocalEngine(model, tokenizer, NO_STOP), [len(s.prompt_ids) for s in samples]
+    want, widths = engine.generate(samples, 3, sampling), []
+    layer = model.model.model.language_model.layers[0].mlp
+    monkeypatch.setattr(batches, "PREFILL_TOKENS", sum(lengths[1:3]))
+    hook = layer.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    got = [engine.generate(samples, 3, sampling, given) for given in (None, features)]
+    hook.remove()
+    same(got[0], want)
+    same(got[1], want)
+    rows = [lengths[0], sum(lengths[1:3]), lengths[3]]
+    assert [width for width in widths if width > 1] == 2 * rows, "the others are decode steps"
 
 
 def test_stop_strings_end_a_completion_with_the_token_that_completes_them(
@@ -263,8 +300,9 @@ def test_adapters_are_part_of_the_policy(
         same(engine.generate(samples, 2, sampling), base)
 
 
-def encode(model: PackedModel, samples: list[Sample]) -> ImageFeatures:
-    """Image features of all samples, in order."""
+def encode(model: PackedModel, samples: list[Sample]) -> list[ImageFeatures]:
+    """Of each sample's images."""
     row = build_row([Group(s, ()) for s in samples], model.family)
+    counts = [int((s.prompt_ids == model.family.image_token_id).sum()) for s in samples]
     with torch.no_grad():
-        return model.encode_images(row.pixel_values, row.vision)
+        return model.encode_images(row.pixel_values, row.vision).split(counts)

@@ -53,9 +53,10 @@ class Replay:
     def __init__(self, tokenizer: Any, end: int, varied: Varied) -> None:
         self.tokenizer, self.end, self.varied = tokenizer, end, varied
         self.seeds: list[int] = []
+        self.got: set[str] = set()  # weights
 
     def sync_weights(self, buckets: Iterable[Mapping[str, torch.Tensor]]) -> None:
-        """There are none."""
+        self.got |= {name for bucket in buckets for name in bucket}
 
     def generate(
         self,

@@ -45,6 +45,8 @@ def dynamic(inputs: Inputs) -> list[dict[str, Any]]:
         names = ("loss", "grad_norm", "sampling/draws", "sampling/kept", "sampling/wasted", "frac_reward_zero_std")
         numbers = {name: outcome.metrics[name] for name in names} | {"bad_records": outcome.metrics["bad_records"]}
         seeds = sorted({seed for of in distributed.gather_objects(stage.rollout.seeds) for seed in of})
+        numbers["towers"] = float(sum("visual" in name for name in stage.rollout.got))
+        numbers["weights"] = float(len(stage.rollout.got))
         found.append(numbers | {"trained": trained, "cursor": outcome.cursor, "seeds": seeds})
         state = StageState(step=state.step + 1, cursor=outcome.cursor)
         stage.rollout.seeds.clear()

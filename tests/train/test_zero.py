@@ -15,7 +15,7 @@ from tiny import VOCAB, add_adapters, tiny_model
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import PackedModel, load_model
 from univg_fast.rollout import LocalEngine
-from univg_fast.train.zero import weight_buckets
+from univg_fast.train.zero import plain_copy, weight_buckets
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +135,35 @@ def test_an_adapted_weight_that_is_tied_comes_beside_the_other_one() -> None:
     gc.collect()
     assert torch.is_grad_enabled(), "what is left of the buckets touches no other code"
     assert wrapped.merge_and_unload().lm_head.weight.sub(base).abs().max() > 0.1, "what peft would do"
+
+
+def frozen_tower() -> PackedModel:
+    model = tiny_model()
+    model.model.model.visual.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [frozen_tower, lambda: adapted([], False)[0], lambda: adapted(["embed_tokens", "lm_head"], True)[0]],
+    ids=["frozen tower", "adapters", "adapters and a head"],
+)
+def test_what_no_step_changes_is_sent_once(make: Callable[[], PackedModel]) -> None:
+    """The rollout's copy then has every weight all the same; one that has none yet says which it misses."""
+    model = make()
+    copied, fresh = (LocalEngine(plain_copy(model, 3), build_tokenizer(["x"]), -1, own_weights=True) for _ in "ab")
+    copied.sync_weights(weight_buckets(model))
+    before = sent(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.rand_like(parameter))
+    want = sent(model)
+    again = [name for bucket in weight_buckets(model, trained_only=True) for name in bucket]
+    assert again == [name for name in want if not torch.equal(want[name], before[name])]
+    assert 0 < len(again) < len(want)
+    copied.sync_weights(weight_buckets(model, trained_only=True))
+    got = dict(copied.model.model.named_parameters())
+    assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+    with pytest.raises(ValueError, match="expected every weight, got none for"):
+        fresh.sync_weights(weight_buckets(model, trained_only=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,21 +11,24 @@ import torch
 from torch import Tensor
 
 from univg_fast.model.attention import shared_prefix_attention
-from univg_fast.model.packed import PackedModel
-from univg_fast.rollout.sampling import Sampling
+from univg_fast.packing.pinning import sent
 
 FIRST = 128  # own positions that a static step looks at in the beginning; doubled when they are full
 
+Kept = dict[int, list[tuple[Tensor, Tensor]]]  # of each layer, and there of each prompt: keys and values [h, P, D]
 
+
+@dataclass(frozen=True)
 class Prefill:
-    """Runs a packed row of prompts and keeps each layer's keys and values."""
+    """Runs a packed row of prompts and adds their keys and values to `kept`."""
 
-    def __init__(self, layout: Any) -> None:
-        self.layout = layout
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+    layout: Any
+    lengths: Sequence[int]  # of the row's prompts
+    kept: Kept
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
-        self.kept[layer] = (k[0], v[0])
+        prompts = (x[0].split(list(self.lengths), dim=1) for x in (k, v))
+        self.kept.setdefault(layer, []).extend(zip(*prompts, strict=True))
         return shared_prefix_attention(None, q, k, v, None, scaling, self.layout)[0]
 
 
@@ -38,20 +42,18 @@ class DecodeCache:
     can be replayed.
     """
 
-    def __init__(self, prefill: Prefill, lengths: list[int], group: int, max_new_tokens: int, static: bool) -> None:
-        device = next(iter(prefill.kept.values()))[0].device
-        starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-        valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [S, P]
-        index = torch.where(valid, starts[:, None] + torch.arange(max(lengths)), 0).to(device)
+    def __init__(self, kept: Kept, lengths: list[int], group: int, max_new_tokens: int, static: bool) -> None:
+        """`kept` is emptied."""
+        device, dtype = next((keys.device, keys.dtype) for keys, _ in next(iter(kept.values())))
         self.prompts: dict[int, list[Tensor]] = {}
         self.own: dict[int, list[Tensor]] = {}
-        for layer in list(prefill.kept):  # one at a time, so that only one layer's exist twice
-            kv = prefill.kept.pop(layer)  # [h, T, D]
-            self.prompts[layer] = [x[:, index].transpose(0, 1).contiguous() for x in kv]
-            shape = (len(lengths) * group, kv[0].shape[0], max_new_tokens, kv[0].shape[2])
-            self.own[layer] = [x.new_zeros(shape) for x in kv]  # zeros: what is masked must still be a number
-            dtype = kv[0].dtype
-        self.bias = torch.where(valid, 0.0, float("-inf")).to(device, dtype)[:, None, None]
+        for layer in list(kept):  # one at a time, so that only one layer's exist twice
+            pair = [_padded(parts, max(lengths)) for parts in zip(*kept.pop(layer), strict=True)]
+            shape = (len(lengths) * group, pair[0].shape[1], max_new_tokens, pair[0].shape[3])
+            self.prompts[layer] = pair
+            self.own[layer] = [x.new_zeros(shape) for x in pair]  # zeros: what is masked must still be a number
+        valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [S, P]
+        self.bias = sent(torch.where(valid, 0.0, float("-inf")).to(dtype), device)[:, None, None]
         self.static = static
         self.length = min(FIRST, max_new_tokens) if static else 1  # own positions that a step looks at
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # where a step writes
@@ -126,28 +128,10 @@ class DecodeCache:
         return x if self.cells is None else x.index_select(0, self.place)
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes that a prompt with its rows takes in a batch."""
-
-    kept: int  # a token's keys and values
-    passing: int  # a prompt's token in the prefill, beside them
-    rows: int  # of all the prompt's rows: own keys and values, logits and what sampling makes of them
-
-    @classmethod
-    def of(cls, packed: PackedModel, group: int, sampling: Sampling, looks: bool) -> Footprint:
-        """`looks`: the vision tower sees the prompts' images in the prefill; a prompt's tokens may all be theirs."""
-        model, family = packed.model, packed.family
-        text = model.config.get_text_config()
-        dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        kept = 2 * text.num_hidden_layers * text.num_key_value_heads * dim * model.dtype.itemsize
-        # a layer of the language model at its widest: the residual, its norm, and four of the MLP's width
-        passing = (2 * text.hidden_size + 4 * text.intermediate_size) * model.dtype.itemsize
-        if looks:  # a block of the tower, of the patches of a token; before that layer
-            block = (8 * family.tower.width + 2 * family.tower.intermediate) * model.dtype.itemsize
-            passing = max(passing, family.merge_size**2 * (family.patch_dim * 4 + block))
-        return cls(kept, passing, group * (sampling.max_new_tokens * kept + text.vocab_size * sampling.bytes_per_logit))
-
-    def bytes(self, prompt: int) -> int:
-        """Of a prompt padded to this many tokens. What the prefill needs in passing is free again when rows begin."""
-        return prompt * self.kept + max(prompt * self.passing, self.rows)
+def _padded(parts: Sequence[Tensor], length: int) -> Tensor:
+    """[h, P, D] of each of S prompts -> [S, h, length, D], zeros behind; contiguous, as each step multiplies by it."""
+    heads, _, dim = parts[0].shape
+    out = parts[0].new_zeros(len(parts), heads, length, dim)
+    for prompt, part in zip(out, parts, strict=True):
+        prompt[:, : part.shape[1]] = part
+    return out

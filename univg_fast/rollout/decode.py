@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from univg_fast.model.packed import PackedModel
+from univg_fast.packing.pinning import sent
 from univg_fast.rollout.cache import DecodeCache
 from univg_fast.rollout.sampling import Sampling, choose
 
@@ -15,7 +16,8 @@ class Decoder:
     """`tokens` and `logprobs` [B, L] fill up from the left, one column per step.
 
     With a static cache most steps are the same work on the same buffers: on a GPU it runs once, is captured into a CUDA
-    graph, and is replayed until rows leave or the rows' own positions that a step looks at are full.
+    graph, and is replayed until rows leave or the rows' own positions that a step looks at are full. Each capture waits
+    for the device.
     """
 
     def __init__(
@@ -25,7 +27,7 @@ class Decoder:
         per token [B, L]. The first tokens are drawn here."""
         self.model, self.cache, self.how = model, cache, how
         self.position, self.uniform = position, uniform
-        self.banned = torch.tensor(model.family.banned_token_ids, device=hidden.device)
+        self.banned = sent(torch.tensor(model.family.banned_token_ids), hidden.device)
         self.at = torch.zeros(1, dtype=torch.int64, device=hidden.device)  # the column that is next
         self.token = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)  # the newest of each row
         self.tokens = torch.zeros(uniform.shape, dtype=torch.int64, device=hidden.device)
@@ -49,7 +51,7 @@ class Decoder:
 
     def keep(self, rows: np.ndarray) -> None:
         """Only these rows (ascending) go on."""
-        self.graph = None  # frees its memory before the caches are copied
+        self.graph = None  # its memory can then go to the copies of the caches, where the device has no other left
         self.cache.keep(rows)
         index = torch.from_numpy(rows).to(self.token.device)
         for name in ("position", "uniform", "token", "tokens", "logprobs"):

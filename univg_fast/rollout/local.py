@@ -1,4 +1,4 @@
-"""The in-process rollout engine: one packed prefill of a batch of prompts, then all their rows, token by token."""
+"""The in-process rollout engine: a packed prefill of a batch of prompts, then all their rows, token by token."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from univg_fast.data.mix import times_before
 from univg_fast.model.features import ImageFeatures
 from univg_fast.model.packed import PackedModel
+from univg_fast.packing.pinning import pinned, sent
 from univg_fast.packing.rows import build_row
 from univg_fast.packing.vision import without_pixels
-from univg_fast.rollout.cache import DecodeCache, Footprint, Prefill
+from univg_fast.rollout.batches import Footprint, plan_batches, prefill_rows
+from univg_fast.rollout.cache import DecodeCache, Kept, Prefill
 from univg_fast.rollout.decode import Decoder
 from univg_fast.rollout.sampling import Sampling, uniforms
 from univg_fast.rollout.stopping import Stopper, stop_ids
@@ -51,27 +53,29 @@ class LocalEngine:
         self.stop = (ends,) if isinstance(ends, int) else tuple(ends)
         self.cache_bytes, self.static, self.own_weights = int(cache_gib * 2**30), static, own_weights
         self.should_stop = should_stop or (lambda: False)
+        self.missing = {name for name, _ in model.model.named_parameters()}  # weights that never came
 
     def sync_weights(self, buckets: Iterable[Mapping[str, Tensor]]) -> None:
-        """See RolloutEngine. ValueError where a weight is unknown, or one of the model's does not come."""
+        """See RolloutEngine. ValueError where a weight is unknown, or one of the model's has never come."""
         if not self.own_weights:
             return
-        missing = dict(self.model.model.named_parameters())
+        left = dict(self.model.model.named_parameters())
         with torch.no_grad():
             for bucket in buckets:
                 for name, weight in bucket.items():
-                    if name not in missing:
-                        raise ValueError(f"sync_weights: expected one of the {len(missing)} weights left, got {name!r}")
-                    missing.pop(name).copy_(weight)
-        if missing:
-            raise ValueError(f"sync_weights: expected every weight, got none for {sorted(missing)[:5]}")
+                    if name not in left:
+                        raise ValueError(f"sync_weights: expected one of the {len(left)} weights left, got {name!r}")
+                    left.pop(name).copy_(weight)
+        self.missing &= left.keys()
+        if self.missing:
+            raise ValueError(f"sync_weights: expected every weight, got none for {sorted(self.missing)[:5]}")
 
     def generate(
         self,
         samples: Sequence[Sample],
         num_generations: int,
         sampling: Sampling,
-        features: ImageFeatures | None = None,
+        features: Sequence[ImageFeatures] | None = None,
         repeats: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         """See RolloutEngine."""
@@ -85,13 +89,10 @@ class LocalEngine:
         uniform = uniform.view(len(samples), num_generations, -1)
         footprint = Footprint.of(self.model, num_generations, sampling, looks=features is None)
         batches = plan_batches([len(s.prompt_ids) for s in samples], footprint, self.cache_bytes)
-        parts = None
-        if features is not None and len(batches) > 1:
-            parts = features.split([int((s.prompt_ids == self.model.family.image_token_id).sum()) for s in samples])
         found: dict[int, list[Completion]] = {}
         with evaluating(self.model):
             for batch in batches:
-                part = features if parts is None else ImageFeatures.cat([parts[i] for i in batch])
+                part = None if features is None else [features[i] for i in batch]
                 groups = self._generate([samples[i] for i in batch], uniform[batch], sampling, part)
                 found |= zip(batch, groups, strict=True)
                 if self.should_stop():
@@ -99,7 +100,11 @@ class LocalEngine:
         return [found.get(i, []) for i in range(len(samples))]
 
     def _generate(
-        self, samples: Sequence[Sample], uniform: Tensor, sampling: Sampling, features: ImageFeatures | None
+        self,
+        samples: Sequence[Sample],
+        uniform: Tensor,
+        sampling: Sampling,
+        features: Sequence[ImageFeatures] | None,
     ) -> list[list[Completion]]:
         """One batch. `uniform`: [samples, generations, tokens]."""
         decoder, group = self._prefill(samples, uniform, sampling, features), uniform.shape[1]
@@ -133,44 +138,40 @@ class LocalEngine:
         return [completions[i : i + group] for i in range(0, len(completions), group)]
 
     def _prefill(
-        self, samples: Sequence[Sample], uniform: Tensor, sampling: Sampling, features: ImageFeatures | None
+        self,
+        samples: Sequence[Sample],
+        uniform: Tensor,
+        sampling: Sampling,
+        features: Sequence[ImageFeatures] | None,
     ) -> Decoder:
-        """All prompts in one packed row, and a decoder that goes on from there with a row for each generation."""
-        group = uniform.shape[1]
-        model, device = self.model, self.model.device
-        if features is not None:
-            samples = without_pixels(samples)
-        row = build_row([Group(s, ()) for s in samples], model.family, attention=model.attention.face)
+        """The prompts in packed rows, and a decoder that goes on from there with a row for each generation.
+
+        While the device is at one row, the host makes the next: nothing here waits for it.
+        """
+        group, model, device = uniform.shape[1], self.model, self.model.device
         lengths = [len(s.prompt_ids) for s in samples]
-        following = torch.stack([p.amax() for p in row.position_ids[:, 0].split(lengths, dim=1)]) + 1  # on the host
-        row = row.to(device)
-        prefill = Prefill(row.layout)
-        hidden = model.states(row, features, prefill)
+        kept: Kept = {}
+        hidden: list[Tensor] = []
+        following: list[Tensor] = []  # on the host
+        for part in prefill_rows(lengths):
+            images, shown = None, [samples[i] for i in part]
+            if features is not None:
+                images, shown = ImageFeatures.cat([features[i] for i in part]), without_pixels(shown)
+            row = build_row([Group(s, ()) for s in shown], model.family, attention=model.attention.face)
+            of = [lengths[i] for i in part]
+            following += [p.amax() + 1 for p in row.position_ids[:, 0].split(of, dim=1)]
+            row = pinned(row, device).to(device)
+            states = model.states(row, images, Prefill(row.layout, of, kept))
+            hidden.append(states.index_select(0, sent(torch.tensor(of).cumsum(0) - 1, device)))
         static = device.type == "cuda" if self.static is None else self.static
-        cache = DecodeCache(prefill, lengths, group, sampling.max_new_tokens, static)
         return Decoder(
             model,
-            cache,
-            hidden[torch.tensor(lengths).cumsum(0).to(device) - 1].repeat_interleave(group, 0),
-            following.repeat_interleave(group).to(device),
-            uniform.flatten(0, 1).to(device),
+            DecodeCache(kept, lengths, group, sampling.max_new_tokens, static),
+            torch.cat(hidden).repeat_interleave(group, 0),
+            sent(torch.stack(following).repeat_interleave(group), device),
+            sent(uniform.flatten(0, 1), device),
             sampling,
         )
-
-
-def plan_batches(lengths: Sequence[int], footprint: Footprint, room: int) -> list[list[int]]:
-    """Prompts to decode together, by index, so that a batch takes at most `room` bytes, but for one of a single prompt.
-
-    The caches are padded to the longest prompt, so prompts of like lengths go together, the longest first.
-    """
-    batches: list[list[int]] = []
-    width = 0  # of the present batch, in bytes for each prompt
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not batches or (len(batches[-1]) + 1) * width > room:
-            batches.append([])
-            width = footprint.bytes(lengths[index])
-        batches[-1].append(index)
-    return [sorted(batch) for batch in batches]
 
 
 @contextmanager

@@ -109,8 +109,7 @@ class Draws:
         features = None
         if self.plain is not None:
             features = encode(self.plain, samples, next((row.built for row in batch.rows if row.built is not None), ()))
-        together = ImageFeatures.cat(features) if features else None
-        completions = self.rollout.generate(samples, config.num_generations, sampling, together, batch.repeats)
+        completions = self.rollout.generate(samples, config.num_generations, sampling, features, batch.repeats)
         return Sampled(samples, completions, features)
 
     def _facts(self, scored: Scored, repeats: Sequence[int], number: int) -> list[Facts]:

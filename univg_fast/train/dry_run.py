@@ -56,7 +56,7 @@ class Stretched:
         samples: Sequence[Sample],
         num_generations: int,
         sampling: Sampling,
-        features: ImageFeatures | None = None,
+        features: Sequence[ImageFeatures] | None = None,
         repeats: Sequence[int] | None = None,
     ) -> list[list[Completion]]:
         short = replace(sampling, max_new_tokens=min(SAMPLED, sampling.max_new_tokens))

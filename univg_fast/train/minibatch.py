@@ -17,6 +17,7 @@ from univg_fast.config.losses import loss_config, sampler_matters
 from univg_fast.loss.grpo import RowTargets
 from univg_fast.model import ImageFeatures
 from univg_fast.packing import Row
+from univg_fast.packing.pinning import sent
 from univg_fast.packing.plan import Part, plan_rows
 from univg_fast.packing.report import tally
 from univg_fast.structs import Group
@@ -111,9 +112,7 @@ def _held(row: Row, parts: Sequence[tuple[Unit, Part]], scored: Scored, loss: Gr
     index = torch.tensor([int(first[number]) + j for number, j in places])
     worth = torch.stack([scored.advantages, scored.phi]).index_select(1, index)
     sampled = torch.from_numpy(np.concatenate([c.logprobs for c in completions]).astype(np.float32))
-    if device.type == "cuda":
-        worth, sampled = worth.pin_memory(), sampled.pin_memory()
-    (advantages, phi), sampled = worth.to(device, non_blocking=True), sampled.to(device, non_blocking=True)
+    (advantages, phi), sampled = sent(worth, device), sent(sampled, device)
     targets = RowTargets(advantages, phi, sampling_logp=sampled if sampler_matters(loss) else None)
     numbers = [unit.number for unit, _ in parts]
     features = None if scored.features is None else ImageFeatures.cat([scored.features[k] for k in numbers])

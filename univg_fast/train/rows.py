@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from univg_fast.config import ModelConfig
 from univg_fast.files import append_rows
 from univg_fast.model import Family, PackedModel
 from univg_fast.packing import Row, build_row
+from univg_fast.packing.pinning import pinned
 from univg_fast.packing.plan import PATCH, SEEN, GroupSize, Part
 from univg_fast.packing.vision import VisionInputs, stack_images
 from univg_fast.structs import BadRecord, Group, Record, Sample
@@ -60,7 +61,7 @@ class Builder:
         return self.row([sft_group(sample) for sample in samples])
 
     def row(self, groups: Sequence[Group]) -> Row:
-        row: Row = self._pinned(build_row(groups, self.family, self.attention))
+        row: Row = pinned(build_row(groups, self.family, self.attention), self.device)
         return row
 
     def images(self, samples: Sequence[Sample], budget: int) -> tuple[Look, ...]:
@@ -71,7 +72,7 @@ class Builder:
             last = max(first + 1, int(np.searchsorted(patches, patches[first] + room, side="right")) - 1)
             made.append(Look(last - first, *stack_images(samples[first:last], self.family)))
             first = last
-        looks: tuple[Look, ...] = self._pinned(tuple(made))
+        looks: tuple[Look, ...] = pinned(tuple(made), self.device)
         return looks
 
     def rows(self, groups: Sequence[Group], plan: Sequence[Sequence[Part]], pool: ThreadPoolExecutor) -> Iterator[Row]:
@@ -83,29 +84,10 @@ class Builder:
 
         return pool.map(make, plan)
 
-    def _pinned(self, item: Any) -> Any:
-        """Where the device is a GPU, in page-locked memory: the copy to the device then does not wait."""
-        if self.device.type != "cuda":
-            return item
-        with torch.cuda.device(self.device):  # a new thread's device is the first one, whatever the rank
-            return pinned(item)
-
 
 def sft_group(sample: Sample) -> Group:
     assert sample.response_ids is not None, "the loader makes stage-1 samples with a response"
     return Group(sample, (sample.response_ids,))
-
-
-def pinned(item: Any) -> Any:
-    """A copy with every tensor of a dataclass, tuple or dict, at any depth, in page-locked memory."""
-    if isinstance(item, torch.Tensor):
-        return item.pin_memory()
-    if is_dataclass(item) and not isinstance(item, type):
-        return replace(item, **{field.name: pinned(getattr(item, field.name)) for field in fields(item)})
-    if isinstance(item, tuple):
-        parts = tuple(pinned(part) for part in item)
-        return type(item)(*parts) if hasattr(item, "_fields") else parts
-    return {key: pinned(part) for key, part in item.items()} if isinstance(item, dict) else item
 
 
 def reduce_step(

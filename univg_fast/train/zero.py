@@ -40,15 +40,19 @@ def declare_head(module: PackedModel, zero_stage: int) -> None:
             deepspeed.zero.register_external_parameter(module, weight)
 
 
-def weight_buckets(module: PackedModel, max_bytes: int = BUCKET_BYTES) -> Iterator[dict[str, Tensor]]:
+def weight_buckets(
+    module: PackedModel, max_bytes: int = BUCKET_BYTES, *, trained_only: bool = False
+) -> Iterator[dict[str, Tensor]]:
     """The policy's weights by transformers' names, in buckets of at most `max_bytes` (or one larger weight).
 
     Collective where ZeRO 3 partitions them: each bucket is gathered for as long as it is being read. LoRA adapters come
-    merged into the weights they adapt. Tied weights come once.
+    merged into the weights they adapt. Tied weights come once. `trained_only`: without those that no step changes.
     """
     bucket: list[tuple[str, nn.Module, str]] = []
     size = 0
     for item in named_weights(module.model):
+        if trained_only and not any(p.requires_grad for p in _sources(*item[1:])):
+            continue
         weight = _base(item[1]).get_parameter(item[2])
         more = getattr(weight, "ds_numel", weight.numel()) * weight.element_size()
         if bucket and size + more > max_bytes:
@@ -93,12 +97,16 @@ def _base(layer: Any) -> nn.Module:
 
 
 def _gathered(bucket: list[tuple[str, nn.Module, str]]) -> Iterator[dict[str, Tensor]]:
-    layers = [layer if is_adapted(layer) else _base(layer).get_parameter(key) for _, layer, key in bucket]
-    needed = [p for x in layers for p in (x.parameters() if isinstance(x, nn.Module) else [x])]
-    with gathered(needed):
+    with gathered([p for _, layer, key in bucket for p in _sources(layer, key)]):
         with torch.no_grad():  # not around the yield: a receiver that fails would leave gradients off for good
             weights = {name: _merged(name, layer, key) for name, layer, key in bucket}
         yield weights
+
+
+def _sources(layer: nn.Module, key: str) -> list[nn.Parameter]:
+    """What a weight is made of: where it is adapted, of its adapters, too."""
+    adapted = is_adapted(layer) and key == "weight"
+    return list(layer.parameters()) if adapted else [_base(layer).get_parameter(key)]
 
 
 def _merged(name: str, layer: Any, key: str) -> Tensor:
