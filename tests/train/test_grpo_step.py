@@ -32,6 +32,7 @@ def test_prompts_are_drawn_until_enough_rewards_differ(reports: Reports) -> None
         assert len(step["trained"]) == step["sampling/kept"] <= 4
         assert step["sampling/kept"] == 4 or draws == 3
         assert step["sampling/wasted"] == pytest.approx(1 - step["sampling/kept"] / (4 * draws))
+        assert step["towers"] == 0 < step["weights"], "the frozen tower is sent before the first step only"
         used += step["seeds"]
         cursor = step["cursor"]
     assert max(step["sampling/draws"] for step in steps) > 1, "nothing was drawn anew"

@@ -83,7 +83,7 @@ class GrpoStep:
 
     def __call__(self, state: StageState) -> Outcome | None:
         with self.phases("sync"):
-            self.draws.rollout.sync_weights(weight_buckets(self.model))
+            self.draws.rollout.sync_weights(weight_buckets(self.model, trained_only=True))
         drawn = self.draws(state.cursor)
         if drawn is None:
             return None
