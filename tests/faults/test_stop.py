@@ -88,7 +88,7 @@ def test_an_update_that_takes_too_long_is_given_up(
     run.wait_for("now: slow")
     run.process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
-    assert run.end(200) == 1 and exit_codes(run) == {"143"}
+    assert run.end(200) == 1 and "stopped by SIGTERM; the same command goes on from here" in run.output
     assert time.monotonic() - asked < 30, "torchrun ends its ranks then, and they would have saved nothing"
     assert [p.name for p in (run.folder / "ckpt").iterdir()] == ["grpo_000001"]
     rest = drill(run.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILIES, random_group, tiny_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from univg_fast.model.attention import shared_prefix_attention
+from univg_fast.model.attention.grouped import grouped_attention
 from univg_fast.model.attention.paths import gather_paths
 from univg_fast.packing import build_row
 from univg_fast.packing.layout import Span, build_layout
@@ -171,6 +176,27 @@ def test_without_responses_or_with_one_nothing_is_copied() -> None:
     assert not any(bucket.classes for bucket in build_layout(spans, "grouped").buckets)
 
 
+@pytest.mark.parametrize(
+    ("groups", "order"),
+    [([(5, [3]), (4, []), (2, [1, 1])], True), ([(5, [3]), (4, []), (2, [6])], False), ([(5, [2, 3])], False)],
+    ids=["as the row", "equal lengths apart", "padded"],
+)
+def test_only_another_order_is_gathered(groups: list[tuple[int, list[int]]], order: bool) -> None:
+    """A row whose tokens stand as the batches take them is read where it lies, with the same result to the last bit."""
+    spans = spans_of(groups)
+    drawn, layout = draw(total(spans), torch.float32), build_layout(spans, "grouped")
+    assert (layout.gather is None) == (layout.inverse is None) == order
+    with Written() as seen:
+        found = with_gradients("grouped", spans, drawn)
+    assert ("aten::index_select" in seen.names) == (not order)
+    if order:
+        q, k, v = (x[0].transpose(0, 1) for x in drawn[:3])
+        there_and_back = replace(layout, gather=torch.arange(total(spans)), inverse=torch.arange(total(spans)))
+        out = grouped_attention(q, k, v, there_and_back)[None]
+        gathered = [out, *torch.autograd.grad(out, drawn[:3], drawn[3])]
+        assert all(torch.equal(a, b) for a, b in zip(found, gathered, strict=True))
+
+
 LOGNORMAL = np.random.default_rng(0).lognormal(4.5, 0.6, (6, 16)).astype(int) + 1
 
 
@@ -207,9 +233,11 @@ class Written(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.largest = self.all = 0
+        self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.names.add(func._schema.name)
         aliases = any(r.alias_info is not None for r in func._schema.returns)
         for x in () if aliases else out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(x, torch.Tensor):
@@ -242,6 +270,56 @@ def test_cost_does_not_grow_with_the_number_of_groups(face: str) -> None:
     few[0] = (few[0][0] + total(spans_of(many)) - total(spans_of(few)), few[0][1])
     assert total(spans_of(few)) == total(spans_of(many))
     assert written(face, many).all < 1.3 * written(face, few).all
+
+
+class Asked(TorchFunctionMode):
+    """Heads of queries and of keys, and whether they are grouped, of each call of torch's attention, not computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, int, bool]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, v = args
+        assert k.shape[1] == v.shape[1]
+        self.calls.append((q.shape[1], k.shape[1], kwargs["enable_gqa"]))
+        return torch.empty_like(q)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "prompts", "responses"),
+    [
+        ("cuda", torch.float32, (HEADS, False), (HEADS, False)),
+        ("cuda", torch.bfloat16, (KV_HEADS, True), (HEADS, False)),
+        ("cpu", torch.float32, (KV_HEADS, True), (KV_HEADS, True)),
+    ],
+)
+def test_what_torch_s_kernels_are_asked_for(
+    device: str, dtype: torch.dtype, prompts: tuple[int, bool], responses: tuple[int, bool]
+) -> None:
+    """On CUDA grouped heads only where a kernel knows them: without a mask and not in fp32. Tensors without data."""
+    layout = build_layout([(0, 6, [4, 4, 4])], "grouped")
+    with FakeTensorMode(), Asked() as asked:
+        q, k, v = (torch.empty(18, h, DIM, device=device, dtype=dtype) for h in (HEADS, KV_HEADS, KV_HEADS))
+        out = grouped_attention(q, k, v, layout)
+    assert out.shape == q.shape and asked.calls == [(HEADS, *prompts), (HEADS, *responses)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_scores_are_written_on_a_gpu(dtype: torch.dtype) -> None:
+    """Forward and backward with grouped heads: the peak is far from all scores of the prompt, or of the responses."""
+    spans, heads, dim = [(0, 4096, [2048, 2048])], 8, 64
+    qkv = [torch.randn(8192, h, dim, device="cuda", dtype=dtype, requires_grad=True) for h in (heads, 2, 2)]
+    layout = build_layout(spans, "grouped").to("cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = grouped_attention(*qkv, layout)
+    torch.autograd.grad(out, qkv, torch.ones_like(out))
+    assert torch.cuda.max_memory_allocated() - before < heads * 4096**2 * out.element_size() / 2
 
 
 def test_a_cache_attends_by_itself_and_no_layout_is_an_error() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_model
+from tiny import FAMILIES, tiny_model
 
 from univg_fast.config.schema import AttentionName
-from univg_fast.model import PackedModel
-from univg_fast.model.attention import choose_attention
+from univg_fast.model import PackedModel, load_model
+from univg_fast.model.attention import choose_attention, refuse_dropout
 from univg_fast.model.attention.choose import AUTO, NAMES, TOLERANCE, obstacle, worst_error
 from univg_fast.model.attention.libraries import LIBRARIES, Library, bottom_right_mask, installed
 from univg_fast.model.attention.paths import path_attention, segment_attention
@@ -44,6 +46,33 @@ def test_a_model_chooses_for_its_own_numbers() -> None:
     assert PackedModel(model.model, "dense").attention.face == "dense"
     with pytest.raises(ValueError, match=r"model\.attention=varlen: expected .*CUDA device, got torch\.float32 on cpu"):
         PackedModel(model.model, "varlen")
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_layers_that_see_a_window_are_refused(family: str, tmp_path: Path) -> None:
+    """Of a folder's config.json; where no layer is one of those (max_window_layers is the depth) there is nothing."""
+    tiny_model(family).model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3}
+    del config["text_config"]["layer_types"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert PackedModel(load_model(str(tmp_path))).attention.name == "torch"
+    config["text_config"]["max_window_layers"] = 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    named = rf"layer_types\[2\]='sliding_attention' in {tmp_path}/config.json.*use_sliding_window"
+    with pytest.raises(ValueError, match=named):
+        PackedModel(load_model(str(tmp_path)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_in_attention_is_refused_where_it_trains(family: str) -> None:
+    """A model only looked at has none, whatever its config says."""
+    model = tiny_model(family).model
+    refuse_dropout(model)
+    model.config.get_text_config().attention_dropout = 0.1
+    PackedModel(model)
+    with pytest.raises(ValueError, match=r"expected attention_dropout 0 to train, got 0\.1"):
+        refuse_dropout(model)
 
 
 @pytest.mark.parametrize("name", [*sorted(LIBRARIES), "triton"])

@@ -14,6 +14,7 @@ from univg_fast.model import ImageFeatures, PackedModel
 from univg_fast.packing import Row, build_row
 from univg_fast.packing.vision import stack_images
 from univg_fast.structs import Group, Sample
+from univg_fast.train.rows import Builder
 
 GRIDS = [[(8, 8), (4, 6)], [], [(8, 8), (6, 10), (2, 2)]]
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -45,7 +46,8 @@ def test_features_of_a_step_are_each_samples_own(family: str) -> None:
     """Encoded together, split by sample, put together in another order: what that order's row encodes by itself."""
     model, merged = tiny_model(family), 4
     samples = samples_of(model)
-    together = encode(model, samples).detach()
+    with torch.no_grad():
+        together = encode(model, samples)
     parts = together.split([int(s.image_grid_thw.prod(-1).sum()) // merged for s in samples])
     for sample, part in zip(samples, parts, strict=True):
         for got, want in zip(tensors(part), tensors(encode(model, [sample])), strict=True):
@@ -87,6 +89,24 @@ def test_one_frame_stands_for_its_copies(family: str) -> None:
         assert (grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
     weight = grads["model.model.visual.patch_embed.proj.weight"]
     assert weight.shape[2] == 2 and torch.equal(weight[:, :, 0], weight[:, :, 1])
+
+
+@each_family
+def test_pixels_may_come_in_the_tower_s_dtype(family: str) -> None:
+    """Rounded on the host or by the tower: features and gradients are equal to the last bit."""
+    model = tiny_model(family).to(torch.bfloat16)
+    groups = [random_group(np.random.default_rng(1), g, [4], model.family.patch_size) for g in GRIDS]
+    rows = [build_row(groups, model.family), Builder.of(model).row(groups)]
+    assert [row.pixel_values.dtype for row in rows] == [torch.float32, torch.bfloat16]
+    (look,) = Builder.of(model).images([g.sample for g in groups], 10**6)
+    assert torch.equal(look.pixels, rows[1].pixel_values)
+    found = []
+    for row in rows:
+        model.zero_grad()
+        found.append(outcome(model, row))
+    (want, want_grads), (got, grads) = found
+    assert torch.equal(got, want) and all(torch.equal(grads[name], grad) for name, grad in want_grads.items())
+    assert Builder.of(tiny_model(family)).row(groups).pixel_values.dtype == torch.float32
 
 
 def runs_of_the_tower(model: PackedModel) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, VOCAB, random_group, tiny_model
 
 from univg_fast.config import ModelConfig
+from univg_fast.config.schema import DataConfig
 from univg_fast.data.coordinates import SYSTEMS
 from univg_fast.data.entries import STYLES
+from univg_fast.data.tokenizer import build_tokenizer
+from univg_fast.evaluate.load import processor_of
 from univg_fast.model import PackedModel
 from univg_fast.model.families import FAMILIES as MODULES
-from univg_fast.model.load import builtin_configs, check_version, load_model
+from univg_fast.model.families import family_of
+from univg_fast.model.load import builtin_configs, check_version, load_model, small_config
 from univg_fast.packing import build_row
 from univg_fast.train.setup import freeze
 
@@ -55,6 +60,19 @@ def test_what_the_data_side_reads_of_a_family(family: str) -> None:
     assert found.coordinates in SYSTEMS and found.answer_style in STYLES
     copied = pickle.loads(pickle.dumps(found))  # workers may be processes
     assert copied.vision_inputs(np.array([[1, 4, 6], [1, 2, 2]])).image_tokens == (6, 1)
+
+
+@each_family
+def test_a_tokenizer_of_another_model_is_refused(family: str) -> None:
+    """Its placeholders would be no images to the model, whose tower then would see none."""
+    tokenizer = build_tokenizer(["a box"])
+    own = family_of(small_config(f"{family}_tiny", tokenizer.get_vocab()))
+    assert processor_of(tokenizer, own, DataConfig()).image_token_id == own.image_token_id
+    shifted = replace(own, image_token_id=own.image_token_id + 1)
+    with pytest.raises(
+        ValueError, match=rf"<\|image_pad\|> to be token {shifted.image_token_id},.*got {own.image_token_id}"
+    ):
+        processor_of(tokenizer, shifted, DataConfig())
 
 
 @each_family

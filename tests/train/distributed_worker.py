@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -58,6 +59,20 @@ def plans() -> None:
     reduce_step({"x": 1.0}, digest=7 + rank, refused=[both, mine][: 1 + rank])
 
 
+def attention() -> None:
+    """`auto` finds another face on one rank, as where a library is broken on one machine."""
+    from univg_fast.model.attention import choose_attention
+    from univg_fast.train.making import agree_on_attention
+
+    like, rank = (torch.float32, 4, 2, 16), distributed.rank()
+    agree_on_attention(choose_attention("auto", torch.device("cpu"), *like))
+    agree_on_attention(choose_attention(("torch", "dense")[rank], torch.device("cpu"), *like))
+
+
+def interface() -> None:
+    sys.stdout.write(f"gloo goes by {os.environ.get('GLOO_SOCKET_IFNAME')}\n")
+
+
 def hang() -> None:
     if distributed.rank() == 1:
         time.sleep(600)
@@ -73,7 +88,9 @@ def main() -> None:
         "together": together,
         "everybody": mistake,
         "plans": plans,
+        "attention": attention,
         "hang": hang,
+        "interface": interface,
     }
     modes[sys.argv[1]]()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -35,6 +36,12 @@ def test_collectives_on_two_ranks(launch: Any) -> None:
             "Refused by some only: rank 1: f:2: cannot open the image b.png: stale",
             False,
         ),
+        (
+            "attention",
+            "error: model.attention: expected the same choice on all ranks, got different ones. "
+            "Rank 0: attention: torch, as asked. Rank 1: attention: dense, as asked. ",
+            False,
+        ),
     ],
 )
 def test_failure_ends_both_ranks_and_names_the_culprit(
@@ -52,6 +59,22 @@ def test_failure_ends_both_ranks_and_names_the_culprit(
 def test_a_rank_that_hangs_is_not_waited_for_longer_than_the_time_limit(launch: Any) -> None:
     done = launch("distributed_worker.py", "hang", world=2, timeout=250)
     assert done.returncode != 0 and "rank 0 of 2 failed" in done.stderr
+
+
+def test_hosts_that_do_not_reach_each_other_are_told_of_the_interface(launch: Any) -> None:
+    done = launch("distributed_worker.py", "collectives", world=2, timeout=250, GLOO_SOCKET_IFNAME="none0")
+    ours, _, torchruns = done.stderr.partition("Root Cause")
+    said = [line for line in ours.splitlines() if line.startswith("error: rank 0 on ")]
+    assert done.returncode != 0 and len(said) == 1, done.stderr
+    assert "cannot reach the others (" in said[0] and "GLOO_SOCKET_IFNAME is none0; set it" in said[0]
+    assert said[0].endswith("of " + ", ".join(name for _, name in socket.if_nameindex())) and said[0] in torchruns
+
+
+def test_the_interface_of_nccl_is_that_of_gloo(launch: Any) -> None:
+    (_, name), *_ = socket.if_nameindex()
+    for given, told in (("=" + name, name), ("none0", None), ("^" + name, None)):
+        done = launch("distributed_worker.py", "interface", world=1, NCCL_SOCKET_IFNAME=given)
+        assert f"gloo goes by {told}" in done.stdout, done.stderr[-3000:]
 
 
 def test_without_torchrun_the_world_is_one_process(launch: Any) -> None:

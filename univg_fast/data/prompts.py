@@ -16,7 +16,8 @@ DIRECT_PREFIX = "This is a single image grounding task with simple reference. "
 LINES = "all bounding boxes{}, one on a line, as "
 NAMED, PLAIN, TOKEN = "Image-1: ", "(x1,y1),(x2,y2).", "<|box_start|>(x1,y1),(x2,y2)<|box_end|>."
 TAGGED = " in <answer> </answer> tags"
-TOKENS = " Format:<|box_start|>(x1,y1),(x2,y2)<|box_end|>. Don't generate addtional words."  # Migician's, to the letter
+# as the benchmarks' scripts ask Qwen2-VL and Migician, to the letter: no space before it
+TOKENS = "Format:<|box_start|>(x1,y1),(x2,y2)<|box_end|>. Don't generate addtional words."
 ONE_LINE = "the image and the bounding box{}, as Image-1: "
 
 

@@ -19,8 +19,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def processor_of(tokenizer: Any, family: Family, data: DataConfig) -> Processor:
-    """A processor for a family's model, as the section `data` says."""
-    return make_processor(
+    """A processor for a family's model, as the section `data` says. ValueError for another model's tokenizer."""
+    processor = make_processor(
         tokenizer,
         min_pixels=data.min_pixels,
         max_pixels=data.max_pixels,
@@ -34,6 +34,12 @@ def processor_of(tokenizer: Any, family: Family, data: DataConfig) -> Processor:
         image_mean=family.image_mean,
         image_std=family.image_std,
     )
+    if processor.image_token_id != family.image_token_id:  # prompts follow the one, the model's input the other
+        raise ValueError(
+            f"model.path: expected the tokenizer's <|image_pad|> to be token {family.image_token_id}, the image_token_id "
+            f"in config.json, got {processor.image_token_id}; copy both from where the model comes from"
+        )
+    return processor
 
 
 def model_folder(path: str) -> Path:

@@ -25,6 +25,3 @@ class ImageFeatures:
         """One after the other; `parts` must not be empty."""
         levels = zip(*(part.levels for part in parts), strict=True)
         return ImageFeatures(torch.cat([part.pooled for part in parts]), tuple(torch.cat(level) for level in levels))
-
-    def detach(self) -> ImageFeatures:
-        return ImageFeatures(self.pooled.detach(), tuple(level.detach() for level in self.levels))

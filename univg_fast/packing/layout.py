@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,16 +57,17 @@ class Bucket:
 class AttentionLayout:
     """`gather` takes the row's tokens bucket by bucket (prompts, then each class; token 0 where padded).
 
-    `inverse` [T] finds each token's output among the buckets' outputs, which have the order of `gather`.
+    `inverse` [T] finds each token's output among the buckets' outputs, which have the order of `gather`. Both are None
+    where that is the row's own order, without padding.
     """
 
     buckets: tuple[Bucket, ...]
-    gather: torch.Tensor
-    inverse: torch.Tensor
+    gather: torch.Tensor | None
+    inverse: torch.Tensor | None
 
     def to(self, device: Device, non_blocking: bool = False) -> AttentionLayout:
-        def move(x: torch.Tensor) -> torch.Tensor:
-            return x.to(device, non_blocking=non_blocking)
+        def move(x: Any) -> Any:
+            return None if x is None else x.to(device, non_blocking=non_blocking)
 
         buckets = (replace(b, classes=tuple(replace(c, mask=move(c.mask)) for c in b.classes)) for b in self.buckets)
         return AttentionLayout(tuple(buckets), move(self.gather), move(self.inverse))
@@ -127,6 +129,8 @@ def _grouped(spans: list[Span]) -> AttentionLayout:
             classes.append(Responses(tuple(counts.tolist()), mask))
         buckets.append(Bucket((len(members), prompt), tuple(classes)))
     gather = np.concatenate([piece.ravel() for piece in pieces])  # -1 where padded
+    if np.array_equal(gather, np.arange(len(gather))):
+        return AttentionLayout(tuple(buckets), None, None)
     places = np.flatnonzero(gather >= 0)
     inverse = np.empty(len(places), np.int64)
     inverse[gather[places]] = places

@@ -14,6 +14,7 @@ from univg_fast.data.loader import SampleLoader
 from univg_fast.data.mix import mix_of
 from univg_fast.data.windows import Planning
 from univg_fast.model import PackedModel
+from univg_fast.model.attention import Attention, refuse_dropout
 from univg_fast.rollout import LocalEngine, stop_ids
 from univg_fast.train import stopping
 from univg_fast.train.engine import make_engine
@@ -34,6 +35,8 @@ def make_policy(
     """The engine of the policy that begins at `start`, and the policy in one piece (`plain_copy`). Collective."""
     tell_memory(stage, config, inputs.processor.tokenizer.get_vocab(), device)  # before a weight is read
     model = load_policy(config, inputs.processor, start, device).train()
+    refuse_dropout(model.model)
+    agree_on_attention(model.attention)
     if distributed.is_main():
         print(*model.lines, sep="\n", flush=True)
     plain = plain_copy(model, config.deepspeed.zero_stage) if stage == "grpo" else model
@@ -43,6 +46,22 @@ def make_policy(
     # dropout's streams; whatever ran before in this process, as a resumed run may begin with this stage
     reseed(config.run.seed, ("sft", "grpo").index(stage), distributed.rank())
     return engine, plain
+
+
+def agree_on_attention(mine: Attention) -> None:
+    """RankError unless all ranks chose alike: they would wait for the slowest, and round otherwise. Collective.
+
+    A trial may fail on one rank only: a broken package on its machine, or no memory left on its GPU.
+    """
+    ranks: dict[Attention, list[int]] = {}
+    for rank, choice in enumerate(distributed.gather_objects(mine)):
+        ranks.setdefault(choice, []).append(rank)
+    if len({choice.name for choice in ranks}) > 1:
+        told = ". ".join(f"Rank {', '.join(map(str, held))}: {choice.line}" for choice, held in ranks.items())
+        raise distributed.RankError(
+            f"model.attention: expected the same choice on all ranks, got different ones. {told}. Mend what is said "
+            "there, or have all take the same: model.attention=torch runs anywhere"
+        )
 
 
 def make_loader(stage: str, config: Config, inputs: Inputs, model: PackedModel) -> SampleLoader[Any]:

@@ -171,7 +171,8 @@ def _tell_or_hear(store: Any) -> bool:
     if _number:
         is_first = store is None or store.compare_set(_KEY, "", str(_number)) == str(_number).encode()
         if is_first and _finishing:
-            _say(f"{signal.Signals(_number).name}: after this step the run is saved; Ctrl-C again ends it at once")
+            name = signal.Signals(_number).name
+            _say(f"{name}: the run is saved after this step (long ones are given up); Ctrl-C again ends it at once")
     elif store is not None and store.check([_KEY]):
         _number = int(store.get(_KEY))
     return _number > 0

@@ -4,7 +4,7 @@
 holds the word that transformers takes for a kernel request.
 """
 
-from univg_fast.model.attention.choose import Attention, attention_of, choose_attention
+from univg_fast.model.attention.choose import Attention, attention_of, choose_attention, refuse_dropout
 from univg_fast.model.attention.text import TEXT, shared_prefix_attention
 from univg_fast.model.attention.vision import VISION, image_attention
 
@@ -15,5 +15,6 @@ __all__ = [
     "attention_of",
     "choose_attention",
     "image_attention",
+    "refuse_dropout",
     "shared_prefix_attention",
 ]

@@ -28,11 +28,29 @@ class Attention(NamedTuple):
 
 
 def attention_of(model: Any, name: str = "auto") -> Attention:
-    """`choose_attention` for a transformers model, where it lies."""
+    """`choose_attention` for a transformers model, where it lies. ValueError if a layer attends to a window only."""
     text = model.config.get_text_config()
+    kinds = (getattr(text, "layer_types", None) or [])[: text.num_hidden_layers]
+    for layer, kind in enumerate(kinds):
+        if kind != "full_attention":
+            raise ValueError(
+                f"model.path: expected full_attention in all {len(kinds)} layers, got layer_types[{layer}]={kind!r} in "
+                f"{model.name_or_path}/config.json, which no model.attention has; for full attention all the same set "
+                "use_sliding_window to false there, and take out layer_types"
+            )
     heads = text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return choose_attention(name, model.device, model.dtype, heads, text.num_key_value_heads, head_dim)
+
+
+def refuse_dropout(model: Any) -> None:
+    """ValueError for a transformers model that, in training, would drop attention weights: no face here does."""
+    dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
+    if dropout:
+        raise ValueError(
+            f"model.path: expected attention_dropout 0 to train, got {dropout} in {model.name_or_path}/config.json, "
+            "which no model.attention has; set it to 0 there"
+        )
 
 
 @cache
