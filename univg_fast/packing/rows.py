@@ -35,7 +35,7 @@ class Row:
     target_ids: torch.Tensor  # [N] int64
     cu_seqlens: torch.Tensor  # [B + 1] int64: targets of each response; stays on the host
     image_positions: torch.Tensor  # [M] int64: the row's image placeholder tokens, in order
-    pixel_values: torch.Tensor  # [patches, patch_dim] float32
+    pixel_values: torch.Tensor  # [patches, patch_dim]
     vision: VisionInputs
 
     @property
@@ -51,8 +51,11 @@ class Row:
         return replace(self, **moved)
 
 
-def build_row(groups: Sequence[Group], family: RowFamily, attention: str = "grouped") -> Row:
-    """Lay out `groups` one after the other. `attention`: the face that will attend (packing/layout.py)."""
+def build_row(
+    groups: Sequence[Group], family: RowFamily, attention: str = "grouped", dtype: torch.dtype = torch.float32
+) -> Row:
+    """Lay out `groups` one after the other. `attention`: the face that will attend (packing/layout.py); `dtype`: of the
+    pixels, the tower's, as half of the bytes then go to the device."""
     ids: list[np.ndarray] = []
     total = sum(len(g.sample.prompt_ids) + sum(map(len, g.responses)) for g in groups)
     positions = np.empty((3, total), np.int64)
@@ -79,7 +82,7 @@ def build_row(groups: Sequence[Group], family: RowFamily, attention: str = "grou
         start = at
     flat = np.concatenate(ids)
     prompt_mask = np.concatenate([_prompt_mask(span) for span in spans])
-    pixels, vision = stack_images([g.sample for g in groups], family)
+    pixels, vision = stack_images([g.sample for g in groups], family, dtype)
     empty = [np.zeros(0, np.int64)]
     return Row(
         input_ids=torch.from_numpy(flat)[None],

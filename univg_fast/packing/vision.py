@@ -120,7 +120,9 @@ def without_pixels(samples: Iterable[Sample]) -> list[Sample]:
     return [replace(sample, pixel_values=sample.pixel_values[:0].copy()) for sample in samples]
 
 
-def stack_images(samples: Sequence[Sample], family: VisionFamily) -> tuple[torch.Tensor, VisionInputs]:
+def stack_images(
+    samples: Sequence[Sample], family: VisionFamily, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, VisionInputs]:
     """Pixels [patches, patch_dim] of the samples' images, one after the other, and what the tower needs besides.
 
     Nothing for samples that have images and come `without_pixels`. Without any image there is one blank one of no
@@ -130,8 +132,8 @@ def stack_images(samples: Sequence[Sample], family: VisionFamily) -> tuple[torch
     if len(grids) == 0:
         side = family.merge_size
         inputs = family.vision_inputs(np.array([[1, side, side]], np.int64))
-        return torch.zeros(side**2, family.patch_dim), replace(inputs, image_tokens=())
+        return torch.zeros(side**2, family.patch_dim, dtype=dtype), replace(inputs, image_tokens=())
     pixels = np.concatenate([s.pixel_values for s in samples if len(s.image_grid_thw)])
     if len(pixels) == 0:
-        return torch.from_numpy(pixels), NO_TOWER
-    return torch.from_numpy(pixels), family.vision_inputs(grids)
+        return torch.from_numpy(pixels).to(dtype), NO_TOWER
+    return torch.from_numpy(pixels).to(dtype), family.vision_inputs(grids)

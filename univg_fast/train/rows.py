@@ -51,17 +51,18 @@ class Builder:
     family: Family
     attention: str  # the face that will attend
     device: torch.device
+    dtype: torch.dtype  # of pixels: the tower's, as half of the bytes then go to the device
 
     @classmethod
     def of(cls, model: PackedModel) -> Builder:
-        return cls(model.family, model.attention.face, model.device)
+        return cls(model.family, model.attention.face, model.device, model.model.model.visual.dtype)
 
     def sft_row(self, samples: Sequence[Sample]) -> Row:
         """A row of stage-1 samples."""
         return self.row([sft_group(sample) for sample in samples])
 
     def row(self, groups: Sequence[Group]) -> Row:
-        row: Row = pinned(build_row(groups, self.family, self.attention), self.device)
+        row: Row = pinned(build_row(groups, self.family, self.attention, self.dtype), self.device)
         return row
 
     def images(self, samples: Sequence[Sample], budget: int) -> tuple[Look, ...]:
@@ -70,7 +71,7 @@ class Builder:
         first, room, made = 0, budget * self.family.merge_size**2, []
         while first < len(samples):
             last = max(first + 1, int(np.searchsorted(patches, patches[first] + room, side="right")) - 1)
-            made.append(Look(last - first, *stack_images(samples[first:last], self.family)))
+            made.append(Look(last - first, *stack_images(samples[first:last], self.family, self.dtype)))
             first = last
         looks: tuple[Look, ...] = pinned(tuple(made), self.device)
         return looks
