@@ -21,6 +21,7 @@ from integrations.easyr1_problem import (
     train,
 )
 from integrations.hosts import easyr1 as host
+from pages import snippets
 
 from univg_fast.integrations import easyr1
 
@@ -56,6 +57,16 @@ def test_logits_of_prompts_are_not_made(installed: None) -> None:
     mask = data.batch["response_mask"].bool()
     torch.testing.assert_close(ours[mask], host_result[mask], rtol=1e-5, atol=1e-5)
     assert sum(seen[:4]) == data.batch["attention_mask"].sum() and sum(seen[4:]) == mask.sum()
+
+
+def test_the_snippet_of_the_docs(installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, patch = list[Any](), easyr1.patch
+    with monkeypatch.context() as context:
+        context.setattr(easyr1, "patch", lambda **given: kept.append(patch(**given)))  # to put it back afterwards
+        exec(snippets("EasyR1")[0], {})
+    with kept[0]:
+        found = train(False)
+    assert_same(found, train(True, phi="iou"))
 
 
 def test_phi_weighs_the_groups(installed: None) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from integrations.hosts.models import plain_model
 from ops.peers.source import PEERS, methods, need
+from pages import snippets
 from tiny import VOCAB, random_sample
 
 from univg_fast.integrations import ms_swift
@@ -114,6 +115,16 @@ def test_steps_are_the_hosts(settings: dict[str, Any]) -> None:
     theirs = train(False, **settings)
     assert_same(train(True, **settings), theirs)
     assert len(set(theirs[0])) == 3 and "entropy/mean" in theirs[1]
+
+
+def test_the_snippet_of_the_docs() -> None:
+    trainer, found, space = make_trainer(plain_model()), [], dict[str, Any]()
+    trainer.train = lambda: found.append(trainer._compute_advantages([], REWARDS, []))
+    exec(snippets("ms-swift")[0], space)
+    space["train"](trainer)
+    trainer.train()
+    weighted, plain = found
+    assert 1 < trainer._metrics["train"]["difficulty_weight"][0] < 2.7183 and not torch.allclose(weighted, plain)
 
 
 @pytest.mark.parametrize(("difficulty", "power"), [("exp", 1.0), ("power", 2.0)])

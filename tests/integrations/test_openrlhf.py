@@ -14,6 +14,7 @@ import torch
 from integrations.hosts.models import plain_model
 from integrations.hosts.openrlhf import VERSION, OpenRLHF, imported
 from ops.peers.source import PEERS, functions, methods
+from pages import snippets
 from tiny import random_sample
 from torch import Tensor
 
@@ -208,6 +209,15 @@ def test_phi_is_that_of_each_prompt_in_any_order(host: OpenRLHF, difficulty: str
     ours = torch.cat([x.advantages for x in found])
     torch.testing.assert_close(ours, (theirs.double() * weight[:, None]).float(), rtol=1e-6, atol=1e-7)
     assert theirs.abs().max() > 0.5 and "compute_advantages_and_returns" not in vars(maker)
+
+
+def test_the_snippet_of_the_docs(host: OpenRLHF) -> None:
+    actor, maker, space = make_actor(host), make_maker(), dict[str, Any]()
+    exec(snippets("OpenRLHF")[0], space)
+    space["in_a_worker"](actor)
+    space["in_the_trainer"](maker)
+    found = maker.compute_advantages_and_returns(experiences(list(range(8))))
+    assert "forward" in vars(actor) and all("difficulty_weight" in x.info for x in found)
 
 
 def test_a_phi_that_is_not_there(host: OpenRLHF) -> None:
