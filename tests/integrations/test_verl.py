@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 import univg_kernels as uk
+import yaml
 from ops.peers.problem import make_problem
+from pages import snippets
 
 from bench import dropins
 from univg_fast.integrations import verl
@@ -35,6 +39,27 @@ AGGREGATIONS = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token
 UPDATES: dict[str, dict[str, Any]] = {
     "vanilla": {"loss_mode": "vanilla"},
     "gspo": {"loss_mode": "gspo", "actor": {"loss_agg_mode": "seq-mean-token-mean", "kl_loss_type": "k2"}},
+}
+WIDE = {"clip_ratio_high": 4.0}
+MORE: dict[str, dict[str, Any]] = {
+    "cispo, wide": WIDE,
+    "gpg, wide": WIDE,
+    "vanilla, wide": WIDE | {"clip_ratio_c": 6.0},
+    "vanilla, distillation": {},
+}
+# The last row is one that verl fills the batch up with: the first one, under a uid of its own and without a token.
+PADDED = {
+    "padding": [7],
+    "columns": {"iou": [*IOUS[:7], IOUS[0]], "uid": [f"prompt {i % 4}" for i in range(7)] + ["pad0123"]},
+}
+# univg: the settings of `patch`, of which the rest of the loss table is told
+TABLE: dict[str, dict[str, Any]] = {
+    **{name: {"loss_type": name} for name in ("grpo", "cispo", "sapo", "vespo", "gmpo", "reinforce")},
+    "off-policy mask": {"off_policy_mask_threshold": 0.5},
+    "its own bounds": {"log_ratio_min": -2.0, "log_ratio_max": 1.0, "importance_sampling_level": "sequence"},
+    "one-sided": {"loss_type": "cispo", "cispo_two_sided": False},
+    "vespo, its own": {f"vespo_{k}_{side}": 1.5 for k in ("k", "lambda") for side in ("pos", "neg")}
+    | {"loss_type": "vespo"},
 }
 WRONG = {
     "no such metric": ({"phi": "miou"}, "vanilla"),
@@ -76,9 +101,18 @@ def all_cases() -> dict[str, dict[str, Any]]:
                 case["actor"] |= {"clip_ratio_low": 0.3, "clip_ratio_high": 0.25, "tau_pos": 0.8}
                 cases[f"{mode}, {aggregation}, {who}, host"] = case | {"patch": None}
                 cases[f"{mode}, {aggregation}, {who}, drop-in"] = case | {"patch": {}}
-    for loss_type in uk.config.AGGREGATION:
+    for name, actor in MORE.items():
+        case = {"loss_mode": name.split(",")[0], "actor": actor, "info": INFOS["of two ranks"], "loss": given}
+        case["distillation"] = "distillation" in name
+        cases[f"{name}, host"] = case | {"patch": None}
+        cases[f"{name}, drop-in"] = case | {"patch": {}}
+    cases["phi, distillation"] = case | {"patch": {"phi": "iou"}}
+    cases["phi, padded"] = cases["phi, drop-in"] | PADDED | {"patch": {"phi": "iou", "normalize_difficulty": True}}
+    for mode in ("vanilla", "univg"):
+        cases[f"dual clip, {mode}"] = {"patch": {}, "loss_mode": mode, "actor": WIDE, "info": {}, "loss": given}
+    for name, own in TABLE.items():
         case = {"loss_mode": "univg", "info": INFOS["of two ranks"], "loss": given}
-        cases[f"univg {loss_type}"] = case | {"patch": {"loss_type": loss_type}}
+        cases[f"univg {name}"] = case | {"patch": own}
     return cases
 
 
@@ -92,11 +126,17 @@ def results(tmp_path_factory: pytest.TempPathFactory, python_launcher: Callable[
 
 
 def test_the_recipe_of_the_docs(tmp_path: Path, python_launcher: Callable[..., Any]) -> None:
-    """VERL_USE_EXTERNAL_MODULES, which is read while verl is half imported."""
-    (tmp_path / "my_verl.py").write_text('from univg_fast.integrations import verl\n\nverl.patch(phi="iou")\n')
+    """VERL_USE_EXTERNAL_MODULES, which is read while verl is half imported; the page's key is one of main_ppo's."""
+    (snippet,) = snippets("verl")
+    said = re.match(r"# (\S+); to main_ppo: \+(\S+)\.env_vars\.(\w+)=(\w+)\n", snippet)
+    assert said is not None
+    file, key, variable, module = said.groups()
+    keys = yaml.safe_load((PEERS / "verl" / "trainer" / "config" / "_generated_ppo_trainer.yaml").read_text())
+    assert functools.reduce(dict.__getitem__, key.split("."), keys)
+    (tmp_path / file).write_text(snippet)
     (tmp_path / "main.py").write_text(
         f"import os, sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(HOST.parent)!r}]\n"
-        "os.environ['VERL_USE_EXTERNAL_MODULES'] = 'my_verl'\n"
+        f"os.environ[{variable!r}] = {module!r}\n"
         "import verl_on_cpu, verl_worker\nverl_on_cpu.prepare()\n"
         "losses, *functions = verl_worker.patched_names()\n"
         "print('patched:', 'univg' in losses, *['univg_fast' in f.__code__.co_filename for f in functions])\n"
@@ -182,19 +222,18 @@ def test_phi_is_verls_loss_of_weighted_advantages(results: dict[str, Any]) -> No
         compare(results["found"][name], theirs, only=("actor/pg_loss", "grad_norm", "loss"))
 
 
-@pytest.mark.parametrize("loss_type", uk.config.AGGREGATION)
-def test_the_whole_loss_table(loss_type: str, results: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", TABLE)
+def test_the_whole_loss_table(name: str, results: dict[str, Any]) -> None:
     """`loss_mode=univg` against `policy_loss` on the flat rows of the batch, by its specification."""
     given = {name: torch.tensor(value, dtype=torch.float64) for name, value in loss_arguments().items()}
     width = given["log_prob"].shape[1]
+    verls = {"log_ratio_min": -20.0, "log_ratio_max": 20.0, "cispo_two_sided": True}
+    loss_type = TABLE[name].get("loss_type", "grpo")
     config = uk.GrpoConfig(
-        loss_type=loss_type,
+        **verls | TABLE[name],
         loss_aggregation="token-mean",
-        delta=3.0,
+        delta=3.0 if loss_type == "grpo" else None,
         max_completion_length=9,
-        log_ratio_min=-20,
-        log_ratio_max=20,
-        cispo_two_sided=True,
         beta=0.0,
     )
     logp = given["log_prob"].flatten().requires_grad_()
@@ -210,7 +249,7 @@ def test_the_whole_loss_table(loss_type: str, results: dict[str, Any]) -> None:
         denominator=37 / 2,
     ).loss
     (gradient,) = torch.autograd.grad(loss, logp)
-    ours = results["found"][f"univg {loss_type}"]
+    ours = results["found"][f"univg {name}"]
     torch.testing.assert_close(ours["loss"], loss.detach(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(ours["gradient"], gradient.view(-1, width), rtol=1e-9, atol=1e-12)
 
@@ -218,3 +257,30 @@ def test_the_whole_loss_table(loss_type: str, results: dict[str, Any]) -> None:
 def test_phi_that_cannot_be(results: dict[str, Any]) -> None:
     assert "phi='miou' must be a metric" in results["found"]["no such metric"]["error"]
     assert "got 'dppo_tv'" in results["found"]["a loss without phi"]["error"]
+    assert "leave phi out for distillation" in results["found"]["phi, distillation"]["error"]
+
+
+@pytest.mark.parametrize("mode", ["vanilla", "univg"])
+def test_a_dual_clip_below_the_upper_clip_is_refused(mode: str, results: dict[str, Any]) -> None:
+    """clip_ratio_high=4 with clip_ratio_c=3: at A > 0 verl's would go on to a ratio of 5, ours stop at 3."""
+    assert (
+        "clip_ratio_c must be at least 1 + the upper clip ratio = 5" in results["found"][f"dual clip, {mode}"]["error"]
+    )
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_wide_clips_and_distillation(name: str, results: dict[str, Any]) -> None:
+    """Clips above clip_ratio_c, which cispo and gpg have not; distillation's config, which has no tau."""
+    ours, theirs = (results["found"][f"{name}, {who}"] for who in ("drop-in", "host"))
+    torch.testing.assert_close(ours["loss"], theirs["loss"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(ours["gradient"], theirs["gradient"], rtol=1e-9, atol=1e-12)
+    assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-6, abs=1e-7)
+
+
+def test_rows_that_fill_up_a_batch_are_no_prompt(results: dict[str, Any]) -> None:
+    """φ with mean 1 of four prompts, of which the last has one completion; logged of rows with tokens."""
+    mious = [(IOUS[i] + IOUS[i + 4]) / 2 for i in range(3)] + [IOUS[3]]
+    raw = [math.exp(1 - miou) for miou in mious]
+    phi = [value / sum(raw) * 4 for value in raw]
+    logged = results["found"]["phi, padded"]["metrics"]["actor/difficulty_weight"]
+    assert logged == pytest.approx([1.0, ((phi[0] + phi[1]) / 2 + phi[2]) / 2], rel=1e-6)

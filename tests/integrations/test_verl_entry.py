@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from univg_kernels import GrpoConfig
 
-from univg_fast.integrations import verl
+from univg_fast.integrations import verl, verl_phi
 
 
 def test_the_op_of_the_triton_backend() -> None:
@@ -45,6 +46,12 @@ def test_another_verl_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         ({"epsilon_low": 0.1}, "epsilon_low by actor.clip_ratio_low"),
         ({"lost_type": "cispo"}, "lost_type is no setting"),
+        ({"kl_estimator": "k1"}, "kl_estimator is no setting that verl's policy losses would see"),
+        ({"top_entropy_quantile": 0.5, "softcap": 30.0}, "softcap, top_entropy_quantile is no setting"),
+        ({"loss_type": "dr_grpo"}, "set actor.loss_agg_mode=seq-mean-token-sum-norm"),
+        ({"loss_type": "luspo"}, r"set actor.loss_agg_mode=seq-mean-token-sum$"),
+        ({"loss_type": "bnpo"}, r"set actor.loss_agg_mode=token-mean$"),
+        ({"loss_type": "dapo"}, r"set actor.loss_agg_mode=token-mean$"),
         ({"difficulty": "hard"}, "difficulty must be one of"),
         ({"loss_type": "gmpo", "importance_sampling_level": "sequence"}, "importance_sampling_level='token'"),
     ],
@@ -55,6 +62,24 @@ def test_wrong_settings(
     pretend(tmp_path, monkeypatch, "0.9.1")
     with pytest.raises(ValueError, match=message):
         verl.patch(**settings)
+
+
+def phi_of(data: dict[str, list[Any]]) -> list[float]:
+    return verl_phi.Weights("iou", GrpoConfig(normalize_difficulty=True)).of(data, None).tolist()
+
+
+def test_copies_that_fill_up_a_batch_are_no_prompt() -> None:
+    """Of the first completion, under one more uid."""
+    data: dict[str, list[Any]] = {"uid": ["a", "b", "a", "b"], "iou": [0.9, 0.2, 0.5, 0.4]}
+    padded = {"uid": [*data["uid"], "padf00", "padf00"], "iou": [*data["iou"], 0.9, 0.9]}
+    assert phi_of(padded)[:4] == phi_of(data) != [1.0] * 4
+
+
+def test_a_session_of_several_outputs_counts_once() -> None:
+    """Each has the metric of the last one."""
+    data: dict[str, list[Any]] = {"uid": ["a", "b", "a", "b"], "session_id": [0, 0, 1, 1], "iou": [0.9, 0.2, 0.5, 0.4]}
+    more = {"uid": [*data["uid"], "a", "a"], "session_id": [0, 0, 1, 1, 0, 0], "iou": [*data["iou"], 0.9, 0.9]}
+    assert phi_of(more) == [*phi_of(data), phi_of(data)[0], phi_of(data)[0]]
 
 
 def test_a_vocabulary_split_over_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

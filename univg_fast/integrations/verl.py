@@ -7,15 +7,17 @@ head is the one that `model.use_fused_kernels=True` turns on in every model of v
 from __future__ import annotations
 
 import functools
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from univg_kernels import METRICS, GrpoConfig, GrpoOutput, linear_logprob
+from univg_kernels import GrpoConfig, GrpoOutput, linear_logprob
+from univg_kernels.config import AGGREGATION
+from univg_kernels.conventions import check_dual_clip
 
-from .padded import masked_mean, padded_loss
-from .patching import Patch
+from .padded import clip_shares, masked_mean, padded_loss
+from .patching import Patch, all_or_nothing
 from .verl_phi import Weights, replace_worker
 from .versions import require, require_signature
 
@@ -45,6 +47,23 @@ KEYS = {
     "importance_sampling_mode": "algorithm.rollout_correction",
     "scale_rewards": "algorithm.norm_adv_by_std_in_grpo",
 }
+# What of the loss verl has no key for, and φ's formula.
+SETTINGS = (
+    "loss_type",
+    "importance_sampling_level",
+    "log_ratio_min",
+    "log_ratio_max",
+    "cispo_two_sided",
+    "vespo_k_pos",
+    "vespo_lambda_pos",
+    "vespo_k_neg",
+    "vespo_lambda_neg",
+    "off_policy_mask_threshold",
+    "difficulty",
+    "difficulty_power",
+    "normalize_difficulty",
+)
+_OTHER_MEANS = ("bnpo", "dr_grpo", "dapo", "luspo")  # of the tokens of "grpo": which mean is verl's to say
 # What verl's losses have in common, where our defaults are others.
 _VERL = {"count_empty_responses": False, "log_ratio_min": -20.0, "log_ratio_max": 20.0, "cispo_two_sided": True}
 _LOSS = ("old_log_prob", "log_prob", "advantages", "response_mask", "loss_agg_mode", "config", "rollout_is_weights")
@@ -58,7 +77,7 @@ def patch(*, phi: str | None = None, **settings: Any) -> Patch:
     phi: name of the metric, among those that the reward function returns beside the score, whose value is a
         completion's IoU. The policy term of a completion is multiplied by φ of the mean over its prompt's completions,
         on all ranks; φ's mean is logged as actor/difficulty_weight.
-    settings: of `GrpoConfig`, without those of KEYS: difficulty, difficulty_power and normalize_difficulty for φ;
+    settings: those of `GrpoConfig` in SETTINGS: difficulty, difficulty_power and normalize_difficulty for φ;
         loss_type and the rest for `actor.policy_loss.loss_mode=univg`.
     Returns: a Patch. verl's losses that MODES does not name, and what its bypass_mode calls, stay as they are. Its
         `restore()` reaches verl's modules, not a worker that has been handed our loss or a module that has imported
@@ -78,26 +97,29 @@ def patch(*, phi: str | None = None, **settings: Any) -> Patch:
     require_signature(kernel.LinearCrossEntropy.forward, _TRITON_HEAD)
     weights = None if phi is None else Weights(phi, base)
     losses = {mode: functools.partial(_policy_loss, mode, base, weights) for mode in (*MODES, UNIVG)}
-    done = Patch()
-    try:
+    with all_or_nothing() as done:
         done.replace(core_algos, "POLICY_LOSS_REGISTRY", core_algos.POLICY_LOSS_REGISTRY | losses)
         done.replace(FusedLinearForPPO, "forward", _fused_linear)
         done.replace(kernel, "linear_cross_entropy", _linear_cross_entropy)
         if weights is not None:
             replace_worker(done, weights, frozenset(losses))
-    except Exception:
-        done.restore()
-        raise
     return done
 
 
 def _base(settings: dict[str, Any]) -> GrpoConfig:
     """The loss of "univg", before verl's own keys are filled in."""
-    known = {field.name for field in fields(GrpoConfig)}
-    if unknown := sorted(settings.keys() - known):
-        raise ValueError(f"verl.patch: {', '.join(unknown)} is no setting of GrpoConfig; it has {', '.join(known)}")
     if taken := [f"{name} by {KEYS[name]}" for name in settings if name in KEYS]:
         raise ValueError(f"verl.patch: set {', '.join(taken)} in verl's configuration, not here")
+    if unknown := sorted(settings.keys() - set(SETTINGS)):
+        raise ValueError(
+            f"verl.patch: {', '.join(unknown)} is no setting that verl's policy losses would see; there are "
+            f"{', '.join(SETTINGS)}"
+        )
+    if (name := settings.get("loss_type")) in _OTHER_MEANS:
+        raise ValueError(
+            f"verl.patch: loss_type={name!r} is 'grpo' with another mean over tokens, which verl has a key for; leave "
+            f"loss_type out here, and set actor.loss_agg_mode={AGGREGATION[name]}"
+        )
     return GrpoConfig(**{**_VERL, "max_completion_length": 1, **settings, "beta": 0.0})
 
 
@@ -134,7 +156,7 @@ def _policy_loss(
     )
     metrics = _metrics(mode, ours, out, log_prob, old_log_prob, advantages, response_mask)
     if phi is not None:
-        metrics["actor/difficulty_weight"] = phi.mean()
+        metrics["actor/difficulty_weight"] = masked_mean(phi, response_mask.bool().any(-1))  # verl pads batches
     values = torch.stack([value.float() for value in metrics.values()]).tolist() if metrics else []
     return out.loss.clone(), dict(zip(metrics, values, strict=True))  # verl adds entropy and KL in place
 
@@ -144,12 +166,13 @@ def _config(mode: str, base: GrpoConfig, actor: Any, aggregation: str, length: i
     given: dict[str, Any] = {
         "epsilon_low": actor.clip_ratio if low is None else low,
         "epsilon_high": actor.clip_ratio if high is None else high,
-        "sapo_temperature_pos": actor.tau_pos,
-        "sapo_temperature_neg": actor.tau_neg,
         "max_completion_length": length,
     }
-    if mode in ("vanilla", UNIVG):
+    if mode in ("sapo", UNIVG):  # verl's distillation has vanilla, and a config without these
+        given |= {"sapo_temperature_pos": actor.tau_pos, "sapo_temperature_neg": actor.tau_neg}
+    if mode == "vanilla" or (mode == UNIVG and base.loss_type == "grpo"):
         given["delta"] = actor.get("clip_ratio_c", 3.0)
+        check_dual_clip("verl: actor.clip_ratio_c", given["delta"], given["epsilon_high"])
     if mode not in ("sapo", "geo_mean"):
         given["loss_aggregation"] = "token-mean" if aggregation == "token-sum" else aggregation
     return replace(base, **given) if mode == UNIVG else GrpoConfig.like("verl", **MODES[mode], **given)
@@ -181,15 +204,11 @@ def _metrics(
     ratio = difference.exp()
     low, high = config.clip_bounds
     outside = (ratio < low) | (ratio > high)
-    counts = dict(zip(METRICS, out.metrics, strict=True))
-    clipped = (counts["clip_low_sum"] + counts["clip_high_sum"]) / counts["num_tokens"].clamp(min=1)
-    lower = torch.zeros_like(clipped)
+    clipped, lower = clip_shares(out, ratio, advantages, mask, config.delta)
     if mode == "cispo":
         clipped = masked_mean(outside.float(), mask)
     elif mode == "geo_mean":
         clipped, lower = (masked_mean((outside & side).float(), mask) for side in (advantages > 0, advantages < 0))
-    elif mode in ("vanilla", UNIVG) and config.delta is not None:
-        lower = masked_mean(((ratio > config.delta) & (advantages < 0)).float(), mask)
     return {
         "actor/pg_clipfrac": clipped,
         "actor/ppo_kl": masked_mean(-difference, mask),

@@ -7,6 +7,7 @@ parts of it, so they exchange the metric once an update. Each micro-batch then b
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .phi import of_prompts
 from .versions import require_signature
 
 _FIELD = "univg_phi"
+_PADDING = "pad"  # how the uid begins of copies of the first completion that verl fills up a batch with
 
 
 class Weights:
@@ -41,14 +43,20 @@ class Weights:
 
     def of(self, data: Any, group: Any) -> Tensor:
         """φ of the completions of an update's data, [B] fp32; group: the ranks that share the update."""
-        mine = list(zip(map(str, _column(data, "uid")), self._metric(data), strict=True))
+        uids = list(map(str, _column(data, "uid")))
+        sessions = _column(data, "session_id") if "session_id" in data else [None] * len(uids)
+        values = [math.nan if uid.startswith(_PADDING) else x for uid, x in zip(uids, self._metric(data), strict=True)]
+        mine = list(zip(uids, sessions, values, strict=True))
         every: list[Any] = [mine]
         if group is not None:
             every = [None] * torch.distributed.get_world_size(group)
             torch.distributed.all_gather_object(every, mine, group)
-        uids, values = zip(*[pair for part in every for pair in part], strict=True)
-        by_uid = dict(zip(uids, of_prompts(uids, values, self.config), strict=True))
-        return torch.stack([by_uid[uid] for uid, _ in mine])
+        rows = [row for part in every for row in part]
+        # An agent's session may have several outputs, which all have its metric: it counts once.
+        one = {(uid, i if session is None else str(session)): iou for i, (uid, session, iou) in enumerate(rows)}
+        prompts = [uid for uid, _ in one]
+        by_uid = dict(zip(prompts, of_prompts(prompts, list(one.values()), self.config), strict=True))
+        return torch.stack([by_uid[uid] for uid in uids])
 
     def _metric(self, data: Any) -> list[float]:
         """Beside the other columns (trainer.use_v1=False), or in extra_fields."""

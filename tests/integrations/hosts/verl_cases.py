@@ -4,7 +4,8 @@
 
 OUT.pt has for each case what two updates of the actor gave, or the error that they raised. Of a case: "patch"
 (arguments of the drop-in, or null), "loss_mode" and "actor" (more keys of verl's ActorConfig), "columns" (more of the
-batch), "scale" (factors of the advantages). With "loss": one call of the policy loss instead.
+batch), "scale" (factors of the advantages), "padding" (rows without a token). With "loss": one call of the policy loss
+instead, with "distillation" as verl's distillation calls it.
 """
 
 from __future__ import annotations
@@ -94,6 +95,9 @@ def update(folder: str, old: torch.Tensor, case: dict[str, Any]) -> dict[str, An
 
     worker.engine.optimizer_step = watched
     data = make_batch(old)
+    real = torch.tensor([row not in case.get("padding", []) for row in range(ROWS)])[:, None]
+    for name in ("response_mask", "loss_mask"):
+        data[name] = data[name] * real
     data["advantages"] *= torch.tensor(case.get("scale", [1.0] * ROWS))[:, None]
     for name, values in case.get("columns", {}).items():
         data[name] = NonTensorStack(*[NonTensorData(value) for value in values])
@@ -105,14 +109,17 @@ def update(folder: str, old: torch.Tensor, case: dict[str, Any]) -> dict[str, An
 def policy_loss(case: dict[str, Any]) -> dict[str, Any]:
     """The loss that verl has under the name just now, on given fp64 tensors: value, metrics, gradient by log_prob."""
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.workers.config import DistillationLossConfig
 
-    config = actor_config(case["loss_mode"], **case.get("actor", {}))
+    actor = config = actor_config(case["loss_mode"], **case.get("actor", {}))
+    if case.get("distillation"):
+        config = DistillationLossConfig(loss_mode="k1", clip_ratio_low=0.3, clip_ratio_high=0.25)
     config.global_batch_info.update(case["info"])
     given = {name: torch.tensor(values, dtype=torch.float64) for name, values in case["loss"].items()}
     given["response_mask"] = given["response_mask"].bool()
     given["log_prob"].requires_grad_()
     function = get_policy_loss_fn(case["loss_mode"])
-    loss, metrics = function(**given, loss_agg_mode=config.loss_agg_mode, config=config)
+    loss, metrics = function(**given, loss_agg_mode=actor.loss_agg_mode, config=config)
     (gradient,) = torch.autograd.grad(loss, given["log_prob"])
     return {"loss": loss.detach(), "metrics": metrics, "gradient": gradient}
 
