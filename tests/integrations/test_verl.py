@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import functools
 import json
 import math
-import re
 import re
 import sys
 from collections.abc import Callable
@@ -18,9 +16,7 @@ import pytest
 import torch
 import univg_kernels as uk
 import yaml
-import yaml
 from ops.peers.problem import make_problem
-from pages import snippets
 from pages import snippets
 
 from bench import dropins
@@ -129,18 +125,6 @@ def results(tmp_path_factory: pytest.TempPathFactory, python_launcher: Callable[
     return torch.load(folder / "out.pt", weights_only=False)
 
 
-def test_the_recipe_of_the_docs(tmp_path: Path, python_launcher: Callable[..., Any]) -> None:
-    """VERL_USE_EXTERNAL_MODULES, which is read while verl is half imported; the page's key is one of main_ppo's."""
-    (snippet,) = snippets("verl")
-    said = re.match(r"# (\S+); to main_ppo: \+(\S+)\.env_vars\.(\w+)=(\w+)\n", snippet)
-    assert said is not None
-    file, key, variable, module = said.groups()
-    keys = yaml.safe_load((PEERS / "verl" / "trainer" / "config" / "_generated_ppo_trainer.yaml").read_text())
-    assert functools.reduce(dict.__getitem__, key.split("."), keys)
-    (tmp_path / file).write_text(snippet)
-    (tmp_path / "main.py").write_text(
-        f"import os, sys\nsys.path[:0] = [{str(tmp_path)!r}, {str(HOST.parent)!r}]\n"
-        f"os.environ[{variable!r}] = {module!r}\n"
 def test_the_recipe_of_the_docs(tmp_path: Path, python_launcher: Callable[..., Any]) -> None:
     """VERL_USE_EXTERNAL_MODULES, which is read while verl is half imported; the page's key is one of main_ppo's."""
     (snippet,) = snippets("verl")
