@@ -31,6 +31,8 @@ def report(launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory)
 def test_two_ranks_send_whole_weights_and_roll_out_with_them(report: Any, stage: int, adapters: bool) -> None:
     found = report[f"{stage}-{adapters}"]
     assert sorted(found["names"]) == found["expected"] and found["right"] and found["same"]
+    changed = [name for name in found["names"] if not adapters or "language_model" in name and "_proj.weight" in name]
+    assert found["again"] == changed, "with adapters the tower, norms, biases and embeddings are sent once"
     assert len(found["sizes"]) > 3
     assert all(count == 1 or size <= found["max_bytes"] for count, size in found["sizes"])
     assert found["copied"] == (stage == 3)

@@ -42,6 +42,11 @@ def look(stage: int, adapters: bool) -> dict[str, Any]:
         right &= all(torch.equal(weight, want[name]) for name, weight in bucket.items())
     rollout = LocalEngine(plain, build_tokenizer(["x"]), -1, own_weights=plain is not model)
     rollout.sync_weights(weight_buckets(model, MAX_BYTES))
+    again = []
+    for bucket in weight_buckets(model, MAX_BYTES, trained_only=True):
+        again += bucket
+        right &= all(torch.equal(weight, want[name]) for name, weight in bucket.items())
+    rollout.sync_weights(weight_buckets(model, MAX_BYTES, trained_only=True))
     rng = np.random.default_rng(distributed.rank())
     # as many prompts as the rank has hands, of different lengths: nobody waits for anybody
     samples = [random_sample(rng, [(4, 4)] * (1 + distributed.rank())) for _ in range(1 + distributed.rank())]
@@ -54,6 +59,7 @@ def look(stage: int, adapters: bool) -> dict[str, Any]:
     release(engine)
     return {
         "names": names,
+        "again": again,
         "expected": sorted(want),
         "sizes": sizes,
         "max_bytes": MAX_BYTES,
