@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from univg_fast.data.images import Header
 from univg_fast.data.scan import require, scan, write_report
 
 
@@ -81,3 +82,11 @@ def test_records_on_one_line_and_files_of_one_name_have_ids_of_their_own(folder)
     records, _ = scan([path, path])
     assert len({record.uid for record in records}) == 6
     assert [record.source for record in records[:3]] == [f"{path}:1[{i}]" for i in range(3)]
+
+
+def test_a_record_is_parsed_again_without_a_look_at_its_images(folder):
+    """Boxes in pixels need their sizes: each rank would open the images of each epoch's records again."""
+    path = folder.jsonl(folder.stage2(answer=[0, 0, 30, 20], target_image=1))
+    records, _ = scan([{"path": str(path), "coordinates": "pixel"}])
+    (folder.path / "b.png").unlink()
+    assert records[0].box == (0, 0, 500, 500) and records.headers(0) == [Header((60, 40))] * 2

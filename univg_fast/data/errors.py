@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from univg_fast.structs import BadRecord, Record
 
@@ -15,6 +16,9 @@ class Refused(ValueError):
     def __init__(self, kind: str, problem: str):
         super().__init__(problem)
         self.kind, self.problem = kind, problem
+
+    def __reduce__(self) -> tuple[Any, ...]:  # on its way to other ranks
+        return Refused, (self.kind, self.problem)
 
     def bad_record(self, source: str, uid: str | None = None) -> BadRecord:
         problem, uid = _cut(self.problem), None if uid is None else _cut(uid)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -64,11 +64,19 @@ class Header:
         return self.size[::-1] if exif == "apply" and self.orientation in SIDEWAYS else self.size
 
 
-class Headers:
-    """Headers of image files, those used last remembered. Any thread may ask."""
+Look = Callable[[list[str], ThreadPoolExecutor], "list[Header | Refused]"]
 
-    def __init__(self, limit: int = REMEMBERED):
-        self.limit = limit
+
+def probe_all(paths: list[str], pool: ThreadPoolExecutor) -> list[Header | Refused]:
+    """What `probe` says of each."""
+    return list(pool.map(probe, paths))
+
+
+class Headers:
+    """Headers of image files, those used last remembered. Any thread may ask. `look` opens many files at once."""
+
+    def __init__(self, limit: int = REMEMBERED, look: Look = probe_all):
+        self.limit, self._look = limit, look
         self._known: OrderedDict[str, Header | Refused] = OrderedDict()
         self._lock = Lock()
 
@@ -85,7 +93,7 @@ class Headers:
         Threads hide a network disk's latency, and such a disk's failures pass: a refusal holds until the next look.
         """
         unknown = [path for path in dict.fromkeys(paths) if not isinstance(self._known.get(path), Header)]
-        found = [self._remember(path, header) for path, header in zip(unknown, pool.map(probe, unknown), strict=True)]
+        found = [self._remember(path, header) for path, header in zip(unknown, self._look(unknown, pool), strict=True)]
         return all(isinstance(header, Header) for header in found)
 
     def __getstate__(self) -> int:
@@ -100,6 +108,9 @@ class Headers:
             if len(self._known) > self.limit:
                 self._known.popitem(last=False)
         return header
+
+
+Known = Headers | Mapping[str, Header | Refused]  # of a record's images, by path
 
 
 def probe(path: str) -> Header | Refused:

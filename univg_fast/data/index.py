@@ -1,4 +1,5 @@
-"""The records of any number of files. Only their places are held, 28 bytes a record; one is parsed when it is used."""
+"""The records of any number of files. Of a record only its place is held, and of its images the sizes: 32 bytes and 9
+an image. It is parsed when it is used, without opening an image again."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
@@ -17,9 +19,10 @@ from univg_fast.structs import Record
 
 from .files import DataFile
 from .formats import read_row as read_formats
+from .images import Header
 from .jsonfile import MALFORMED, Row, read_row
 from .mix import Mix
-from .records import Reading, make_record
+from .records import Reading, image_paths, make_record
 
 
 class Records(Sequence[Record]):
@@ -30,6 +33,8 @@ class Records(Sequence[Record]):
         self._starts: list[int] = []  # the first record of each file
         self._offset, self._length = array("q"), array("Q")
         self._line, self._index, self._turn = array("I"), array("i"), array("I")
+        self._image = array("I", [0])  # the first image of each record, and of a next one
+        self._width, self._height, self._orientation = array("I"), array("I"), array("B")  # of each image
         self._hashes = array("Q")  # of the ids, until `finish`
         self._again: dict[int, int] = {}  # record -> how many before it and with it have its id
         self._open: dict[int, int] = {}
@@ -37,15 +42,19 @@ class Records(Sequence[Record]):
 
     def begin(self, file: DataFile, reading: Reading) -> None:
         """What is added from here on stands in this file."""
-        self.files.append((file, reading, _state(file.path)))
+        self.files.append((file, replace(reading, headers={}), _state(file.path)))
         self._starts.append(len(self))
 
-    def add(self, row: Row, turn: int, uid: str) -> None:
+    def add(self, row: Row, turn: int, uid: str, headers: Sequence[Header]) -> None:
         self._offset.append(row.offset)
         self._length.append(row.length)
         self._line.append(row.line)
         self._index.append(-1 if row.index is None else row.index)
         self._turn.append(turn)
+        self._width.extend(header.size[0] for header in headers)
+        self._height.extend(header.size[1] for header in headers)
+        self._orientation.extend(header.orientation for header in headers)
+        self._image.append(len(self._width))
         self._hashes.append(int.from_bytes(blake2b(uid.encode(errors="replace"), digest_size=8).digest(), "little"))
 
     def finish(self) -> None:
@@ -63,7 +72,8 @@ class Records(Sequence[Record]):
 
     @property
     def _places(self) -> tuple[array[int], ...]:
-        return self._offset, self._length, self._line, self._index, self._turn
+        places = self._offset, self._length, self._line, self._index, self._turn
+        return *places, self._image, self._width, self._height, self._orientation
 
     @property
     def mix(self) -> Mix:
@@ -77,6 +87,11 @@ class Records(Sequence[Record]):
         for places in (*self._places, array("Q", self._starts)):
             digest.update(places.tobytes())
         return digest.hexdigest()
+
+    def headers(self, at: int) -> list[Header]:
+        """Of a record's images, as the scan found them."""
+        images = range(self._image[at], self._image[at + 1])
+        return [Header((self._width[i], self._height[i]), self._orientation[i]) for i in images]
 
     def __len__(self) -> int:
         return len(self._offset)
@@ -103,7 +118,8 @@ class Records(Sequence[Record]):
             if raw is None:
                 raise ValueError(f"there is no answer {turn}")
             source, uid = place(file, row, turn, raw.turns)
-            record = make_record(raw, source, uid, reading)
+            headers = dict(zip(image_paths(raw, reading.root), self.headers(at), strict=True))
+            record = make_record(raw, source, uid, replace(reading, headers=headers))
         except MALFORMED as error:
             raise ValueError(f"data: {file.name}:{row.place} is no longer what the scan read: {error}") from None
         return self._renamed(record, at)

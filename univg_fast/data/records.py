@@ -21,7 +21,7 @@ from .errors import Refused
 from .formats import RawRecord, RawTarget, conversations, read_row
 from .formats.ms_swift import BBOX, REF
 from .formats.raw import MARK
-from .images import Header, Headers
+from .images import Header, Headers, Known
 from .prompts import split_instruction
 from .taught import taught
 
@@ -42,7 +42,7 @@ class Reading:
     min_pixels: int = 3136  # these three: for boxes in pixels of the resized image
     max_pixels: int = 401408
     factor: int = 28
-    headers: Headers = field(default_factory=Headers, compare=False)
+    headers: Known = field(default_factory=Headers, compare=False)
 
 
 def read_records(

@@ -13,7 +13,7 @@ from univg_fast.structs import Record, Sample, Target
 
 from .coordinates import SYSTEMS, Size, smart_resize
 from .errors import Refused, SampleError
-from .images import Headers, load_images
+from .images import Known, load_images
 from .modeltext import to_model
 from .prompts import END, TEMPLATES, prompt_text, response_text
 
@@ -100,7 +100,7 @@ def make_sample(record: Record, processor: Processor, with_response: bool) -> Sa
     )
 
 
-def measure(record: Record, processor: Processor, with_response: bool, headers: Headers) -> GroupSize:
+def measure(record: Record, processor: Processor, with_response: bool, headers: Known) -> GroupSize:
     """The size of the sample that `make_sample` will make, without decoding: images' headers and tokens only.
 
     SampleError as there, but for what only a decoder finds; and of kind missing.

@@ -20,7 +20,8 @@ from univg_fast.packing.plan import PATCH, GroupSize, deal, plan_window, spread
 from univg_fast.structs import BadRecord, Record
 
 from .errors import SampleError, unexpected
-from .images import PROBE_THREADS, Headers
+from .images import PROBE_THREADS, Headers, Known
+from .index import Records
 from .mix import Mix, mix_of, times_before, turn
 from .samples import Processor, measure
 
@@ -124,7 +125,7 @@ class Windows:
         self.planning, self.num_steps = planning, num_steps
         self.mix = mix_of(records)
         self.steps = window_steps(planning.window if planning.budget else 0, batch_size, self.mix.epoch)
-        self._headers = Headers()
+        self._headers = Headers()  # of a plain list; what a scan found knows its images' sizes
         self._known = np.zeros((len(records), 3), np.int32)  # tokens of prompt and response, patches; 0 tokens: not yet
         self.stop = Event()  # set it to end a plan that is under way, between two records
 
@@ -166,17 +167,12 @@ class Windows:
         """Those that will give samples with their sizes, and the others with their number in the window."""
         unknown = [index for index in dict.fromkeys(indices) if not self._known[index, 0]]
         found = [self.records[index] for index in self._until_stopped(unknown)]
-        with ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="headers") as pool:
-            paths = [path for record in found for path in record.images]
-            chunks = [paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]
-            for chunk in self._until_stopped(chunks):
-                if not self._headers.look_at(chunk, pool):
-                    sleep(SECOND_LOOK_S)
-                    self._headers.look_at(chunk, pool)
+        if not isinstance(self.records, Records):
+            self._look_at([path for record in found for path in record.images])
         bad: dict[int, BadRecord] = {}
         for index, record in self._until_stopped(zip(unknown, found, strict=True)):
             try:
-                size = measure(record, self.processor, self.with_response, self._headers)
+                size = measure(record, self.processor, self.with_response, self._headers_of(index, record))
             except SampleError as error:
                 bad[index] = error.bad_record()
             except Exception as error:
@@ -186,6 +182,18 @@ class Windows:
         good = [index for index in indices if index not in bad]
         refused = [(at, bad[index]) for at, index in enumerate(indices) if index in bad]
         return good, [self._size(index) for index in good], refused
+
+    def _look_at(self, paths: list[str]) -> None:
+        with ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="headers") as pool:
+            for chunk in self._until_stopped([paths[at : at + CHUNK] for at in range(0, len(paths), CHUNK)]):
+                if not self._headers.look_at(chunk, pool):
+                    sleep(SECOND_LOOK_S)
+                    self._headers.look_at(chunk, pool)
+
+    def _headers_of(self, index: int, record: Record) -> Known:
+        if not isinstance(self.records, Records):
+            return self._headers
+        return dict(zip(record.images, self.records.headers(index), strict=True))
 
     def _size(self, index: int) -> GroupSize:
         prompt, response, patches = self._known[index].tolist()

@@ -11,7 +11,7 @@ from univg_fast.data.errors import Refused
 from univg_fast.data.formats import grounding, read_row
 from univg_fast.data.formats.questions import holder
 from univg_fast.data.formats.raw import is_int
-from univg_fast.data.images import Header, Headers
+from univg_fast.data.images import Header, Known
 from univg_fast.data.records import Reading, read_record, usable
 
 from .items import UNKNOWN, Item, Truth, box_of, item_of
@@ -121,7 +121,7 @@ def _absolute(paths: Any, root: Path) -> tuple[str, ...]:
     return tuple(os.path.join(root, path.removeprefix("./")) for path in paths)
 
 
-def _size(entry: dict[str, Any], image: str, headers: Headers) -> tuple[tuple[int, int] | None, str | None]:
+def _size(entry: dict[str, Any], image: str, headers: Known) -> tuple[tuple[int, int] | None, str | None]:
     """(width, height) of an image, by its header; where it cannot be opened by the entry's width and height."""
     header = headers[image]
     if isinstance(header, Header):
