@@ -36,6 +36,7 @@ from univg_fast.model.load import (
 from univg_fast.model.lora import apply_lora
 from univg_fast.rewards import ask_for_images, check_terms, unscorable
 from univg_fast.structs import Record, Sample
+from univg_fast.train.looking import agree_on, look_together
 
 NEEDS = {"sft": "response", "grpo": "box", "eval": "box"}  # what a record of each use must have
 TOLD = 20  # bad records of a use that the console names
@@ -53,7 +54,8 @@ def prepare(config: Config, run_dir: Path, progress: Any = None) -> Inputs:
     """Read and check the data, and make the tokenizer and processor; `progress` as in `scan`. Collective."""
     files = files_to_read(config, run_dir)
     found = {use: scan_use(config, use, entries, progress) for use, entries in files.items() if entries}
-    agree({use: records for use, (records, _) in found.items()})
+    number = sum(len(records) for records, _ in found.values())
+    agree_on(f"{number} records", [(use, records.digest()) for use, (records, _) in found.items()])
     if distributed.is_main():  # before anything is refused: the report says what to repair
         write_report(run_dir / "data_report.json", {use: report for use, (_, report) in found.items()})
         for use, (_, report) in found.items():
@@ -88,7 +90,7 @@ def files_to_read(config: Config, run_dir: Path) -> dict[str, list[Any]]:
 
 
 def scan_use(config: Config, use: str, entries: list[Any], progress: Any = None) -> tuple[Records, Report]:
-    """The records of one use, read as the config says; `progress` as in `scan`.
+    """The records of one use, read as the config says; `progress` as in `scan`. Collective: ranks share the images.
 
     What the rewards ask of answers, prompts and targets ask for, too, whatever the stages: stage 1 may be a run of its
     own. A record that they cannot score is bad.
@@ -102,20 +104,12 @@ def scan_use(config: Config, use: str, entries: list[Any], progress: Any = None)
         name_images=ask_for_images(rewards.terms),
         cache_dir=data.cache_dir,
         progress=progress,
+        look=look_together,
         exif=data.exif,
         answer_style=data.answer_style,
         min_pixels=data.min_pixels,
         max_pixels=data.max_pixels,
     )
-
-
-def agree(found: dict[str, Records]) -> None:
-    """RankError unless every rank read the same records: they would train on different batches, and one would hang."""
-    mine = sum(map(len, found.values())), tuple((use, records.digest()) for use, records in found.items())
-    all_ranks = distributed.gather_objects(mine)
-    if len(set(all_ranks)) > 1:
-        counts = ", ".join(f"rank {rank}: {count}" for rank, (count, _) in enumerate(all_ranks))
-        raise distributed.RankError(f"data: the ranks read different records ({counts}); do all see the same files?")
 
 
 def tell(use: str, report: Report) -> None:
