@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -22,6 +24,8 @@ from univg_fast.leaving import exit_now, ignore_lost_console, is_own_check, keep
 T = TypeVar("T")
 _FAILED = "univg_fast/failed"  # key in the rendezvous store: who failed first, and with what
 _host: dist.ProcessGroup | None = None  # where the default group is nccl: a gloo group for what lies on the host
+_timeout = timedelta(seconds=600)  # of a collective, in every group
+CONNECT_S = 300.0  # for the hosts to reach each other: all are there when they begin
 
 
 class StopRun(Exception):
@@ -51,17 +55,56 @@ def init(timeout_s: float = 600.0) -> torch.device:
     else:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        backend, timeout = "gloo" if on_cpu else "nccl", timedelta(seconds=timeout_s)
-        if "RANK" in os.environ:  # torchrun
-            dist.init_process_group(backend, timeout=timeout, device_id=None if on_cpu else device)
-        else:
+        global _host, _timeout
+        _timeout = timedelta(seconds=timeout_s)
+        if "RANK" not in os.environ:
             os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        if backend != "gloo":
-            global _host
-            _host = dist.new_group(backend="gloo", timeout=timeout)
+            alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            dist.init_process_group("gloo" if on_cpu else "nccl", timeout=_timeout, **alone)
+        elif on_cpu:  # torchrun
+            with _between_hosts():
+                dist.init_process_group("gloo", timeout=_timeout)
+        else:
+            dist.init_process_group("nccl", timeout=_timeout, device_id=device)
+        if not on_cpu:
+            with _between_hosts():
+                _host = dist.new_group(backend="gloo", timeout=min(_timeout, timedelta(seconds=CONNECT_S)))
+            dist.distributed_c10d._set_pg_timeout(_timeout, _host)
     _prepare_deepspeed(on_cpu)
     return device
+
+
+@contextmanager
+def _between_hosts() -> Iterator[None]:
+    """For making a gloo group: it goes by the address of the host's name, which on Debian and Ubuntu is 127.0.1.1."""
+    here = [name for _, name in socket.if_nameindex()]
+    nccls = os.environ.get("NCCL_SOCKET_IFNAME", "").removeprefix("=")
+    if nccls in here:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", nccls)
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # the rendezvous failed, not gloo
+            raise
+        given = os.environ.get("GLOO_SOCKET_IFNAME", "not set, so that the host's name decides")
+        raise ValueError(
+            f"rank {os.environ['RANK']} on {socket.gethostname()} cannot reach the others "
+            f"({str(error).strip().splitlines()[0]}). GLOO_SOCKET_IFNAME is {given}; set it, and NCCL_SOCKET_IFNAME, "
+            f"to an interface through which the nodes reach each other, of {', '.join(here)}"
+        ) from error
+
+
+def limit_deepspeed() -> None:
+    """In DeepSpeed's groups, too, a collective may take as long as `init` says. Collective; around its set-up.
+
+    It makes them with the backend's own limit: NCCL's is ten minutes, and would end all ranks before a watchdog that
+    waits for longer has named one.
+    """
+    from deepspeed.utils import groups
+
+    groups._get_data_parallel_group()  # the one that all go through: made here, if it is not there yet
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(_timeout, group)
 
 
 def _prepare_deepspeed(on_cpu: bool) -> None:

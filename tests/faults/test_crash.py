@@ -22,7 +22,7 @@ from univg_fast.data.samples import make_processor
 from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.packing import build_row
 from univg_fast.train import manifest, stopping
-from univg_fast.train.crash import out_of_memory
+from univg_fast.train.crash import out_of_memory, out_of_memory_told
 from univg_fast.train.phases import Phases
 from univg_fast.train.road import held_out
 from univg_fast.train.setup import Inputs
@@ -70,19 +70,28 @@ def test_out_of_memory_says_which_row_and_what_to_set() -> None:
     assert "data.max_pixels or pack.budget_tokens" in str(out_of_memory(error, phases, Config()))
 
 
-def test_out_of_memory_in_an_evaluation_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("phase", "told"),
+    [
+        ("eval", r"in phase eval of before .*cache_gib=.*evaluate\.prompts_per_batch="),
+        ("load", r"in phase load of before .*whole, before ZeRO divides it: model\.torch_dtype=bfloat16"),
+    ],
+)
+def test_out_of_memory_in_an_evaluation_says_what_to_set(
+    phase: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(stopping, "_finishing", False)  # as it was, afterwards
     record = random_group(np.random.default_rng(0), [(4, 4)], [3]).sample.record
     processor = make_processor(build_tokenizer(["a box"]))
     config, phases = load_config(["--config", "demo", f"--run.dir={tmp_path}"]), Phases()
 
     def full(name: str, step: int) -> None:
-        if name == "eval":
+        if name == phase:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     phases.watchers.append(full)
     inputs = Inputs({"eval": [record]}, processor)
-    with pytest.raises(ValueError, match=r"in phase eval of before .*cache_gib=.*evaluate\.prompts_per_batch="):
+    with pytest.raises(ValueError, match=told), out_of_memory_told(phases, config):
         held_out("before", "qwen2_vl_tiny", config, inputs, tmp_path, torch.device("cpu"), phases)
 
 

@@ -36,10 +36,11 @@ def start_script(script: str, *arguments: object) -> subprocess.Popen[bytes]:
 
 
 def launch_script(
-    script: str, *arguments: object, world: int = 1, timeout: float = 400
+    script: str, *arguments: object, world: int = 1, timeout: float = 400, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run tests/train/SCRIPT under torchrun with `world` ranks; world=0 runs it with plain python."""
     command, environment = command_for(script, arguments, world)
+    environment |= variables
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

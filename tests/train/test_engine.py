@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,15 @@ import pytest
 import torch
 
 from univg_fast import distributed
-from univg_fast.config import DeepSpeedConfig
+from univg_fast.config import Config, DeepSpeedConfig
+from univg_fast.config.schema import FaultConfig
+from univg_fast.data.samples import make_processor
+from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.leaving import is_own_check
 from univg_fast.train import engine
+from univg_fast.train.faults import Faults
+from univg_fast.train.phases import Phases
+from univg_fast.train.setup import load_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))  # the worker imports the same problem
@@ -131,6 +139,21 @@ def test_bfloat16_follows_float32(report: Any, stage: int) -> None:
     assert got["loss"] != pytest.approx(want["loss"], rel=1e-7), "and that must show"
 
 
+def test_float32_sums_of_bfloat16_gradients_are_not_rounded_between_ranks(report: Any) -> None:
+    module = TinyLM().to(torch.bfloat16)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    sums = [torch.zeros(p.shape) for p in trained]
+    for row in batch(0):
+        for total, gradient in zip(sums, torch.autograd.grad(module(*row), trained), strict=True):
+            total += gradient.float()
+    norm, rounded = (float(torch.nn.utils.get_total_norm(x)) for x in (sums, [s.bfloat16().float() for s in sums]))
+    close = 8 * torch.finfo(torch.float32).eps
+    assert report["bfloat16"]["1"]["grad_norm"][0] == pytest.approx(norm, rel=close)
+    assert rounded != pytest.approx(norm, rel=4 * close), "and that would show"
+    for stage, sent in (("1", "float32; "), ("2", "float32 and sent in bfloat16; "), ("3", "float32 and sent in bf")):
+        assert f"gradients summed in {sent}" in report["bfloat16"][stage]["line"]
+
+
 def test_config_is_laid_over_not_replaced() -> None:
     top = DeepSpeedConfig(
         zero_stage=2, config={"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}
@@ -166,3 +189,61 @@ def test_what_deepspeed_refuses_is_one_line_that_names_the_section() -> None:
     ) as caught:
         engine.make_engine(TinyLM(), OPTIM, given, STEPS)
     assert "\n" not in str(caught.value) and is_own_check(caught.value)
+
+
+def tensors() -> dict[int, torch.Tensor]:
+    return {id(x): x for x in gc.get_objects() if isinstance(x, torch.Tensor)}
+
+
+def size(found: list[torch.Tensor]) -> int:
+    return sum({s.data_ptr(): s.nbytes() for s in (x.untyped_storage() for x in found)}.values())
+
+
+def after_a_step(stage: int, dtype: torch.dtype, faults: Faults) -> Any:
+    """An engine of the small problem as a stage leaves it."""
+    ds = engine.make_engine(TinyLM().to(dtype), OPTIM, DeepSpeedConfig(zero_stage=stage), STEPS)
+    faults.into_model(ds.module)
+    engine.train_step(ds, (ds(*row) for row in batch(0)))
+    return ds
+
+
+KINDS = [*((stage, torch.float32) for stage in range(4)), *((stage, torch.bfloat16) for stage in (1, 2, 3))]
+
+
+@pytest.mark.parametrize(("stage", "dtype"), KINDS)
+def test_what_a_released_engine_held_is_free_when_the_next_model_is_loaded(
+    stage: int, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """DeepSpeed's buffers first, then the model; not whenever Python's own collector comes by.
+
+    Pieces of weights, which ZeRO 3 has of the model, stay in a cache of DeepSpeed's.
+    """
+    distributed.init()
+    gc.collect()
+    gc.disable()
+    try:
+        others = set(tensors())
+        ds = after_a_step(stage, dtype, Faults(FaultConfig(), Phases(), tmp_path))
+        held = [weakref.ref(x) for i, x in tensors().items() if i not in others]
+        module = engine.release(ds)
+        del ds
+        engine.free_memory(torch.device("cpu"))
+        left = [x for x in (ref() for ref in held) if x is not None]
+        own = [getattr(p, "ds_tensor", p) for p in module.parameters()]
+        assert size(left) == size(own) and len(left) < len(held)
+        most = size(own) if stage == 3 else 0
+        del left, own, module
+        model = load_policy(Config(), make_processor(build_tokenizer(["x"])), "qwen2_vl_tiny", torch.device("cpu"))
+        assert size([x for x in (ref() for ref in held) if x is not None]) <= most and next(model.parameters()).numel()
+    finally:
+        gc.enable()
+
+
+def test_deepspeeds_own_groups_have_the_time_limit_of_the_run() -> None:
+    """It makes them with the backend's: half an hour with gloo, and ten minutes with NCCL, before a watchdog speaks."""
+    distributed.init()
+    ds = engine.make_engine(TinyLM(), OPTIM, DeepSpeedConfig(zero_stage=2), STEPS)
+    groups = [ds.data_parallel_group, *torch.distributed.distributed_c10d._world.pg_map]
+    limits = {group._get_backend(torch.device("cpu")).options._timeout for group in groups}
+    engine.release(ds)
+    assert len(groups) > 2 and limits == {distributed._timeout}

@@ -92,6 +92,22 @@ def test_memory_by_hand() -> None:
     assert found["sum"] == pytest.approx(parts * (1 + RESERVE))
 
 
+@pytest.mark.parametrize(("stage", "copies"), [("sft", 1), ("grpo", 2)])
+def test_more_gpus_do_not_help_where_a_model_is_loaded(stage: str, copies: int) -> None:
+    """ZeRO 3 divides what lies on each GPU whole; with enough GPUs that moment is the fullest."""
+    sharded = replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=3), grpo=replace(CONFIG.grpo, beta=0.0))
+    large = replace(SHAPE, language=72_000_000_000, trained=72_000_000_000)
+    lines = memory(stage, sharded, large, LOAD, 64)
+    (loading,) = (line.value for line in lines if line.name == "weights while loading")
+    assert loading == pytest.approx(copies * 72.6e9 * 2 / GIB)
+    assert lines[-1].value == pytest.approx(loading * (1 + RESERVE)) and lines[-1].formula == "what the loading takes"
+    few = {line.name: line for line in memory(stage, sharded, SHAPE, LOAD, 8)}
+    assert few["sum"].value > few["weights while loading"].value * (1 + RESERVE) and "always" in few["sum"].formula
+    assert "weights while loading" not in table(CONFIG, stage)
+    warned = told(stage, lines, 80.0, LOAD)
+    assert any("weights while loading = " in line and "more GPUs do not make it less" in line for line in warned)
+
+
 def test_memory_follows_the_configuration() -> None:
     assert (
         table(replace(CONFIG, deepspeed=DeepSpeedConfig(zero_stage=1)))["gradients"] == 8 * table(CONFIG)["gradients"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def write_crash(state: StageState, outcome: Outcome, config: Config, stage: str,
     path.write_text(json.dumps(facts, indent=1) + "\n")
 
 
+@contextmanager
+def out_of_memory_told(phases: Phases, config: Config) -> Iterator[None]:
+    """Within it a GPU that is full is a ValueError that says what to set."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, phases, config) from error
+
+
 def out_of_memory(error: torch.OutOfMemoryError, phases: Phases, config: Config) -> ValueError:
     """What to set, said with the row that did not fit."""
     where = f"rank {distributed.rank()}: out of GPU memory in phase {phases.name} of {phases.stage} step {phases.step}"
@@ -100,9 +110,14 @@ def out_of_memory(error: torch.OutOfMemoryError, phases: Phases, config: Config)
     elif phases.name == "data":
         what = "images of the step's prompts" if phases.stage == "grpo" else "images of the fullest row"
         knob = f"{what} are most of what this phase holds: {KNOBS[what]}"
+    elif phases.name == "load":
+        knob = "the model comes onto each GPU whole, before ZeRO divides it: model.torch_dtype=bfloat16"
+        if phases.stage == "grpo":
+            knob += "; grpo.reference=host or grpo.beta=0 for what lies beside it"
+        knob += "; after that deepspeed.zero_stage, model.lora or an offloaded optimizer bound what training adds"
     elif config.deepspeed.zero_stage < 3:
         knob = f"deepspeed.zero_stage higher than {config.deepspeed.zero_stage} shares out the optimizer"
     else:
         knob = "more ranks hold less of the optimizer each; offload_optimizer in deepspeed.config holds it on the host"
-    row = f"; the last row has {tokens} tokens and {patches} patches" if phases.row else ""
+    row = f"; the last row has {tokens} tokens and {patches} patches" if phases.row and phases.name != "load" else ""
     return ValueError(f"{where}{row}. {knob}. ({str(error).strip().splitlines()[0]})")

@@ -27,8 +27,8 @@ from univg_fast.rollout import RolloutEngine, Sampling
 from univg_fast.structs import Completion, Sample
 from univg_fast.train import sinks
 from univg_fast.train.console import clock
-from univg_fast.train.crash import out_of_memory
-from univg_fast.train.engine import release
+from univg_fast.train.crash import out_of_memory_told
+from univg_fast.train.engine import free_memory, release
 from univg_fast.train.grpo import GrpoStep
 from univg_fast.train.making import make_loader, make_policy, make_step, total_steps
 from univg_fast.train.memory import Load, memory
@@ -101,26 +101,24 @@ def first_step(
     """What the stage's first step did, its seconds by phase, and the peak of memory in GiB on a GPU. Collective."""
     phases = Phases()
     phases.stage, phases.step = stage, 1
+    free_memory(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    engine, plain = make_policy(stage, config, inputs, config.model.path, device)
+    with phases("load"), out_of_memory_told(phases, config):
+        engine, plain = make_policy(stage, config, inputs, config.model.path, device)
     phases.follow(engine.module)
-    with make_loader(stage, config, inputs, engine.module) as loader:
+    with out_of_memory_told(phases, config), make_loader(stage, config, inputs, engine.module) as loader:
         step = make_step(stage, config, inputs, config.model.path, device, engine, plain, loader, phases)
         if isinstance(step, GrpoStep):
             step.draws.rollout = Stretched(step.draws.rollout)
         phases.take()
         began = time.perf_counter()
-        try:
-            outcome = step(StageState())
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(error, phases, config) from error
+        outcome = step(StageState())
         seconds = phases.take() | {"step": time.perf_counter() - began}
     assert outcome is not None, "a request to stop ends the process, as nothing would be lost"
     release(engine)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     if peak is not None:
-        torch.cuda.empty_cache()
         peak = distributed.reduce_floats({}, {"peak": peak})["peak"]
     if outcome.metrics["skipped"]:
         found = f"loss {outcome.metrics['loss']}, grad_norm {outcome.metrics['grad_norm']}"

@@ -9,6 +9,7 @@ hold different numbers of rows; ZeRO 2 and 3 communicate in every backward pass 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ from univg_fast.config import DeepSpeedConfig, OptimConfig
 from univg_fast.train.optimizer import elements, learning_rate_factor, make_optimizer, offload_device, parameter_groups
 
 NOTHING = nullcontext()
+# What DeepSpeed hangs on modules and parameters and leaves there. Each leads to an optimizer's buffers, and the two of
+# the backward pass would act in the next engine's, too.
+LEFT_BEHIND = ("_hp_grad", "_z3_optimizer", "pre_bwd_fn", "post_bwd_fn")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(optim, total_steps))
     if deepspeed.zero_stage == 0:
         optimizer.register_step_pre_hook(partial(_clip_or_skip, max_norm=optim.max_grad_norm))
+    distributed.limit_deepspeed()
     try:
         with redirect_stdout(StringIO()):  # DeepSpeed prints its memory use at every stage of the bfloat16 set-up
             engine, *_ = ds.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=config)
@@ -83,6 +88,7 @@ def make_engine(module: nn.Module, optim: OptimConfig, deepspeed: DeepSpeedConfi
             f"deepspeed.config: DeepSpeed refuses {deepspeed.config}: {' '.join(str(error).split())}; correct or leave "
             "out what it names"
         ) from error
+    distributed.limit_deepspeed()
     line = describe(engine, sizes)
     if distributed.is_main():
         print(line, flush=True)
@@ -109,16 +115,39 @@ def describe(engine: Any, sizes: list[int]) -> str:
     offloaded = offload_device(engine.config)
     where = f" on {offloaded}" if offloaded else ""
     inside = "" if stage == 0 else f" of {optimizer.__name__}{where}"
+    sent, summed = engine.communication_data_type, str(accumulation)[6:]
+    between = "" if sent == accumulation else f" and sent in {str(sent)[6:]}"
     return (
         f"engine: ZeRO {stage}, {wrapper}{inside}; weights {str(model_dtype)[6:]}, gradients "
-        f"summed in {str(accumulation)[6:]}; {len(sizes)} groups of at most {max(sizes) / 1e6:.4g} M parameters"
+        f"summed in {summed}{between}; {len(sizes)} groups of at most {max(sizes) / 1e6:.4g} M parameters"
     )
 
 
 def release(engine: Any) -> nn.Module:
-    """Take the module back from an engine, so that another engine can be made of it."""
+    """Take the module back from an engine, so that another engine can be made of it.
+
+    From then on the module holds nothing of the engine. What the engine held is free when nobody holds the engine, and
+    Python has looked for circles (`free_memory`): DeepSpeed itself frees none of it. ZeRO 3's pieces of the weights
+    stay: a cache of DeepSpeed's has them for good.
+    """
+    module: nn.Module = engine.module
     engine.destroy()
-    return engine.module
+    for hook in (engine.module_forward_pre_hook, engine.module_forward_post_hook):
+        hook.remove()
+    for part in (*module.modules(), *module.parameters()):
+        for name in LEFT_BEHIND:
+            vars(part).pop(name, None)
+    return module
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what models and engines that nobody uses any more hold in circles of references. Call it on all ranks.
+
+    Python's collector would come by at some time, on no two ranks at the same one.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def train_step(
@@ -175,6 +204,8 @@ def engine_config(
         # immediate: a weight's bfloat16 gradient goes into the float32 sum and is freed, not kept until the pass's end
         config["bf16"] = {"enabled": True, "check_grad_overflow": True, "immediate_grad_update": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
+        if stage == 1:  # reduces once in a step; unset it would round the sums to bfloat16 first
+            config["communication_data_type"] = "fp32"
     return _overlay(config, deepspeed.config)
 
 

@@ -88,8 +88,10 @@ class Faults:
 
     def into_model(self, model: nn.Module) -> None:
         """nan_loss and nan_gradient: of this model's rows."""
+        if not self.armed:  # or the model would live as long as this
+            return
         self.model = model
-        if self.armed and self.config.kind == "nan_loss":
+        if self.config.kind == "nan_loss":
             model.register_forward_hook(self._poison_loss)
 
     def into_loader(self, loader: Any) -> None:

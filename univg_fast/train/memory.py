@@ -28,6 +28,7 @@ KNOBS = {
     "deepspeed.config.zero_optimization.offload_optimizer.device=cpu",
     "reference model": "grpo.reference=host, grpo.beta=0, or model.lora, which needs none",
     "rollout copy": "deepspeed.zero_stage=2",
+    "weights while loading": "model.torch_dtype=bfloat16; more GPUs do not make it less",
     "activations of the longest row": "model.gradient_checkpointing=true, or a smaller pack.budget_tokens",
     "images of the step's prompts": "smaller data.max_pixels, grpo.prompts_per_step or grpo.dynamic_sampling_max_draws",
     "images of the fullest row": "smaller data.max_pixels or pack.budget_tokens",
@@ -67,13 +68,16 @@ def memory(stage: str, config: Config, shape: Shape, load: Load, gpus: int) -> l
     lines = [*_held(stage, config, shape, load, gpus), *_update(stage, config, shape, load, gpus)]
     if stage == "grpo":
         lines.append(_rollout(config, shape, load, gpus))
-    moments = ("", "update", "rollout", "ref", "tower")
+    if config.deepspeed.zero_stage == 3:
+        lines.append(_loading(stage, config, shape))
+    moments = ("", "update", "rollout", "ref", "tower", "load")
     parts = {when: sum(line.value for line in lines if line.when == when) for when in moments}
-    held = parts.pop("")
+    held, loading = parts.pop(""), parts.pop("load")
     fullest = max(parts, key=lambda when: parts[when])
-    total = held + parts[fullest]
+    total = max(held + parts[fullest], loading)
+    most = f"what is always held, and the {fullest}'s, which are most" if total > loading else "what the loading takes"
     lines.append(Line("reserve", total * RESERVE, f"{RESERVE:.0%}: workspace, communication, fragmentation"))
-    lines.append(Line("sum", total * (1 + RESERVE), f"what is always held, and the {fullest}'s, which are most"))
+    lines.append(Line("sum", total * (1 + RESERVE), most))
     return [Line(line.name, line.value / GIB, line.formula, line.when) for line in lines]
 
 
@@ -110,6 +114,14 @@ def _held(stage: str, config: Config, shape: Shape, load: Load, gpus: int) -> li
         plain = shape.language + shape.vision
         lines.append(Line("rollout copy", plain * width, f"{_giga(plain)} parameters x {width} bytes (ZeRO 3)"))
     return lines
+
+
+def _loading(stage: str, config: Config, shape: Shape) -> Line:
+    """Before the first step: ZeRO 3 divides a model that lies on each GPU whole, beside stage 2's copy of it."""
+    copies, width = 2 if stage == "grpo" else 1, _width(config)
+    everything = shape.language + shape.vision + shape.adapters
+    formula = f"{copies} x {_giga(everything)} parameters x {width} bytes, before ZeRO 3 divides them"
+    return Line("weights while loading", copies * everything * width, formula, "load")
 
 
 def _reference(config: Config, shape: Shape, width: int) -> Line:

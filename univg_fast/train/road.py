@@ -18,7 +18,7 @@ from univg_fast.evaluate.run import evaluate
 from univg_fast.files import read_json, write_whole
 from univg_fast.report import write_report
 from univg_fast.train import sinks, stopping
-from univg_fast.train.crash import out_of_memory
+from univg_fast.train.crash import out_of_memory_told
 from univg_fast.train.dry_run import dry_run
 from univg_fast.train.environment import describe
 from univg_fast.train.export_run import export_run
@@ -53,7 +53,7 @@ def main(config: Config) -> None:
             write_whole(run_dir / "env.json", json.dumps(describe(), indent=1) + "\n")
             print(to_yaml(config), flush=True)
             note(changes, run_dir)
-        with Watchdog(phases, config.run.hang_timeout_s, run_dir / "logs"):
+        with Watchdog(phases, config.run.hang_timeout_s, run_dir / "logs"), out_of_memory_told(phases, config):
             travel(config, run_dir, device, phases, Faults(config.fault, phases, run_dir / "crash"))
 
 
@@ -88,12 +88,9 @@ def held_out(
     with phases("load"):
         model = load_policy(config, inputs.processor, path, device, adapters=False).eval()
     # an evaluation that was asked to stop wrote nothing; `finishing` then ends the run
-    try:
-        with stopping.finishing(), suppress(EvaluationStopped), phases("eval"), eval_progress(name) as progress:
-            asked = stopping.asker(phases)
-            evaluate(model, inputs.processor, records, config.evaluate, config.rollout, out, progress, asked)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, phases, config) from error
+    with stopping.finishing(), suppress(EvaluationStopped), phases("eval"), eval_progress(name) as progress:
+        asked = stopping.asker(phases)
+        evaluate(model, inputs.processor, records, config.evaluate, config.rollout, out, progress, asked)
 
 
 def finish(config: Config, run_dir: Path) -> None:

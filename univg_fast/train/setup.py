@@ -36,6 +36,7 @@ from univg_fast.model.load import (
 from univg_fast.model.lora import apply_lora
 from univg_fast.rewards import ask_for_images, check_terms, unscorable
 from univg_fast.structs import Record, Sample
+from univg_fast.train.engine import free_memory
 from univg_fast.train.looking import agree_on, look_together
 
 NEEDS = {"sft": "response", "grpo": "box", "eval": "box"}  # what a record of each use must have
@@ -164,6 +165,7 @@ def load_policy(
     """
     how, vocab = config.model, processor.tokenizer.get_vocab()
     seed = config.run.seed + how.init_seed
+    free_memory(device)
     with torch.random.fork_rng(devices=[]):  # peft draws first weights, also where others are read over them
         model: Any = load_model(path, DTYPES[how.torch_dtype], vocab=vocab, seed=seed)
     model.to(device)
