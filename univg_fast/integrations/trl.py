@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from univg_kernels import GrpoConfig
 
-from .patching import Patch
+from .patching import Patch, all_or_nothing
 from .phi import of_means
 from .trl_head import Head
 from .trl_rows import LOSSES, accumulation, find_phi, is_gmpo, loss_of_empty, make_batch, make_config, refuse_own
@@ -53,8 +53,7 @@ def patch(
         raise ValueError(
             "fp16=True is not supported: gradients are made in fp16 before its scaler sees them; use bf16=True"
         )
-    done = Patch()
-    try:
+    with all_or_nothing() as done:
         if version.startswith(tuple(f"{release}." for release in LIGER)):
             from .trl_liger import patch_liger
 
@@ -66,9 +65,6 @@ def patch(
                 difficulty=difficulty, difficulty_power=difficulty_power, normalize_difficulty=normalize_difficulty
             )
             _patch_rewards(trainer, done, phi, formula)
-    except BaseException:
-        done.restore()
-        raise
     return done
 
 
