@@ -178,6 +178,7 @@ def test_a_static_step_asks_the_device_for_nothing_and_keeps_its_shapes(
     with torch.no_grad():
         decoder = engine._prefill(samples, torch.rand(len(samples), 3, 9), Sampling(9, top_k=10, top_p=0.9), None)
         steps = []
+        assert all(x.is_contiguous() for pair in decoder.cache.prompts.values() for x in pair), "else steps copy them"
         for _ in range(8):
             with Recorder() as recorder:
                 decoder.run(1)

@@ -109,7 +109,7 @@ def old_policies(inputs: Inputs) -> float:
         apart = [held.targets.old_logp for held in minibatch.rows]
         for held in minibatch.rows:
             held.targets.old_logp = None
-        for loss in step._losses(minibatch, outputs):
+        for loss in step._losses(minibatch, outputs, is_first=False):
             assert loss.requires_grad
         pairs = zip(apart, outputs, strict=True)
         gap = max([gap, *(float((a - output.logp).abs().max()) for a, output in pairs if a is not None)])
