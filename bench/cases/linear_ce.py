@@ -27,7 +27,7 @@ def build(shape: Shape, dtype: torch.dtype, device: Device) -> Work:
     hidden, weight = make_head(shape, dtype, device)
     ids = make_ids(shape, device)
     inputs = Inputs({"hidden": hidden, "weight": weight})
-    row_weight = torch.full((shape.rows,), 1 / shape.rows, device=device.torch)
+    row_weight = 1 / shape.rows
 
     def mean(logp: Callable[..., Tensor]) -> Loss:
         return lambda h, w: -logp(h, w, ids).mean()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._linear_head import Head, active_rows_product
+from ._linear_head import Head, Rows, active_rows_product
 
 BLOCK = 8192  # rows of the weight whose product is made at once where it cannot be added at once: bounds the temporary
 
@@ -76,16 +76,16 @@ class GradientSums:
         if self.bias is not None:
             self.bias.add(z.sum(0, dtype=self.bias.total.dtype))
 
-    def add(self, z: Tensor, rows: Tensor, count: Tensor | None = None, active: Tensor | None = None) -> None:
+    def add(self, z: Tensor, rows: Rows, count: Tensor | None = None, active: Tensor | None = None) -> None:
         """z: [m, V] gradient of the logits of `rows` [m], or of the first `count` [1] of them; the others have none.
 
         active: [m] bool, where known: of other rows z is 0, and hidden may hold anything, even NaN.
         """
-        if not rows.numel():
+        if not z.shape[0]:
             return
         h = self.head.hidden[rows]
         if count is not None:
-            active = torch.arange(rows.numel(), device=rows.device) < count
+            active = torch.arange(z.shape[0], device=z.device) < count
         if active is not None:
             h = torch.where(active[:, None], h, 0.0)
         if count is not None:

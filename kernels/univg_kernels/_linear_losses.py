@@ -15,7 +15,7 @@ from ._linear_forward import Statistics
 from ._linear_grads import GradientSums
 from ._linear_head import Head, LinearPolicy, Rows, chunk_rows, make_head, takes_gradient
 from ._linear_sweeps import Skipping, gradient_sweep, plan_chunks, remake_sweep
-from ._rows import GrpoOutput, PolicyRows, coupling
+from ._rows import GrpoOutput, PolicyRows, coupling, weight_of_rows
 from ._softmax import SoftmaxSpec
 from .config import GrpoConfig
 
@@ -109,24 +109,25 @@ def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    row_weight: Tensor,
+    row_weight: Tensor | float,
     vocab_size: int | None,
     weight_grad: Tensor | None,
     forward: Callable[[Head], Statistics],
-    gradient_: Callable[[Tensor, Rows], Tensor],
+    gradient_: Callable[[Tensor, Rows, Tensor], Tensor],
     skipping: Skipping | None,
     scale: Scale,
 ) -> tuple[Tensor, Tensor]:
-    """gradient_: (logits, which rows) -> logp; it leaves the gradient in the logits."""
+    """gradient_: (logits, which rows, their weights) -> logp; it leaves the gradient in the logits."""
     inputs = (hidden, takes_gradient(weight, weight_grad), bias)
     needs = needs_grad(*inputs)
+    all_count = not (isinstance(row_weight, Tensor) or torch.compiler.is_compiling() or row_weight == 0)
     with torch.no_grad():
-        head = make_head(*inputs, vocab_size)
-        logp = torch.empty_like(row_weight)
+        head, weights = make_head(*inputs, vocab_size), weight_of_rows(row_weight, hidden)
+        logp = torch.empty_like(weights)
 
-        def score(z: Tensor, part: Rows) -> Tensor:
-            logp[part] = gradient_(z, part)
-            return row_weight[part] != 0
+        def score(z: Tensor, part: Rows) -> Tensor | None:
+            logp[part] = gradient_(z, part, weights[part])
+            return None if all_count else weights[part] != 0
 
         if any(needs):
             chunks = plan_chunks(head, None, "row", None)
@@ -137,7 +138,7 @@ def linear_cross_entropy(
         else:
             logp = forward(head)[0]
         # A weight of 0 switches a row off, whatever its logits are.
-        loss = -torch.where(row_weight != 0, row_weight * logp, 0.0).sum()
+        loss = -torch.where(weights != 0, weights * logp, 0.0).sum()
     if any(needs):
         once = weight_grad is not None
         loss = attach_gradients("linear_ce", loss, inputs, sums.result(), scale, unit_upstream=once)

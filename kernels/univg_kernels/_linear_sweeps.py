@@ -14,9 +14,9 @@ from torch import Tensor
 from ._linear_grads import GradientSums
 from ._linear_head import Head, Rows, chunk_rows
 
-Score = Callable[[Tensor, Rows], Tensor]
+Score = Callable[[Tensor, Rows], Tensor | None]
 """(logits [m, V], rows): score these rows, overwrite their logits with d loss/d logits (zeros in a row without one) and
-return which rows have one, bool [m]."""
+return which rows have one, bool [m], or None: all."""
 Backward = Callable[[Tensor, Tensor], None]
 """(logits [m, V], rows [m]): overwrite the logits of these rows with d loss/d logits, unread where that is 0."""
 
@@ -107,9 +107,9 @@ def gradient_sweep(
 ) -> None:  # fmt: skip
     """Make the logits chunk by chunk, let `score` turn them into their gradient, and sum up the gradients.
 
-    skipping: None multiplies all rows. Where the host learns how many are active, they wait at the top of the buffer
-    until it is nearly full of them, so that the backward products are as tall as the forward ones however few rows are
-    active; where it does not, each chunk's go on at once.
+    skipping: None: all rows are multiplied, as are those of a chunk that all have a gradient. Where the host learns how
+    many are active, they wait at the top of the buffer until it is nearly full of them, so that the backward products
+    are as tall as the forward ones however few rows are active; where it does not, each chunk's go on at once.
     """
     n, buffer = chunks.length, head.buffer(chunks.size)
     waiting: list[Tensor] = []  # numbers of the rows at the top of the buffer
@@ -121,10 +121,10 @@ def gradient_sweep(
             z = head.logits(buffer[held : held + stop - start], part)
             active = score(z, part)
             sums.add_bias(z)
-            numbers = torch.arange(start, stop, device=z.device) if isinstance(part, slice) else part
-            if skipping is None:
-                sums.add(z, numbers, active=active)
+            if skipping is None or active is None:
+                sums.add(z, part, active=active)
             else:
+                numbers = torch.arange(start, stop, device=z.device) if isinstance(part, slice) else part
                 kept = skipping.order(active)
                 skipping.move(z, kept)
                 if kept.number is not None:

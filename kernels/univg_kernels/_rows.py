@@ -102,6 +102,14 @@ def math_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def weight_of_rows(row_weight: Tensor | float, hidden: Tensor) -> Tensor:
+    """[N], contiguous, in the dtype of the maths; of a number, the same for all rows."""
+    dtype = math_dtype(hidden)
+    if isinstance(row_weight, Tensor):
+        return row_weight.to(dtype).contiguous()
+    return hidden.new_ones(hidden.shape[0], dtype=dtype) * row_weight  # new_full would be compiled for each value
+
+
 def coupling(rows: PolicyRows, config: GrpoConfig) -> Literal["row", "response", "batch"]:
     """How far a row's gradient depends on other rows' log-probabilities or entropies.
 

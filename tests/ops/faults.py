@@ -117,6 +117,7 @@ DTYPES: list[Fault] = [
         dict(row_weight=ones(N, dtype=torch.bfloat16)),
         "row_weight must be float32 or float64, got bfloat16",
     ),
+    (("linear_ce",), dict(row_weight=True), "row_weight must be a tensor, got bool"),
     (("policy_loss",), dict(logp=ones(N, dtype=torch.int64)), "logp must be float64 or .*, got int64"),
     (LOSSES, dict(cu_seqlens=ones(4)), "cu_seqlens must be int64 or int32, got float32"),
     (LOSSES, dict(ref_logp=ones(N, dtype=torch.int64)), "ref_logp must be float64 or .*, got int64"),
@@ -165,6 +166,7 @@ VALUES: list[Fault] = [
     ),
     (LOGPROBS, dict(softcap=0.0), "softcap must be a finite number > 0, got 0.0"),
     (LOGPROBS, dict(logit_scale=float("inf")), "logit_scale must be a finite number > 0, got inf"),
+    (("linear_ce",), dict(row_weight=float("nan")), "row_weight must be a finite number, or a tensor .*, got nan"),
     (LOGPROBS[:2], dict(temperature=-1.0), "temperature must be a finite number > 0, got -1.0"),
     (
         LOSSES,

@@ -106,6 +106,18 @@ def outcome(case, config: uk.GrpoConfig, backend: str, reference: str = "none", 
     return [*out, *torch.autograd.grad(out.loss * 2.0, tuple(named.values()))]
 
 
+class Called(TorchDispatchMode):
+    """Names of the operations, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 class Products(TorchDispatchMode):
     """Rows of logits in the products, one for each product that they are in; and the largest new tensor."""
 

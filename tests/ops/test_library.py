@@ -234,6 +234,26 @@ def test_compiled_with_every_argument(op: str) -> None:
     torch.testing.assert_close(outcome(torch.compile(call, fullgraph=True, backend="aot_eager")), eager)
 
 
+def test_compiled_with_one_weight_for_all_rows() -> None:
+    """Of another number at each call: that of a step's tokens."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    ids = torch.arange(9)
+
+    def loss(hidden: torch.Tensor, weight: torch.Tensor, tokens: float) -> torch.Tensor:
+        return uk.linear_ce(hidden, weight, ids, row_weight=1 / tokens)[0]
+
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for tokens in (9.0, 12.0, 17.0, 23.0):
+        results = []
+        for f in (loss, compiled):
+            hidden, weight = (torch.linspace(-1, 1, n * 8).sin().view(n, 8).requires_grad_() for n in (9, 30))
+            value = f(hidden, weight, tokens)
+            results.append([value, *torch.autograd.grad(value, (hidden, weight))])
+        torch.testing.assert_close(results[1], results[0])
+    assert counter.frame_count <= 2
+
+
 @pytest.mark.parametrize("op", DOORS)
 def test_compiled_for_any_number_of_rows(op: str) -> None:
     """A batch of another size compiles once more, then never again."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 import univg_kernels as uk
 from ops import linear_cases
-from ops.linear_cases import BATCH, CHUNK, EVEN, HALF, ONES, RESPONSE, ROW, H, N, Products, V
+from ops.linear_cases import BATCH, CHUNK, EVEN, HALF, ONES, RESPONSE, ROW, Called, H, N, Products, V
 from torch import Tensor
 from univg_kernels import _linear_head
 
@@ -114,6 +114,25 @@ def test_rows_multiplied_as_counted_on_the_device(make_case, skipping, config, a
         )
         out.loss.backward()
     assert counter.rows == pytest.approx(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("skipping", ["on the host", "on the device"], indirect=True)
+def test_one_weight_for_all_rows_looks_for_none_to_skip(make_case, skipping, dtype: torch.dtype) -> None:
+    case = make_case(seed=4, **EVEN).to(dtype)
+    results, calls = [], []
+    for row_weight in (1 / N, torch.full((N,), 1 / N)):
+        inputs = [x.clone().requires_grad_() for x in (case.hidden, case.weight, case.bias)]
+        with Called() as called, Products(H, V) as counter:
+            loss, logp = uk.linear_ce(
+                inputs[0], inputs[1], case.token_ids, row_weight=row_weight, bias=inputs[2], backend="cpp"
+            )
+        results.append([loss.detach(), logp, *torch.autograd.grad(loss, inputs)])
+        calls.append(set(called.names))
+        assert counter.rows == pytest.approx(3 * N)
+    torch.testing.assert_close(*results)
+    skips = {"nonzero", "index", "index_put_"} if skipping == "on the host" else {"sort", "index", "_grouped_mm"}
+    assert not skips & calls[0] and skips <= calls[1]
 
 
 @pytest.mark.parametrize(("skipping", "rows"), [("on the host", 30), ("on the device", 33)], indirect=["skipping"])

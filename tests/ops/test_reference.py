@@ -239,12 +239,15 @@ def test_logprob_finite_differences(make_case, op: str, backend: uk.Backend) -> 
     assert gradcheck(both, inputs)
 
 
+@pytest.mark.parametrize("alike", [None, 0.125, 2, -1.5, 0.0])
 @pytest.mark.parametrize("backend", ["reference", "cpp"])
-def test_linear_ce_is_weighted_cross_entropy(make_case, backend: uk.Backend) -> None:
+def test_linear_ce_is_weighted_cross_entropy(make_case, backend: uk.Backend, alike: float | None) -> None:
+    """Of a weight for each row, some 0, and of one for all."""
     case = make_case(seed=7)
     inputs = [getattr(case, n).clone().requires_grad_() for n in ("hidden", "weight", "bias")]
-    row_weight = torch.rand(len(case.token_ids), dtype=torch.float64)
-    row_weight[::3] = 0
+    row_weight = torch.rand(len(case.token_ids), dtype=torch.float64) if alike is None else alike
+    if isinstance(row_weight, Tensor):
+        row_weight[::3] = 0
     loss, logp = uk.linear_ce(
         inputs[0], inputs[1], case.token_ids, row_weight=row_weight, bias=inputs[2], backend=backend
     )

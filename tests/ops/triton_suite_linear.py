@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import univg_kernels as uk
+from ops.linear_cases import Called
 from ops.triton_device import DEVICE, moved
 from torch import Tensor
 from univg_kernels import _linear_head
@@ -88,6 +89,34 @@ def test_heads(make_case, assert_no_worse, op: str, dtype: torch.dtype) -> None:
         if i == 3 and dtype == torch.bfloat16:
             e = t + (e - t) * 2
         assert_no_worse(f"{op} result {i}", x, e, t, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_one_weight_for_all_rows(make_case, assert_no_worse, dtype: torch.dtype) -> None:
+    """The result of a tensor of equal weights, without the sorting, the moving and the gathering of rows."""
+    case = make_case(2, **SEVERAL).to(dtype)
+
+    def run(case, backend: str, weight: float | Tensor) -> tuple[list[Tensor], list[str]]:
+        inputs = [t.detach().to(DEVICE).requires_grad_() for t in (case.hidden, case.weight)]
+        ids = case.token_ids.to(DEVICE)
+        with Called() as called:
+            loss, logp = uk.linear_ce(*inputs, ids, row_weight=weight, softcap=2.0, backend=backend)
+        return [loss.detach(), logp, *torch.autograd.grad(loss, inputs)], called.names
+
+    equal = torch.full((34,), 0.3, device=DEVICE)
+    (got, calls), (same, other_calls) = (run(case, "triton", weight) for weight in (0.3, equal))
+    faces = (got, same, run(case, "reference", 0.3)[0], run(case.to(torch.float64), "reference", 0.3)[0])
+    for i, (x, y, e, t) in enumerate(zip(*faces, strict=True)):
+        if i == 3 and dtype == torch.bfloat16 and DEVICE == "cpu":  # every chunk's product is rounded here
+            e = t + (e - t) * 2
+        assert_no_worse(f"result {i}", x, e, t, dtype)
+        if DEVICE == "cpu" or i < 2:  # there the products are the same ones
+            torch.testing.assert_close(x, y)
+    skips = {"sort", "index", "index_put_", "_grouped_mm", "triton_compact_"}
+    assert not skips & set(calls)
+    assert calls.count("mm") + calls.count("addmm") == 3 * 3  # products and chunks
+    if can_count_on_device(case.hidden.to(DEVICE)):
+        assert skips <= set(other_calls)
 
 
 def test_only_active_rows_are_multiplied(make_case, monkeypatch: pytest.MonkeyPatch) -> None:

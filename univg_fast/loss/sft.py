@@ -13,7 +13,6 @@ def sft_head(row: Row, num_tokens: float, backend: Backend = "auto") -> Head:
     """Sum over the row's targets of -log p / `num_tokens` (the step's, over all rows and ranks) -> (loss, logp [N])."""
 
     def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        row_weight = torch.full((len(row.target_ids),), 1.0 / num_tokens, device=hidden.device)
-        return linear_ce(hidden, weight, row.target_ids, row_weight=row_weight, backend=backend)
+        return linear_ce(hidden, weight, row.target_ids, row_weight=1.0 / num_tokens, backend=backend)
 
     return head

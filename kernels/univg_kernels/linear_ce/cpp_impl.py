@@ -11,7 +11,6 @@ from .._linear_forward import Statistics
 from .._linear_head import Head, Rows
 from .._linear_losses import linear_cross_entropy
 from .._linear_sweeps import skipping_on_host
-from .._rows import math_dtype
 from .._softmax import SoftmaxSpec
 from ..linear_logprob.cpp_impl import forward_on_host
 
@@ -24,21 +23,21 @@ def linear_ce(
     weight: Tensor,
     bias: Tensor | None,
     token_ids: Tensor,
-    row_weight: Tensor,
+    row_weight: Tensor | float,
     softmax: SoftmaxSpec,
     weight_grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    ids, rw = token_ids.long(), row_weight.to(math_dtype(hidden)).contiguous()
-    settings = (softmax.scale, softmax.cap)
+    ids, settings = token_ids.long(), (softmax.scale, softmax.cap)
 
     def forward(head: Head) -> Statistics:
         return forward_on_host(head, ids, *settings)
 
-    def gradient_(z: Tensor, part: Rows) -> Tensor:
-        return ops.ce_head_(z, ids[part], rw[part], *settings)[1]
+    def gradient_(z: Tensor, part: Rows, weights: Tensor) -> Tensor:
+        return ops.ce_head_(z, ids[part], weights, *settings)[1]
 
+    skipping = skipping_on_host()
     return linear_cross_entropy(
-        hidden, weight, bias, rw, softmax.vocab_size, weight_grad, forward, gradient_, skipping_on_host(), scale_on_host
+        hidden, weight, bias, row_weight, softmax.vocab_size, weight_grad, forward, gradient_, skipping, scale_on_host
     )
 
 

@@ -59,20 +59,20 @@ def linear_ce(
     weight: Tensor,
     bias: Tensor | None,
     token_ids: Tensor,
-    row_weight: Tensor,
+    row_weight: Tensor | float,
     softmax: SoftmaxSpec,
     weight_grad: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     check_dtype("linear_ce", hidden)
-    ids, rw, settings = token_ids.contiguous(), row_weight.float().contiguous(), (softmax.scale, softmax.cap)
+    ids, settings = token_ids.contiguous(), (softmax.scale, softmax.cap)
 
     def forward(head: Head) -> Statistics:
         return forward_on_device(head, ids, *settings)
 
-    def gradient_(z: Tensor, part: Rows) -> Tensor:
-        return triton_ce_rows_(z, ids[part], rw[part], *settings)
+    def gradient_(z: Tensor, part: Rows, weights: Tensor) -> Tensor:
+        return triton_ce_rows_(z, ids[part], weights, *settings)
 
     skipping = skipping_on_device(hidden)
     return linear_cross_entropy(
-        hidden, weight, bias, rw, softmax.vocab_size, weight_grad, forward, gradient_, skipping, scale_on_device
+        hidden, weight, bias, row_weight, softmax.vocab_size, weight_grad, forward, gradient_, skipping, scale_on_device
     )
