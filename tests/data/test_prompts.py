@@ -174,3 +174,10 @@ def test_the_json_that_is_asked_for_is_json():
 def test_all_boxes_at_once_are_asked_for_only_where_there_are_several():
     assert "all bounding boxes" not in prompt_text(RECORD)
     assert "all bounding boxes" in prompt_text(replace(RECORD, targets=SEVERAL))
+
+
+def test_the_form_of_box_tokens_follows_the_question_as_in_the_benchmarks_scripts():
+    form = "Format:<|box_start|>(x1,y1),(x2,y2)<|box_end|>. Don't generate addtional words."
+    assert asked(replace(RECORD, targets=(replace(ONE[0], image=None),), answer_style="box_tokens", cot=False)) == (
+        f"Where?{form}"
+    )

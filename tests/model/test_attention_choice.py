@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from tiny import FAMILIES, tiny_model
 
+from univg_fast.config import Config
 from univg_fast.config.schema import AttentionName
+from univg_fast.data.samples import make_processor
+from univg_fast.data.tokenizer import build_tokenizer
 from univg_fast.model import PackedModel, load_model
 from univg_fast.model.attention import choose_attention, refuse_dropout
 from univg_fast.model.attention.choose import AUTO, NAMES, TOLERANCE, obstacle, worst_error
@@ -21,6 +24,8 @@ from univg_fast.model.attention.libraries import LIBRARIES, Library, bottom_righ
 from univg_fast.model.attention.paths import path_attention, segment_attention
 from univg_fast.packing.layout import FACES, PATH_FACES, build_layout
 from univg_fast.packing.paths import PathLayout
+from univg_fast.train.making import make_policy
+from univg_fast.train.setup import Inputs
 
 CPU, MODEL = torch.device("cpu"), (torch.bfloat16, 4, 2, 16)
 SPANS = [(0, 10, [3, 5]), (18, 2, []), (20, 4, [1, 1, 6])]
@@ -73,6 +78,15 @@ def test_dropout_in_attention_is_refused_where_it_trains(family: str) -> None:
     PackedModel(model)
     with pytest.raises(ValueError, match=r"expected attention_dropout 0 to train, got 0\.1"):
         refuse_dropout(model)
+
+
+def test_a_stage_asks_for_dropout_before_it_begins(tmp_path: Path) -> None:
+    processor = make_processor(build_tokenizer(["x"]))
+    model = load_model("qwen2_vl_tiny", vocab=processor.tokenizer.get_vocab())
+    model.config.text_config.attention_dropout = 0.1
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"expected attention_dropout 0 to train, got 0\.1 in {tmp_path}"):
+        make_policy("sft", Config(), Inputs({"sft": []}, processor), str(tmp_path), CPU)
 
 
 @pytest.mark.parametrize("name", [*sorted(LIBRARIES), "triton"])

@@ -60,13 +60,18 @@ def plans() -> None:
 
 
 def attention() -> None:
-    """`auto` finds another face on one rank, as where a library is broken on one machine."""
+    """Another face on one rank, as `auto` takes where a library is broken on one machine."""
+    from univg_fast.config import Config, ModelConfig
+    from univg_fast.data.samples import make_processor
+    from univg_fast.data.tokenizer import build_tokenizer
     from univg_fast.model.attention import choose_attention
-    from univg_fast.train.making import agree_on_attention
+    from univg_fast.train.making import agree_on_attention, make_policy
+    from univg_fast.train.setup import Inputs
 
-    like, rank = (torch.float32, 4, 2, 16), distributed.rank()
-    agree_on_attention(choose_attention("auto", torch.device("cpu"), *like))
-    agree_on_attention(choose_attention(("torch", "dense")[rank], torch.device("cpu"), *like))
+    inputs, cpu = Inputs({"sft": []}, make_processor(build_tokenizer(["x"]))), torch.device("cpu")
+    agree_on_attention(choose_attention("auto", cpu, torch.float32, 4, 2, 16))
+    config = Config(model=ModelConfig(attention="dense" if distributed.rank() else "torch"))
+    make_policy("sft", config, inputs, config.model.path, cpu)
 
 
 def interface() -> None:
