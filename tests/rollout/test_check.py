@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from univg_fast.model import ImageFeatures, PackedModel
 from univg_fast.model.families import qwen2_vl
 from univg_fast.packing import build_row
 from univg_fast.rollout import LocalEngine, RolloutEngine, Sampling, check_rollout
+from univg_fast.rollout.decode import Decoder
 from univg_fast.structs import Completion, Group, Sample
 from univg_fast.train.zero import weight_buckets
 
@@ -105,6 +107,15 @@ def test_equal_samples_are_found_where_the_model_would_not_give_them(
     assert found.startswith("rollout: 1 different samples of 4")
 
 
+class Ahead(LocalEngine):
+    """Its completions go on one position too late."""
+
+    def _prefill(self, *given: Any) -> Decoder:
+        decoder = super()._prefill(*given)
+        decoder.position.add_(1)
+        return decoder
+
+
 @pytest.mark.parametrize(("temperature", "layers"), [(1.0, 3), (0.5, 3), (1.0, 20)])
 def test_bfloat16_is_judged_by_what_rounding_does(
     tokenizer: PreTrainedTokenizerFast, temperature: float, layers: int, monkeypatch: pytest.MonkeyPatch
@@ -127,5 +138,6 @@ def test_bfloat16_is_judged_by_what_rounding_does(
     for k in range(4 if layers < 9 else 2):
         sample = random_sample(np.random.default_rng(k), [(8, 8), (4, 6)], f"u{k}")
         check_rollout(LocalEngine(policy, tokenizer, -1), sample, temperature, logprobs, torch.bfloat16, layers)
-        with pytest.raises(ValueError, match="in the mean, as training's own differ by"):
-            check_rollout(LocalEngine(stale, tokenizer, -1), sample, temperature, logprobs, torch.bfloat16, layers)
+        for wrong in (LocalEngine(stale, tokenizer, -1), Ahead(policy, tokenizer, -1)):
+            with pytest.raises(ValueError, match="in the mean, as training's own differ by"):
+                check_rollout(wrong, sample, temperature, logprobs, torch.bfloat16, layers)

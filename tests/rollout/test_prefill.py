@@ -15,30 +15,32 @@ from univg_fast.rollout import LocalEngine, Sampling, batches
 
 
 class Copies(TorchDispatchMode):
-    """Copies from the host to the device: whether the host may go on meanwhile."""
+    """What is copied from the host to the device, and whether the host may go on meanwhile."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[tuple[int, ...], bool]] = []
+        self.seen: list[tuple[torch.Tensor, bool]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func is torch.ops.aten._to_copy.default and out.is_meta and not args[0].is_meta:
-            self.seen.append((tuple(out.shape), bool((kwargs or {}).get("non_blocking"))))
+            self.seen.append((args[0], bool((kwargs or {}).get("non_blocking"))))
         return out
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_host_waits_for_nothing_of_a_prefill(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device, whose tensors refuse to be read. What a GPU copies lies in page-locked memory besides."""
-    rng, model = np.random.default_rng(0), tiny_model(family).to("meta")
+    rng, model = np.random.default_rng(0), tiny_model(family).to("meta", torch.bfloat16)
     samples = [random_sample(rng, grid, patch_size=model.family.patch_size) for grid in ([(4, 6)], [], [(8, 8)])]
     monkeypatch.setattr(batches, "PREFILL_TOKENS", 20)
     engine = LocalEngine(model, build_tokenizer(["any text"]), -1)
     with torch.no_grad(), Copies() as copies:
         decoder = engine._prefill(samples, torch.rand(3, 4, 9), Sampling(9, top_k=5), None)
     assert decoder.tokens.is_meta and decoder.tokens.shape == (12, 9)
-    assert len(copies.seen) > 10 and [shape for shape, goes_on in copies.seen if not goes_on] == []
+    assert len(copies.seen) > 10 and all(goes_on for _, goes_on in copies.seen)
+    pixels = [x for x, _ in copies.seen if x.shape[1:] == (model.family.patch_dim,)]
+    assert {x.dtype for x in pixels} == {torch.bfloat16}, "half of the bytes"
 
 
 @pytest.mark.gpu

@@ -157,7 +157,8 @@ class LocalEngine:
             images, shown = None, [samples[i] for i in part]
             if features is not None:
                 images, shown = ImageFeatures.cat([features[i] for i in part]), without_pixels(shown)
-            row = build_row([Group(s, ()) for s in shown], model.family, attention=model.attention.face)
+            groups = [Group(s, ()) for s in shown]
+            row = build_row(groups, model.family, model.attention.face, model.model.model.visual.dtype)
             of = [lengths[i] for i in part]
             following += [p.amax() + 1 for p in row.position_ids[:, 0].split(of, dim=1)]
             row = pinned(row, device).to(device)
