@@ -35,7 +35,7 @@ FROM_A_RUN = "runs/"  # paths that a run makes
 
 def test_no_block_escapes_the_checks() -> None:
     assert {block.language for block in BLOCKS} == {"bash", "python", "json", "layers", "yaml", ""}
-    # layers: tests/test_arrows.py; without a language: formulas and the lines that benchmarks.md was made by
+    # layers: tests/test_arrows.py; without a language: formulas, lines that benchmarks.md was made by, drop-ins (below)
     assert len(commands()) > 10 and len(in_text_commands()) > 2
 
 
@@ -124,6 +124,13 @@ def test_a_snippet_runs(block: Block) -> None:
     done = subprocess.run([sys.executable, "-c", block.text], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert "print(" not in block.text or "num_tokens" in done.stdout
+
+
+def test_snippets_of_drop_ins_are_run_by_their_hosts_tests() -> None:
+    page = (ROOT / "docs" / "dropins.md").read_text(encoding="utf-8")
+    sections = [part.partition("\n")[0] for part in page.split("\n## ")[1:] if FENCE.search(part)]
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests/integrations").glob("test_*.py"))
+    assert len(sections) > 6 and [name for name in sections if f'snippets("{name}")' not in tests] == []
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.place)
