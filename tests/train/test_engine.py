@@ -232,6 +232,10 @@ def test_what_a_released_engine_held_is_free_when_the_next_model_is_loaded(
         own = [getattr(p, "ds_tensor", p) for p in module.parameters()]
         assert size(left) == size(own) and len(left) < len(held)
         most = size(own) if stage == 3 else 0
+        if not most:  # a graph in a circle, as a run leaves some
+            circle: list[Any] = []
+            circle += [circle, module(*batch(1)[0])]
+            del circle
         del left, own, module
         model = load_policy(Config(), make_processor(build_tokenizer(["x"])), "qwen2_vl_tiny", torch.device("cpu"))
         assert size([x for x in (ref() for ref in held) if x is not None]) <= most and next(model.parameters()).numel()

@@ -145,7 +145,8 @@ def free_memory(device: torch.device) -> None:
 
     Python's collector would come by at some time, on no two ranks at the same one.
     """
-    gc.collect()
+    for _ in range(2):  # a parameter that a graph holds is out of its sight until the graph is gone
+        gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
