@@ -94,9 +94,9 @@ def _write(
         if failures:
             raise failures[0]
         on_write()
-        torch.save(
-            {"random": random_state(), "state": asdict(state)}, temporary / manifest.rank_file(distributed.rank())
-        )
+        path = temporary / manifest.rank_file(distributed.rank())
+        torch.save({"random": random_state(), "state": asdict(state)}, path)
+        written.append(path)
 
     def publish() -> None:
         if distributed.is_main():
@@ -109,15 +109,17 @@ def _write(
 
     try:
         distributed.all_or_none(f"making room for checkpoint {target}", prepare)
-        with _collecting_failures(engine, on_write) as failures:
+        with _watching_writes(engine, on_write) as (written, failures):
             engine.save_checkpoint(
                 str(temporary), tag=manifest.ENGINE, save_latest=False, exclude_frozen_parameters=True
             )
         distributed.all_or_none(f"writing checkpoint {target}", write_mine)
         seen = distributed.all_or_none(f"listing checkpoint {target}", lambda: manifest.names(temporary))
-        files = [name for part in distributed.gather_objects(seen) for name in part]
+        listed = distributed.gather_objects((seen, [path.relative_to(temporary).as_posix() for path in written]))
+        files = [name for names, _ in listed for name in names]
         mine = distributed.all_or_none(
-            f"syncing checkpoint {target}", lambda: manifest.sync_share(temporary, files, beat)
+            f"syncing checkpoint {target}",
+            lambda: manifest.sync_share(temporary, files, beat, [names for _, names in listed]),
         )
         parts = distributed.gather_objects(mine)
         distributed.all_or_none(f"publishing checkpoint {target}", publish)
@@ -132,8 +134,10 @@ def _write(
 
 
 @contextmanager
-def _collecting_failures(engine: Any, on_write: Callable[[], None]) -> Iterator[list[Exception]]:
-    """Collect what DeepSpeed's writer raises, for later: raised, it would leave the others at a barrier."""
+def _watching_writes(engine: Any, on_write: Callable[[], None]) -> Iterator[tuple[list[Path], list[Exception]]]:
+    """Collect what DeepSpeed's writer writes here, and what it raises, for later: raised, it would leave the others at
+    a barrier."""
+    written: list[Path] = []
     failures: list[Exception] = []
     writer, original = engine.checkpoint_engine, engine.checkpoint_engine.save
 
@@ -141,13 +145,14 @@ def _collecting_failures(engine: Any, on_write: Callable[[], None]) -> Iterator[
         try:
             on_write()
             original(state_dict, path)
+            written.append(Path(path))
         except (OSError, RuntimeError) as error:
             failures.append(RuntimeError(f"{path}: {error} (disk full, or over quota?)"))
 
     writer.save = guarded
     engine._copy_recovery_script = lambda path: None  # scripts that model.export makes needless, and that may fail
     try:
-        yield failures
+        yield written, failures
     finally:
         del writer.save, engine._copy_recovery_script  # the classes' own again
 

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import file_digest
 from importlib.metadata import version
@@ -53,13 +53,19 @@ def names(folder: Path) -> list[str]:
 
 
 def sync_share(
-    folder: Path, files: Iterable[str], beat: Callable[[], None] = lambda: None
+    folder: Path,
+    files: Iterable[str],
+    beat: Callable[[], None] = lambda: None,
+    written: Sequence[Collection[str]] = (),
 ) -> dict[str, dict[str, Any]]:
     """Bring this rank's part of the folder's files to the disk; size and hash by relative name.
 
-    `files`: the names that any rank sees, the same on all ranks. OSError where one is missing here.
+    `files`: the names that any rank sees; `written`: of each rank, those that it wrote. Both are the same on all ranks.
+    A rank's part is what it wrote: no other machine has it in memory, or can bring it to the disk. The rest is dealt
+    out. OSError where one is missing here.
     """
-    mine = [folder / name for name in _share(sorted(set(files)))]
+    rest = set(files).difference(*written)
+    mine = [folder / name for name in (*(written[distributed.rank()] if written else ()), *_share(sorted(rest)))]
     with ThreadPoolExecutor(HASHERS, thread_name_prefix="hash") as pool:  # what is on its way is still in memory
         entries = [pool.submit(_size_and_hash, path) for path in mine]
         sync([*mine, *{p.parent for p in mine}], beat)
