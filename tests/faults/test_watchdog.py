@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+import torch
+from deepspeed.runtime.utils import is_invalid_grad_norm
+from torch.distributed import TCPStore
 
 from tests.conftest import Run
-from univg_fast.train.blame import Seen, culprit
+from univg_fast.train.blame import Seen, culprit, where
+from univg_fast.train.engine import _clip_or_skip
 
 from .conftest import Started
 
 TIMEOUT = 25.0  # longer than a busy machine takes for any phase of these runs, or pauses
 
 
-def seen(rank: int, entered: int, idle: float, waits: str = "", silent: float = 0.0, left: bool = False) -> Seen:
-    return Seen(rank, "sft", "update", 3, entered, idle, waits, "x.py:1 in f", 1, left, silent)
+def seen(
+    rank: int, entered: int, idle: float, waits: str = "", silent: float = 0.0, left: bool = False, rows: int = 0
+) -> Seen:
+    return Seen(rank, "sft", "update", 3, entered, idle, waits, "x.py:1 in f", 1, left, silent, rows)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +51,10 @@ def seen(rank: int, entered: int, idle: float, waits: str = "", silent: float = 
         # all wait: the one that is behind, else the one that stopped first
         ([seen(0, 6, 30, "for the other ranks"), seen(1, 5, 25, "for the device")], 1),
         ([seen(0, 5, 25, "for the device"), seen(1, 5, 30, "for the device")], 1),
+        # the fast one has waited longest, and is further on: the rows say so
+        ([seen(0, 5, 30, "for the device", rows=4), seen(1, 5, 25, "for the device", rows=2)], 1),
+        # one waits on the host for another, whose device is busy
+        ([seen(0, 5, 30, "for the other ranks"), seen(1, 5, 25, "for the device")], 1),
         # who has left by its own will is not missed
         ([seen(0, 5, 1), seen(1, 4, 99, left=True)], None),
     ],
@@ -47,6 +62,67 @@ def seen(rank: int, entered: int, idle: float, waits: str = "", silent: float = 
 def test_who_is_to_blame(ranks: list[Seen], guilty: int | None) -> None:
     found = culprit(ranks, timeout_s=20, silent_s=20)
     assert (found.rank if found else None) == guilty
+
+
+class Waiting(torch.Tensor):
+    """Reading it tells what is said of a process that waits there, and at which line."""
+
+    told: ClassVar[list[tuple[str, str]]] = []
+
+    def __bool__(self) -> bool:
+        self.told.append(where({1: sys._getframe(1)}, 1))
+        return True
+
+
+class Noting(torch.autograd.Function):
+    """Its backward, which is made on the main thread here, tells the same of the frame from which it was called."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        frame = sys._getframe()
+        while frame.f_back is not None and frame.f_code.co_name != "_engine_run_backward":
+            frame = frame.f_back
+        Waiting.told.append(where({1: frame}, 1))
+        return gradient
+
+
+def test_where_deepspeed_and_torch_wait_for_a_gpu() -> None:
+    """The real lines, so that other versions of them are noticed: the norm at ZeRO 1 and 0, and the backward pass."""
+    Waiting.told.clear()
+    norm = torch.ones(()).as_subclass(Waiting)
+    is_invalid_grad_norm(norm)
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2).as_subclass(Waiting)
+    _clip_or_skip(SimpleNamespace(param_groups=[{"params": [weight]}]), (), {}, max_norm=0.0)
+    Noting.apply(torch.ones(1, requires_grad=True)).sum().backward()
+    assert [waits for waits, _ in Waiting.told] == ["for the device"] * 3, Waiting.told
+    places = [place.partition(":")[0] for _, place in Waiting.told]
+    assert places == ["utils.py", "engine.py", "graph.py"], Waiting.told
+
+
+def test_the_first_two_ranks_look_at_all_and_the_third_at_these_two(tmp_path: Path) -> None:
+    """Each of W ranks that reads what all tell would be W² answers of one store. Then the two are killed."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(Path(__file__).parent / "watch_worker.py"), str(tmp_path)]
+    ranks = [
+        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(r)}, stderr=subprocess.PIPE, text=True)
+        for r in range(3)
+    ]
+    try:
+        said = [rank.communicate(timeout=250)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    read = [json.loads((tmp_path / f"rank_{r}.json").read_text()) for r in range(3)]
+    assert read == [["0", "1", "2"], ["0", "1", "2"], ["0", "1"]]
+    assert [rank.returncode for rank in ranks] == [-signal.SIGKILL, -signal.SIGKILL, 1], said
+    assert re.search(r"^rank [01] of 3 has gone without a word.*: phase update of sft step 7, silent", said[2], re.M)
 
 
 def test_a_rank_that_hangs_is_named_with_its_phase_and_every_ranks_stacks(
@@ -61,7 +137,7 @@ def test_a_rank_that_hangs_is_named_with_its_phase_and_every_ranks_stacks(
     assert len(said) == 1 and TIMEOUT <= int(said[0]) < TIMEOUT + 60, run.output[-4000:]
     assert "rank 1 of 2 hangs" in run.output.partition("Root Cause")[2], "torchrun's summary names it, too"
     stacks = [(tmp_path / "run" / "logs" / f"stacks_rank{rank}.txt").read_text() for rank in range(2)]
-    assert "in on_entering" in stacks[1] and "all_reduce" in stacks[0] and "Thread" in stacks[0]
+    assert "in on_entering" in stacks[1] and "in give_up_if_late" in stacks[0] and "Thread" in stacks[0]
 
 
 def phase_slow(start: Callable[..., Started], **more: str) -> Started:
@@ -93,7 +169,7 @@ def test_a_stopped_rank_is_named(start: Callable[..., Started]) -> None:
     os.kill(run.ranks()[1], signal.SIGSTOP)
     assert run.end(TIMEOUT + 200) == 1
     assert re.search(r"^rank 1 of 2 has gone without a word.*: phase update of sft step 2, silent", run.output, re.M)
-    assert "all_reduce" in (run.folder / "logs" / "stacks_rank0.txt").read_text()
+    assert "in give_up_if_late" in (run.folder / "logs" / "stacks_rank0.txt").read_text()
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ from types import FrameType
 from typing import Any
 
 GONE_S = 10.0  # a rank that tells nothing for so long after a request to stop, or an error, is dead
-_WAITS_FOR_DEVICE = (".item()", ".tolist()", ".cpu()", "synchronize(")
+DEVICE, RANKS = "for the device", "for the other ranks"  # what a rank may wait for
+_WAITS_FOR_DEVICE = (".item()", ".tolist()", ".cpu()", "synchronize(", "bool(")  # in the line that is under way
+_OF_DEVICE = ("torch/cuda/__init__.py", "torch/cuda/streams.py", "torch/autograd/graph.py")  # or it is in such a file
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,12 @@ class Seen:
     step: int
     entered: int  # phases so far
     idle: float
-    waits: str  # "for the other ranks", "for the device" or ""
+    waits: str  # RANKS, DEVICE or ""
     place: str  # file:line in function
     tells: int = 0  # a count, so that a rank that stands still is not taken for a silent one
     left: bool = False  # it ended, by its own will
     silent: float = 0.0
+    rows: int = 0  # of the phase, that have begun
 
     def __str__(self) -> str:
         idle = f"no progress for {self.idle:.1f} s" if self.silent < GONE_S / 2 else f"silent for {self.silent:.1f} s"
@@ -40,7 +43,8 @@ def culprit(ranks: Sequence[Seen], timeout_s: float, silent_s: float) -> Seen | 
     """Who keeps the others: a rank that does nothing, and waits for nobody. None: nothing has hung.
 
     A rank that waits, or is further on than another one, is only taken where no rank at all does anything: then the
-    one that got least far, or stopped first.
+    one that got least far, in rows, too; among equals one that waits for its device, and then the one that stopped
+    first. Devices that wait for each other look alike from the host: there it is a guess.
     """
 
     def is_silent(seen: Seen) -> bool:
@@ -54,22 +58,23 @@ def culprit(ranks: Sequence[Seen], timeout_s: float, silent_s: float) -> Seen | 
     guilty = [seen for seen in stuck if not waits(seen)]
     if not guilty and len(stuck) == len(ranks):
         guilty = stuck
-    return min(guilty, key=lambda s: (not is_silent(s), s.entered, bool(s.waits), -s.idle), default=None)
+    return min(guilty, key=lambda s: (not is_silent(s), s.entered, s.rows, s.waits == RANKS, -s.idle), default=None)
 
 
 def where(frames: dict[int, FrameType], main: int) -> tuple[str, str]:
-    """What the process waits for, and where its main thread is. On a GPU the backward pass has threads of its own."""
+    """What the process waits for, and where its main thread is. On a GPU that waits for the backward pass's threads."""
     place, waits = "?", ""
     frame: FrameType | None = frames.get(main)
     if frame is not None:
         file, line = frame.f_code.co_filename, frame.f_lineno
         place = f"{Path(file).name}:{line} in {frame.f_code.co_name}"
-        if any(mark in linecache.getline(file, line or 0) for mark in _WAITS_FOR_DEVICE):  # a frame may have no line
-            waits = "for the device"
+        under_way = linecache.getline(file, line or 0)  # a frame may have no line
+        if file.endswith(_OF_DEVICE) or any(mark in under_way for mark in _WAITS_FOR_DEVICE):
+            waits = DEVICE
     for ident, top in frames.items():
         each: Any = None if ident == threading.get_ident() else top
         while each is not None:
             if each.f_code.co_filename.endswith("torch/distributed/distributed_c10d.py"):
-                waits = "for the other ranks"
+                waits = RANKS
             each = each.f_back
     return waits, place

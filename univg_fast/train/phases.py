@@ -30,6 +30,7 @@ class Phases:
         self.step = 0  # the one under way, from 1
         self.name = "start"  # the phase under way, or the last one
         self.entered = 0  # phases so far; ranks that are at the same place have the same number
+        self.rows = 0  # of the phase under way, how many have begun, where it is one of rows
         self.progress = time.monotonic()  # when something was last done
         self.row: tuple[int, int] | None = None  # tokens and patches of the row that was last computed
         self.watchers: list[Watcher] = []  # called on entering a phase; what one raises ends the step
@@ -41,6 +42,7 @@ class Phases:
         """`row`: of several micro-batches of the phase, which one; ranks may have different numbers of them."""
         self.name = name
         self.entered += row is None
+        self.rows = 0 if row is None else row + 1
         self.beat()
         for watch in self.watchers:
             watch(name, self.step)

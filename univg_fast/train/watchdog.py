@@ -1,9 +1,9 @@
 """Hangs and deaths are found, and named: which rank, in which phase of which step, since when, and where in the code.
 
-Each rank has a thread that tells the rendezvous store where the rank stands, and reads where the others do. A rank
-that does nothing for run.hang_timeout_s, or does not even tell, ends the run on all ranks, and every rank whose thread
-still runs leaves the stacks of all of its threads in run.dir/logs. While something is loaded or
-saved, bytes read and written are progress.
+Each rank has a thread that tells the rendezvous store where the rank stands. The first two read where all do, and so
+the end of either; the others look at these two only, as one store cannot tell all to all. A rank that does nothing for
+run.hang_timeout_s, or does not even tell, ends the run on all ranks, and every rank whose thread still runs leaves the
+stacks of all of its threads in run.dir/logs. While something is loaded or saved, bytes read and written are progress.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from univg_fast.train.phases import Phases
 SOON_S, LATE_S = 0.05, 0.5  # between two tellings, at least and at most
 OF_BYTES = ("load", "save")  # phases in which a single call may read or write a file for an hour
 ENOUGH_BYTES = 2**16  # between two looks; the looks themselves read some, too
+LOOKERS = 2  # so many first ranks look at all
 _KEY = "univg_fast/beat"  # in the store: /RANK where it stands, /verdict why all ranks end
 
 
@@ -95,7 +96,8 @@ class Watchdog:
                 if self.store is not None and self.store.check([f"{_KEY}/verdict"]):
                     with self._one:
                         self._leave(self.store.get(f"{_KEY}/verdict").decode(), mine=False)
-                found = culprit(self.everyone(), self.timeout_s, GONE_S if stopping.requested() else self.timeout_s)
+                silent_s = GONE_S if stopping.requested() else self.timeout_s
+                found = culprit(self._watched(silent_s), self.timeout_s, silent_s)
                 if found is not None:
                     self._condemn(found)
             except RuntimeError as error:  # the store is gone, and the launcher with it
@@ -122,13 +124,19 @@ class Watchdog:
         at, frames = self.phases, sys._current_frames()
         idle = time.monotonic() - at.progress
         waits, place = where(frames, self._main)
-        return Seen(distributed.rank(), at.stage, at.name, at.step, at.entered, idle, waits, place, self._tells)
+        here = distributed.rank(), at.stage, at.name, at.step, at.entered
+        return Seen(*here, idle, waits, place, self._tells, rows=at.rows)
 
-    def everyone(self) -> list[Seen]:
-        """Where the ranks stand."""
+    def _watched(self, silent_s: float) -> list[Seen]:
+        """Whom this rank has an eye on: all, if it is one of the first; another one only after these fell silent."""
+        looks = distributed.rank() < LOOKERS or self.store is None
+        return self.everyone() if looks or all(s.silent > silent_s for s in self.everyone(LOOKERS)) else []
+
+    def everyone(self, first: int | None = None) -> list[Seen]:
+        """Where the ranks stand, or so many first ones."""
         if self.store is None:
             return [self._mine()]
-        now, ranks = time.monotonic(), range(distributed.world_size())
+        now, ranks = time.monotonic(), range(distributed.world_size())[:first]
         found = []
         for rank, told in zip(ranks, self.store.multi_get([f"{_KEY}/{r}" for r in ranks]), strict=True):
             if rank not in self._last or self._last[rank][0] != told:
@@ -139,9 +147,10 @@ class Watchdog:
 
     def _name_the_dead(self, error: BaseException) -> None:
         """After a collective failed: if a rank tells nothing any more, end the run in its name."""
+        pause = LATE_S if distributed.rank() < LOOKERS else 5.2 * LATE_S  # two looks
         deadline = time.monotonic() + GONE_S / 2
         while time.monotonic() < deadline:
-            time.sleep(LATE_S)
+            time.sleep(pause)
             if self._end.is_set() or self.store is None:
                 return
             try:
