@@ -36,8 +36,8 @@ def processor_of(tokenizer: Any, family: Family, data: DataConfig) -> Processor:
     )
     if processor.image_token_id != family.image_token_id:  # prompts follow the one, the model's input the other
         raise ValueError(
-            f"model.path: expected the tokenizer's <|image_pad|> to be token {family.image_token_id}, the image_token_id "
-            f"in config.json, got {processor.image_token_id}; copy both from where the model comes from"
+            f"model.path: expected the tokenizer's <|image_pad|> to be token {family.image_token_id}, the "
+            f"image_token_id in config.json, got {processor.image_token_id}; copy both from where the model comes from"
         )
     return processor
 
