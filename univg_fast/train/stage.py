@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from univg_fast.files import could_not_write
 from univg_fast.model import PackedModel
 from univg_fast.train import stopping
 from univg_fast.train.bad import BadRecords
-from univg_fast.train.crash import count_skipped, end_if_stuck, out_of_memory
+from univg_fast.train.crash import count_skipped, end_if_stuck
 from univg_fast.train.engine import release
 from univg_fast.train.export import export
 from univg_fast.train.faults import Faults
@@ -80,7 +81,7 @@ def run_stage(
         logger.start()
         with stopping.finishing():
             while state.step < last:
-                outcome, drawn = next_step(step, state, phases, config, saves)
+                outcome, drawn = next_step(step, state, phases, saves)
                 bad.tell(outcome.bad)
                 step.over_budget.note(run_dir / "over_budget.jsonl", stage=stage, step=state.step)
                 bad.count(outcome.metrics["bad_records"], loader.batch_size * drawn)
@@ -96,21 +97,15 @@ def run_stage(
     return exported if last == total else None
 
 
-def next_step(
-    step: SftStep | GrpoStep, state: StageState, phases: Phases, config: Config, saves: Saves
-) -> tuple[Outcome, int]:
+def next_step(step: SftStep | GrpoStep, state: StageState, phases: Phases, saves: Saves) -> tuple[Outcome, int]:
     """(what the step did, the stage's own counts among its metrics; batches it drew); `state` is after it.
 
     Stopped on all ranks, what is done saved, if one of them was told to stop. Collective.
     """
     phases.step = state.step + 1
-    stop, streams = stopping.agreed(), random_state()
-    try:
+    stop, streams, outcome = stopping.agreed(), random_state(), None
+    with suppress(stopping.GivenUp):
         outcome = None if stop else step(state)
-    except stopping.GivenUp:
-        outcome = None
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, phases, config) from error
     if outcome is None:
         set_random_state(streams)  # the step that is done again draws the same numbers
         saves.what_is_not_safe()
