@@ -52,7 +52,10 @@ CONFIGS: list[tuple[Callable[[], Any], str]] = [
         r"must be that codebase's own \(grpo at token\), got 'gmpo'",
     ),
     (lambda: uk.GrpoConfig.like("ms_swift", off_policy_mask_threshold=1.0), "off_policy_mask_threshold must be None"),
-    (lambda: uk.GrpoConfig.like("verl", delta=1.1), r"delta .* must be at least 1 \+ the upper clip ratio = 1.2, got 1.1"),
+    (
+        lambda: uk.GrpoConfig.like("verl", delta=1.1),
+        r"delta .* must be at least 1 \+ the upper clip ratio = 1.2",
+    ),
 ]
 
 
