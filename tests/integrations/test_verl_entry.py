@@ -76,10 +76,14 @@ def test_copies_that_fill_up_a_batch_are_no_prompt() -> None:
 
 
 def test_a_session_of_several_outputs_counts_once() -> None:
-    """Each has the metric of the last one."""
-    data: dict[str, list[Any]] = {"uid": ["a", "b", "a", "b"], "session_id": [0, 0, 1, 1], "iou": [0.9, 0.2, 0.5, 0.4]}
-    more = {"uid": [*data["uid"], "a", "a"], "session_id": [0, 0, 1, 1, 0, 0], "iou": [*data["iou"], 0.9, 0.9]}
-    assert phi_of(more) == [*phi_of(data), phi_of(data)[0], phi_of(data)[0]]
+    """Each has the metric of the last one, in extra_fields; where each has its own, each counts."""
+    data: dict[str, list[Any]] = {"uid": ["a", "b", "a", "b"], "session_id": [0, 0, 1, 1]}
+    more = {"uid": [*data["uid"], "a", "a"], "session_id": [0, 0, 1, 1, 0, 0]}
+    ious = [0.9, 0.2, 0.5, 0.4, 0.9, 0.9]
+    extra = [{"reward_extra_info": {"iou": iou}} for iou in ious]
+    few = phi_of(data | {"extra_fields": extra[:4]})
+    assert phi_of(more | {"extra_fields": extra}) == [*few, few[0], few[0]]
+    assert phi_of(more | {"iou": ious}) == phi_of({"uid": more["uid"], "iou": ious}) != [*few, few[0], few[0]]
 
 
 def test_a_vocabulary_split_over_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,9 +34,9 @@ class Patch:
                 "where nobody has kept it, begin a new process"
             )
         old = vars(owner).get(name, _NONE)
+        self._old.append((owner, name, old))  # first: what is put back needlessly does no harm
         setattr(owner, name, new)
         setattr(owner, _MARK, marked | {name})
-        self._old.append((owner, name, old))
 
     def restore(self) -> None:
         """Put everything back, the last first; a name that cannot be does not keep the others. Once: then nothing."""
@@ -44,13 +44,15 @@ class Patch:
             return
         owner, name, old = self._old.pop()
         try:
-            if old is _NONE:
-                delattr(owner, name)
-            else:
+            if old is not _NONE:
                 setattr(owner, name, old)
+            elif name in vars(owner):
+                delattr(owner, name)
         finally:
-            _unmark(owner, name)
-            self.restore()
+            try:
+                _unmark(owner, name)
+            finally:
+                self.restore()
 
     def __enter__(self) -> Patch:
         return self
@@ -73,10 +75,10 @@ def all_or_nothing() -> Iterator[Patch]:
 
 
 def _unmark(owner: Any, name: str) -> None:
-    left = vars(owner)[_MARK] - {name}
-    if left:
-        setattr(owner, _MARK, left)
-    else:
+    marked = vars(owner).get(_MARK, set())
+    if marked - {name}:
+        setattr(owner, _MARK, marked - {name})
+    elif marked:
         delattr(owner, _MARK)
 
 

@@ -156,7 +156,8 @@ def _policy_loss(
     )
     metrics = _metrics(mode, ours, out, log_prob, old_log_prob, advantages, response_mask)
     if phi is not None:
-        metrics["actor/difficulty_weight"] = masked_mean(phi, response_mask.bool().any(-1))  # verl pads batches
+        real = response_mask.bool().any(-1)  # verl fills batches up
+        metrics["actor/difficulty_weight"] = torch.where(real.any(), masked_mean(phi, real), phi.mean())
     values = torch.stack([value.float() for value in metrics.values()]).tolist() if metrics else []
     return out.loss.clone(), dict(zip(metrics, values, strict=True))  # verl adds entropy and KL in place
 

@@ -44,7 +44,8 @@ class Weights:
     def of(self, data: Any, group: Any) -> Tensor:
         """φ of the completions of an update's data, [B] fp32; group: the ranks that share the update."""
         uids = list(map(str, _column(data, "uid")))
-        sessions = _column(data, "session_id") if "session_id" in data else [None] * len(uids)
+        shared = "session_id" in data and self.name not in data  # outputs of a session have one reward_extra_info
+        sessions = _column(data, "session_id") if shared else [None] * len(uids)
         values = [math.nan if uid.startswith(_PADDING) else x for uid, x in zip(uids, self._metric(data), strict=True)]
         mine = list(zip(uids, sessions, values, strict=True))
         every: list[Any] = [mine]
@@ -52,7 +53,7 @@ class Weights:
             every = [None] * torch.distributed.get_world_size(group)
             torch.distributed.all_gather_object(every, mine, group)
         rows = [row for part in every for row in part]
-        # An agent's session may have several outputs, which all have its metric: it counts once.
+        # An agent's session may have several outputs: it counts once.
         one = {(uid, i if session is None else str(session)): iou for i, (uid, session, iou) in enumerate(rows)}
         prompts = [uid for uid, _ in one]
         by_uid = dict(zip(prompts, of_prompts(prompts, list(one.values()), self.config), strict=True))

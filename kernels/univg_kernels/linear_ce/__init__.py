@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .._autocast import no_autocast
-from .._checks import LARGEST, check_ids, check_linear, check_tensor, check_weight_grad, is_number
+from .._checks import check_ids, check_linear, check_tensor, check_weight_grad, is_number
 from .._dispatch import Backend, face
+from .._rows import math_dtype
 from .._softmax import check_softmax, check_vocab
 
 
@@ -28,8 +29,9 @@ def linear_ce(
 
     The gradients are made in the forward pass, chunk by chunk: three products, never the logits [N, V]; rows of
     weight 0 are left out of the two backward products. Where one number is the weight of all rows, none are looked for,
-    sorted or moved, and on CUDA no chunk's part of the weight's gradient is rounded to half precision. The first
-    backward pass hands the gradients over; a second one through the same result raises RuntimeError.
+    sorted or moved, and on CUDA no chunk's part of the weight's gradient is rounded to half precision (but in a
+    `weight_grad` of it, and under torch.compile). The first backward pass hands the gradients over; a second one
+    through the same result raises RuntimeError.
 
     Args:
         hidden: [N, H] fp32|bf16|fp16|fp64. weight: [V, H], bias: [V], of hidden's dtype; inside
@@ -56,8 +58,9 @@ def linear_ce(
 def _check_row_weight(op: str, row_weight: Tensor | float, hidden: Tensor) -> Tensor | float:
     if not is_number(row_weight):
         kinds = (torch.float32, torch.float64)
-        return check_tensor(op, "row_weight", row_weight, (hidden.shape[0],), kinds, hidden.device).detach()
+        shape, remedy = (hidden.shape[0],), "or give one Python number for all rows"
+        return check_tensor(op, "row_weight", row_weight, shape, kinds, hidden.device, remedy).detach()
     # Whoever looks at a number makes torch.compile compile for each value of it.
-    if not (torch.compiler.is_compiling() or -LARGEST <= row_weight <= LARGEST):
+    if not (torch.compiler.is_compiling() or abs(row_weight) <= torch.finfo(math_dtype(hidden)).max):
         raise ValueError(f"{op}: row_weight must be a finite number, or a tensor [N], got {row_weight!r}")
     return row_weight
