@@ -143,9 +143,9 @@ class GrpoStep:
         divisor = denominator(self.loss, minibatch.responses, minibatch.tokens)
         kernels = self.config.model.kernels
         for index in range(minibatch.passes):
+            if is_first and stopping.leaves_rows(index, together=self.config.deepspeed.zero_stage >= 2):
+                break
             with self.phases("update", row=index):
-                if is_first and stopping.is_late():
-                    index = len(minibatch.rows)
                 row, features = self._row(minibatch, index)
                 if index < len(minibatch.rows):
                     head = grpo_head(row, minibatch.rows[index].targets, divisor, self.loss, kernels)
@@ -157,7 +157,8 @@ class GrpoStep:
                     head = grpo_head(row, nothing, 1.0, self.loss, kernels)
                     yield self.engine(row, head, features).loss * 0.0
         if is_first:
-            stopping.give_up_if_late()
+            with self.phases("update", row=minibatch.passes):  # a wait for ranks with more to do
+                stopping.give_up_if_late()
 
     def _logprobs(self, row: Row) -> Head:
         return logprob_head(row, self.config.grpo.temperature, self.config.model.kernels)

@@ -14,7 +14,8 @@ from univg_fast.data.images import Header, probe_all
 def look_together(paths: list[str], pool: ThreadPoolExecutor) -> list[Header | Refused]:
     """As `probe_all`, each file opened by one rank. Collective.
 
-    RankError where a rank fails, or asks about other files: folders may differ between machines, names may not.
+    What one of them finds holds for all, so that images must be on a disk that all see, or be the same on each.
+    RankError where a rank fails, or asks about files of other names.
     """
     names = "\n".join(path.rpartition("/")[2] for path in paths)
     agree_on(f"{len(paths)} images", crc32(names.encode(errors="replace")))

@@ -71,9 +71,11 @@ class SftStep:
         The backward pass of a loss is a part of its phase. Raises stopping.GivenUp at the end, on all ranks.
         """
         for index in range(passes):
+            if stopping.leaves_rows(index, together=self.config.deepspeed.zero_stage >= 2):
+                break
             with self.phases("update", row=index):
-                real = index < len(rows) and not stopping.is_late()
-                row = rows[index].to(self.model.device) if real else self.spare
+                row = rows[index].to(self.model.device) if index < len(rows) else self.spare
                 loss, _ = self.engine(row, sft_head(row, num_tokens, self.config.model.kernels))
-                yield loss if real else loss * 0.0
-        stopping.give_up_if_late()
+                yield loss if index < len(rows) else loss * 0.0
+        with self.phases("update", row=passes):  # a wait for ranks with more to do
+            stopping.give_up_if_late()

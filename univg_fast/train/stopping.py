@@ -25,9 +25,8 @@ from univg_fast.train.phases import Phases
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 AGAIN_S = 1.0  # a later second Ctrl-C is meant; an earlier one is the same that came on two ways
-FINISH_S = (
-    15.0  # for an update that no weight has moved in yet; torchrun kills 30 s after its signal, and the save follows
-)
+FINISH_S = 15.0  # for an update in which no weight has moved yet; torchrun kills 30 s after its signal
+ASK_ROWS = 8  # of an update whose ranks must leave at the same row: after so many they ask each other
 LEAVE_S = 60.0  # after it has saved: to close logs and trackers
 _KEY = "univg_fast/stop"  # in the rendezvous store: the number of the signal
 _ASK_EVERY_S = 0.5  # of the store, which lies on one machine for all ranks
@@ -104,6 +103,16 @@ def give_up_if_late() -> None:
     """Raise GivenUp where `is_late` on any rank. Before an optimizer's first step: nothing has changed. Collective."""
     if distributed.reduce_floats({}, {"late": float(is_late())})["late"]:
         raise GivenUp
+
+
+def leaves_rows(index: int, together: bool) -> bool:
+    """Whether this rank may leave out row `index` of an update and those behind it; `give_up_if_late` must follow.
+
+    `together`: ranks communicate in each row. Then all leave at the same one, by GivenUp, and this is collective.
+    """
+    if together and index and index % ASK_ROWS == 0:
+        give_up_if_late()
+    return is_late() and not together
 
 
 @contextmanager
