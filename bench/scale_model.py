@@ -79,9 +79,9 @@ ASSUMPTIONS = (
     "bytes a trained parameter that an optimizer step moves on one of n ranks, and a row's gradients: "
     + "; ".join(f"ZeRO {zero} {m.text[0]}, {m.text[1]}" for zero, m in MOVED.items()),
     "collectives are rings: (n - 1) / n of the bytes at the slower of the two links, in buckets of 0.5 GB with a hop's "
-    "latency for each doubling of n; ZeRO 0 and 1 sum gradients on all ranks once a step (0 in fp32, 1 in bf16), 2 in "
-    "every row; 1 and 2 then gather the weights; ZeRO 3 scatters gradients in every row, and gathers all weights "
-    "twice a row and once for the rollout",
+    "latency for each doubling of n; ZeRO 0 and 1 sum gradients on all ranks once a step, in fp32, 2 in every row, in "
+    "bf16; 1 and 2 then gather the weights; ZeRO 3 scatters gradients in every row, and gathers all weights twice a "
+    "row and once for the rollout, which needs only those that train",
     "the number of prompts a GPU is fixed: more GPUs make a larger step",
 )
 
@@ -160,7 +160,7 @@ def communication(shape: Shape, config: Config, rows: int, width: int, links: Li
     everything = shape.language + shape.vision + shape.adapters
     sent = {
         0: [2.0 * trained * 4],
-        1: [2.0 * trained * width, trained * float(width)],
+        1: [2.0 * trained * 4, trained * float(width)],
         2: [2.0 * trained * width] * rows + [trained * float(width)],
         3: [everything * float(width)] * (2 * rows + 1) + [trained * float(width)] * rows,
     }[zero]
