@@ -56,11 +56,11 @@ def linear_ce(
 
 
 def _check_row_weight(op: str, row_weight: Tensor | float, hidden: Tensor) -> Tensor | float:
-    if not is_number(row_weight):
+    if isinstance(row_weight, Tensor) or not is_number(row_weight):
         kinds = (torch.float32, torch.float64)
         shape, remedy = (hidden.shape[0],), "or give one Python number for all rows"
         return check_tensor(op, "row_weight", row_weight, shape, kinds, hidden.device, remedy).detach()
     # Whoever looks at a number makes torch.compile compile for each value of it.
-    if not (torch.compiler.is_compiling() or abs(float(row_weight)) <= torch.finfo(math_dtype(hidden)).max):
+    if not (torch.compiler.is_compiling() or abs(row_weight) <= torch.finfo(math_dtype(hidden)).max):
         raise ValueError(f"{op}: row_weight must be a finite number, or a tensor [N], got {row_weight!r}")
     return row_weight
