@@ -63,7 +63,7 @@ def install(resume: str = "auto") -> None:
     signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a shell's background job
-            signal.signal(number, lambda *_: None)  # what counts is the byte that now arrives at the ears
+            signal.signal(number, _hear)  # and a byte arrives at the ears, also while Python waits in a library
     parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     Thread(target=_listen, args=(ears, mouth, distributed.own_store(), parent), name="signals", daemon=True).start()
 
@@ -125,6 +125,12 @@ def finishing() -> Iterator[None]:
     if number := agreed():
         raise Stopped(number)
     _finishing = False
+
+
+def _hear(number: int, frame: Any) -> None:
+    """In the main thread: what it asks next is answered rightly, also before the listening thread has had its turn."""
+    global _number
+    _number = _number or number
 
 
 def _listen(ears: socket.socket, mouth: Any, store: Any, parent: int | None) -> None:
